@@ -1,0 +1,51 @@
+# Every target sets up .venv when it is missing. RECIPE= RUN= ARGS= are passed on.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS := $(or $(LATENTDIFF_RUNS),runs)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test fast lint train-ae train-diffusion sample bench
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo "  variables: RECIPE=file.py RUN=folder ARGS='train.lr=1e-4 ...'"
+
+venv: $(VENV)/ready  ## set up .venv with the package and all that the tests need
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test,progress]'
+	@touch $@
+
+demo: venv  ## train both stages on drawn shapes and draw prompts, within ten minutes on two cores
+	$(BIN)/python train_autoencoder.py recipes/autoencoder/demo.py $(ARGS)
+	$(BIN)/python train_diffusion.py recipes/diffusion/demo.py
+	$(BIN)/python evaluate.py demo --summary
+	$(BIN)/python sample.py --run demo --output $(RUNS)/demo/pictures --num-images 4 \
+		--prompt "a large red star above a small blue circle on a gray background" \
+		--prompt "a small yellow ring left of a large green square on a black background"
+	@echo "look at $(RUNS)/demo/pictures/grid.png"
+
+test: venv lint  ## lint, then every test
+	$(BIN)/python -m pytest
+
+fast: venv  ## the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: venv  ## ruff: errors and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+train-ae: venv  ## stage one: RECIPE= (default recipes/autoencoder/demo.py)
+	$(BIN)/python train_autoencoder.py $(RECIPE) $(ARGS)
+
+train-diffusion: venv  ## stage two: RECIPE= (default recipes/diffusion/demo.py)
+	$(BIN)/python train_diffusion.py $(RECIPE) $(ARGS)
+
+sample: venv  ## draw: RUN= and ARGS='--prompt "..."'
+	$(BIN)/python sample.py $(if $(RUN),--run $(RUN)) $(ARGS)
+
+bench: venv  ## the measurements of benchmarks/
+	$(BIN)/python -m benchmarks $(ARGS)

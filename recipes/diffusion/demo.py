@@ -1,0 +1,39 @@
+"""Text to shapes: the second stage of the embedded default, in minutes on two cores."""
+
+from latentdiff.conditioning.text import Text
+from latentdiff.data.shapes import Shapes
+from latentdiff.diffusion.schedule import ScheduleConfig
+from latentdiff.diffusion.unet import UNetConfig
+from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.recipe import DiffusionRecipe
+from latentdiff.training.settings import Train
+
+recipe = DiffusionRecipe(
+    autoencoder="demo-autoencoder",
+    data=Shapes(max_objects=2),
+    conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=32, vocab_size=256),),
+    unet=UNetConfig(
+        channels=96,
+        channel_mult=(1, 2),
+        num_res_blocks=2,
+        attention_levels=(0, 1),
+        head_channels=32,
+        norm_groups=16,
+    ),
+    schedule=ScheduleConfig(kind="flow"),
+    objective=Objective(prediction="flow", timesteps="logit_normal"),
+    train=Train(
+        steps=1500,
+        batch_size=64,
+        lr=1e-3,
+        schedule="cosine",
+        warmup=50,
+        betas=(0.9, 0.99),
+        ema=0.995,
+        log_every=25,
+        val_every=250,
+        sample_every=500,
+        checkpoint_every=250,
+    ),
+    sampling=Sampling(steps=20, guidance_scale=3.0),
+)

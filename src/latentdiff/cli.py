@@ -1,0 +1,161 @@
+"""How the scripts are called and how they end. Imports no torch, so that --help answers at once."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from latentdiff import config
+from latentdiff.config import UserError
+
+
+def answer_help(doc: str) -> None:
+    """--help without a recipe: print how the script is called, before anything slow is imported."""
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words) and not any(word.endswith(".py") for word in words):
+        print(doc.strip())
+        sys.exit(0)
+
+
+def training_recipe(words: list[str], root: type, default: str) -> tuple[Any, str | None]:
+    """[RECIPE.py] [a.b=c ...] [--overfit N] [--report-to NAME] -> the resolved recipe and where to report."""
+    words = list(words)
+    overfit, report_to = _take(words, "--overfit"), _take(words, "--report-to")
+    show = bool({"-h", "--help"} & set(words))
+    words = [word for word in words if word not in ("-h", "--help")]
+    unknown = [word for word in words if word.startswith("-")]
+    if unknown:
+        raise UserError(f"unknown option {unknown[0]}; there are --overfit N, --report-to NAME and --help")
+    path = words.pop(0) if words and words[0].endswith(".py") else default
+    recipe = config.override(config.read_recipe(path, root), words)
+    if overfit is not None:
+        if not overfit.isdigit() or int(overfit) < 1:
+            raise UserError(f"--overfit {overfit}: it takes the number of items to train on, at least 1")
+        train = replace(recipe.train, overfit=int(overfit))
+        recipe = replace(recipe, train=train, name=f"{recipe.name}-overfit{overfit}")
+    if report_to not in (None, "tensorboard", "wandb"):
+        raise UserError(f"--report-to {report_to}: it must be tensorboard or wandb")
+    if show:
+        print("\n".join(config.describe(recipe)))
+        sys.exit(0)
+    return recipe, report_to
+
+
+def _take(words: list[str], option: str) -> str | None:
+    """Remove `--option value` or `--option=value` from the words; return the value."""
+    for i, word in enumerate(words):
+        if word == option:
+            if i + 1 == len(words):
+                raise UserError(f"{option} needs a value")
+            del words[i]
+            return words.pop(i)
+        if word.startswith(option + "="):
+            return words.pop(i).partition("=")[2]
+    return None
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call main with the command line's words; a UserError ends as one line on rank 0 and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# ---- sample.py
+
+SAMPLE_OPTIONS = """\
+  --run RUN              a run's folder or name (default: the newest finished run that takes these inputs)
+  --prompt TEXT          what to draw; may be given several times
+  --prompts-file FILE    one prompt per line (also --from-file)
+  --negative-prompt TEXT what guidance moves away from
+  --seed N | A-B         the first picture's seed, or a range (default 0)
+  --num-images N         pictures per prompt, with seeds N, N+1, ... (also --n_samples)
+  --steps N              sampling steps (also --ddim_steps, --num-inference-steps)
+  --sampler NAME         ddpm, ddim, heun or dpmpp_2m
+  --guidance-scale S     of classifier-free guidance; 1 is none (also --scale, --cfg-scale)
+  --guidance-rescale R   0 to 1: pull the contrast back that guidance adds
+  --eta E                noise of ddim: 0 deterministic, 1 ancestral
+  --height H --width W   in pixels, multiples of the autoencoder's factor (also --H, --W); default: the training size
+  --batch-size N         pictures drawn at once (default 16); changes no picture
+  --precision P          auto, fp32, bf16 or fp16 (default fp32)
+  --device D             auto, cuda or cpu
+  --output DIR           where the pictures go (also --outdir; default outputs)
+  --no-grid              no grid.png"""
+
+# option -> (aliases, type, default); None: the run's own
+_SAMPLE = {
+    "--run": (("--model", "--ckpt"), str, None), "--prompts-file": (("--from-file",), str, None),
+    "--negative-prompt": ((), str, None), "--seed": ((), str, "0"), "--num-images": (("--n-samples",), int, 1),
+    "--steps": (("--ddim-steps", "--num-inference-steps"), int, None), "--sampler": ((), str, None),
+    "--guidance-scale": (("--scale", "--cfg-scale"), float, None), "--guidance-rescale": ((), float, None),
+    "--eta": (("--ddim-eta",), float, None), "--height": (("--H",), int, None), "--width": (("--W",), int, None),
+    "--batch-size": ((), int, 16), "--precision": ((), str, "fp32"), "--device": ((), str, "auto"),
+    "--output": (("--outdir", "--output-dir"), str, "outputs"),
+}  # fmt: skip
+
+
+def sample_arguments(words: list[str]) -> argparse.Namespace:
+    """The options of sample.py; underscores are as good as hyphens."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    for option, (aliases, kind, default) in _SAMPLE.items():
+        parser.add_argument(option, *aliases, type=kind, default=default)
+    parser.add_argument("--prompt", action="append")
+    parser.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True)
+    options = parser.parse_args([_hyphens(word) for word in words])
+    for name in ("num_images", "steps", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    return options
+
+
+def seeds(text: str, count: int) -> list[int]:
+    """'7' with count 3 -> 7, 8, 9; '0-15' -> 0 to 15."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not match or (match[2] and int(match[2]) < int(match[1])):
+        raise UserError(f"--seed {text}: it must be a number such as 7, or a range such as 0-15")
+    first = int(match[1])
+    return list(range(first, int(match[2]) + 1)) if match[2] else list(range(first, first + count))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; --help lists the options")
+
+
+def _hyphens(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def progress(total: int, what: str) -> Any:
+    """A progress bar on a terminal where tqdm is installed; silent elsewhere."""
+    try:
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=what, unit="step", disable=not sys.stderr.isatty(), leave=False)
+    except ImportError:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(update=lambda: None, close=lambda: None)
+
+
+# ---- evaluate.py
+
+
+def evaluate_arguments(words: list[str]) -> argparse.Namespace:
+    """The options of evaluate.py."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("run")
+    parser.add_argument("--output")
+    parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--prompts", type=int, default=500)
+    return parser.parse_args(words)

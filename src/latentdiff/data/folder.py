@@ -1,0 +1,159 @@
+"""A folder of pictures on disk: plain, in class sub-folders, with x.txt beside x.jpg, or with a metadata table."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from latentdiff import keyed
+from latentdiff.config import UserError
+from latentdiff.data.listing import list_pictures, texts
+from latentdiff.data.picture import CROPS, BadPicture, check_header, fit, open_rgb, refuse_too_many
+
+
+@dataclass(frozen=True)
+class Folder:
+    path: str = (
+        "data"  # folder of pictures, perhaps with train/, val/, test/, and metadata.jsonl, metadata.csv or x.txt
+    )
+    size: int = 256  # height and width in pixels that pictures are resized to cover and cropped to
+    width: int = 0  # width, where it is not as the height (0: as size)
+    crop: str = "center"  # center | random: which part of a picture that has another shape
+    flip: bool = False  # mirror half of the views; makes captions that say left or right untrue
+    caption: str = "text"  # column of the metadata that holds the caption or a list of captions
+    val_share: float = 0.02  # held out for validation by a hash of the name, where there is no val/ folder
+    max_bad: float = 0.05  # stop when more than this share of the pictures cannot be read
+
+
+class FolderDataset:
+    """One split of a folder. Label numbers and names are those of all its splits together.
+
+    .label_names  one per class, empty without labels     .bad      [(id, reason)] found without opening a picture
+    .orphans      pictures that no metadata names         .has_captions
+    """
+
+    def __init__(self, config: Folder, split: str):
+        _check(config)
+        assert split in ("train", "val", "test"), f"there is no split {split!r}"
+        self.config = config
+        self.height, self.width = config.size, config.width or config.size
+        self.listing = listing = list_pictures(config.path, config.caption)
+        self.bad, self.orphans, self.label_names = listing.bad, listing.orphans, listing.label_names
+        total = sum(map(len, listing.splits.values()))
+        refuse_too_many(self.bad, total + len(self.bad), config.max_bad)
+        self.ids = self._ids(split)
+        self.home = listing.homes.get(split, listing.homes["train"])
+        if not self.ids and split != "val":
+            raise UserError(_nothing(config.path, split, "" if split == "train" else "/test"))
+        # one source for all pictures: the first that says anything
+        self.source = "metadata" if any(listing.captions.values()) else "sidecar" if listing.sidecars else ""
+        self.source = self.source or ("class" if listing.classes else "")
+        self.has_captions = bool(self.source)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def id(self, i: int) -> str:
+        return self.ids[i]
+
+    def file(self, i: int) -> str:
+        """Where picture i lies on the disk."""
+        return os.path.join(self.config.path, self.ids[i])
+
+    def beside(self, name: str) -> str:
+        """Where a file lies that a column of the metadata names, such as map_file_name."""
+        return os.path.join(self.config.path, self.home, name)
+
+    def record(self, i: int, key: int) -> dict:
+        """Metadata columns, id, label (int) and caption, where there are any; `key` alone chooses among captions."""
+        id = self.ids[i]
+        record = {**self.listing.rows.get(id, {}), "id": id}
+        record.pop("label", None)  # words, or numbers that only some pictures have
+        record.pop("caption", None)  # unless data.caption names it
+        if id in self.listing.labels:
+            record["label"] = self.listing.labels[id]
+        if self.has_captions:
+            choices = self._captions(id) or [""]  # a picture without a caption trains the unconditional model
+            record["caption"] = choices[keyed.key(key, "caption") % len(choices)]
+        return record
+
+    def item(self, i: int, key: int) -> dict:
+        """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
+        image = open_rgb(self.file(i))
+        image, view = fit(image, self.height, self.width, self.config.crop, key, self.config.flip)
+        return self.record(i, key) | {"image": image, "view": view}
+
+    def captions(self) -> list[str]:
+        """Every caption of the split; UserError that says what is missing when the folder has none."""
+        if not self.has_captions:
+            raise UserError(f"data.path={self.config.path!r} has no captions: {self._why()}")
+        with ThreadPoolExecutor(8) as pool:  # sidecars are small files, perhaps on a network
+            return [text for found in pool.map(self._captions, self.ids) for text in found]
+
+    def check(self, limit: int | None = None) -> list[tuple[str, str]]:
+        """What is wrong: .bad, and the pictures (the first `limit`) whose file is no picture, each with the reason."""
+        with ThreadPoolExecutor(8) as pool:
+            reasons = pool.map(self._header, range(len(self) if limit is None else min(limit, len(self))))
+            return [*self.bad, *((self.ids[i], reason) for i, reason in enumerate(reasons) if reason)]
+
+    def fingerprint(self) -> str:
+        """Hex hash of what the pixels depend on: names and sizes of the files, and the preprocessing."""
+        digest = hashlib.blake2b(repr((self.height, self.width, self.config.crop, self.config.flip)).encode())
+        for i, id in enumerate(self.ids):
+            size = os.path.getsize(self.file(i)) if os.path.exists(self.file(i)) else -1
+            digest.update(repr((id, size)).encode())
+        return digest.hexdigest()[:32]
+
+    def _ids(self, split: str) -> list[str]:
+        splits, share = self.listing.splits, self.config.val_share
+        if "val" in splits or split == "test" or not share:
+            return splits.get(split, [])
+        # by hash, so that a picture keeps its side when others come; a small folder gives at least one
+        marks = {id: keyed.key("val", id) / 2**63 for id in splits.get("train", [])}
+        lowest = min(marks.values(), default=1.0) if len(marks) > 1 else -1.0
+        return [id for id, mark in marks.items() if (mark < share or mark == lowest) == (split == "val")]
+
+    def _captions(self, id: str) -> list[str]:
+        if self.source == "metadata":
+            return self.listing.captions.get(id, [])
+        if self.source == "class":
+            return [self.listing.classes[id].replace("_", " ").replace("-", " ")]
+        try:
+            with open(os.path.join(self.config.path, os.path.splitext(id)[0] + ".txt"), "rb") as file:
+                return texts(file.read().decode("utf-8-sig", "replace").splitlines())  # a caption per line
+        except OSError:
+            return []
+
+    def _header(self, i: int) -> str:
+        try:
+            check_header(self.file(i))
+        except BadPicture as error:
+            return str(error)
+        return ""
+
+    def _why(self) -> str:
+        if self.listing.rows:
+            columns = ", ".join(sorted(self.listing.columns)) or "none"
+            return f"its metadata has no column {self.config.caption!r} (data.caption); its columns are {columns}"
+        why = "it needs a metadata.jsonl or metadata.csv (file_name, text), or x.txt beside x.jpg"
+        unread = sorted(self.listing.unread, key=lambda name: "metadata" not in name.lower())
+        found = ", ".join(unread[:3])
+        return f"{why}; {found} is not read: it must have one of these names and forms" if found else why
+
+
+def _check(config: Folder) -> None:
+    if config.crop not in CROPS:
+        raise UserError(f"data.crop={config.crop!r} is none of {', '.join(CROPS)}")
+    if config.size < 1 or config.width < 0:
+        raise UserError(f"data.size={config.size} data.width={config.width}: use pixels, such as data.size=256")
+    if not 0 <= config.val_share < 1:
+        raise UserError(f"data.val_share={config.val_share} is no share from 0 to below 1")
+    if not os.path.isdir(config.path):
+        what = "is a file, not a folder" if os.path.exists(config.path) else "does not exist"
+        raise UserError(f"data.path={config.path!r} {what} (looked for {os.path.abspath(config.path)})")
+
+
+def _nothing(path: str, split: str, folder: str) -> str:
+    names = os.listdir(path)
+    seen = ", ".join(sorted(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+    return f"data.path={path!r} holds no pictures to {split} on{folder and f' (in {path}{folder})'}; it holds {seen}"

@@ -1,0 +1,172 @@
+"""What a folder of pictures holds, found without opening one: its splits, metadata, captions and classes."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from posixpath import normpath, splitext
+
+from latentdiff.config import UserError
+from latentdiff.data.picture import EXTENSIONS
+
+SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
+TABLES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"}  # what captions are often kept in
+
+
+@dataclass
+class Listing:
+    """All pictures of a folder. Ids are paths below it, with forward slashes, sorted within their split."""
+
+    splits: dict[str, list[str]] = field(default_factory=dict)  # split -> ids; only the splits that have a folder
+    homes: dict[str, str] = field(default_factory=dict)  # split -> where the file names in its metadata start
+    rows: dict[str, dict] = field(default_factory=dict)  # id -> its columns, but for file_name and the captions
+    captions: dict[str, list[str]] = field(default_factory=dict)  # id -> what its metadata says
+    columns: set[str] = field(default_factory=set)
+    sidecars: bool = False  # an x.txt lies beside an x.jpg
+    labels: dict[str, int] = field(default_factory=dict)  # of all pictures or of none
+    label_names: list[str] = field(default_factory=list)
+    classes: dict[str, str] = field(default_factory=dict)  # id -> name of its class sub-folder
+    unread: list[str] = field(default_factory=list)  # tables that may be meant as metadata
+    orphans: list[str] = field(default_factory=list)  # pictures that the metadata beside them does not name
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (id or file:line, reason)
+
+
+def list_pictures(root: str, caption: str) -> Listing:
+    """Reads a folder's names and its metadata; `caption` is the column that holds the captions."""
+    names = sorted(_scan(root))
+    listing, known = Listing(), set(names)
+    folders = _split_folders(names)
+    for split, folder in folders.items():
+        others = tuple(other for other in folders.values() if other and other != folder)
+        inside = [name for name in names if name.startswith(folder) and not (others and name.startswith(others))]
+        pictures = [name for name in inside if splitext(name)[1].lower() in EXTENSIONS]
+        tables = [home + name for home in (folder, "") for name in ("metadata.jsonl", "metadata.csv")]
+        table = next((table for table in tables if table in known), None)
+        listing.homes[split] = folder if table is None else table[: table.rindex("metadata")]
+        if table is None:
+            listing.splits[split] = pictures
+        else:
+            shared = listing.homes[split] != folder or not folder  # then it may name pictures of other splits
+            named = _read_table(listing, root, table, caption, known, set(inside) if shared else None)
+            listing.splits[split] = sorted(named)
+            listing.orphans += [name for name in pictures if name not in named]
+        here = [name for name in inside if name.count("/") == folder.count("/")]
+        listing.unread += [name for name in here if name != table and _is_table(name[len(folder) :])]
+        listing.sidecars |= any(splitext(id)[0] + ".txt" in known for id in listing.splits[split])
+    listing.bad = list(dict.fromkeys(listing.bad))  # two splits may read the same table
+    _label(listing, folders)
+    return listing
+
+
+def _scan(folder: str, prefix: str = "", above: tuple = ()) -> Iterator[str]:
+    """Every file below the folder, hidden ones apart; links are followed, unless they lead back up."""
+    try:
+        about = os.stat(folder)
+        here = (about.st_dev, about.st_ino)
+        with os.scandir(folder) as entries:
+            for entry in entries if here not in above else ():
+                if entry.name.startswith((".", "__MACOSX")):
+                    continue
+                if entry.is_dir():
+                    yield from _scan(entry.path, f"{prefix}{entry.name}/", (*above, here))
+                else:
+                    yield prefix + entry.name
+    except OSError as error:
+        raise UserError(f"data.path: cannot read the folder {folder!r}: {error.strerror}") from None
+
+
+def _split_folders(names: list[str]) -> dict[str, str]:
+    """split -> its folder, as a prefix of ids; without a train/ the whole is train, but for val/ and test/ in it."""
+    top = {name[: name.index("/")] for name in names if "/" in name}
+    if "train" not in top:
+        return {"train": ""} | {split: f"{split}/" for split in ("val", "test") if split in top}
+    found = [(split, f"{name}/") for name, split in SPLITS.items() if name in top]
+    return dict(reversed(found))  # the first name of a split wins
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().startswith("metadata") or splitext(name)[1].lower() in TABLES
+
+
+def _read_table(
+    listing: Listing, root: str, table: str, caption: str, known: set[str], only: set[str] | None
+) -> set[str]:
+    """Takes over the rows of a metadata file; -> the ids it names. Rows of one picture are joined."""
+    home, named = table[: table.rindex("metadata")], set()
+    for line, row in READERS[splitext(table)[1]](os.path.join(root, table)):
+        if isinstance(row, dict) and not isinstance(row.get("file_name"), str):
+            row = f"has no file_name; its columns are {', '.join(row) or 'none'}"
+        if isinstance(row, str):
+            listing.bad.append((f"{table}:{line}", row))
+            continue
+        listing.columns |= row.keys() - {"file_name"}
+        id = normpath(home + row.pop("file_name").replace("\\", "/"))
+        if only is not None and id in known and id not in only:
+            continue  # of another split
+        if id.startswith(("/", "../")) or not (id in known or os.path.isfile(os.path.join(root, id))):
+            listing.bad.append((id, f"{table}:{line} names it, but there is no such file in the folder"))
+            continue
+        listing.captions.setdefault(id, []).extend(texts(row.pop(caption, None)))
+        listing.rows.setdefault(id, row)
+        named.add(id)
+    return named
+
+
+def _jsonl(path: str) -> Iterator[tuple[int, dict | str]]:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError) as error:
+                yield number, f"is no JSON: {error}"
+                continue
+            if row is not None:
+                yield number, row if isinstance(row, dict) else 'is no object such as {"file_name": ..., "text": ...}'
+
+
+def _csv(path: str) -> Iterator[tuple[int, dict | str]]:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                yield reader.line_num, {name: value for name, value in row.items() if name is not None and value}
+        except csv.Error as error:
+            yield reader.line_num, f"is no CSV: {error}"
+
+
+READERS: dict[str, Callable[[str], Iterator[tuple[int, dict | str]]]] = {".jsonl": _jsonl, ".csv": _csv}
+
+
+def texts(value: object) -> list[str]:
+    """A caption, a list of them or nothing -> the captions that say something."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in (str(v).strip() for v in values if v is not None) if text]
+
+
+def _label(listing: Listing, folders: dict[str, str]) -> None:
+    """Labels from the columns label_id or label, else from class sub-folders; the same numbers in every split."""
+    ids = [id for split in listing.splits.values() for id in split]
+    rows = [listing.rows.get(id, {}) for id in ids]
+    below = [id[len(folders[split]) :] for split, members in listing.splits.items() for id in members]
+    classes = [name.split("/")[0] if "/" in name else None for name in below]
+    if None not in classes and len(set(classes)) > 1:
+        listing.classes = dict(zip(ids, classes))
+    columns = [[row.get(name) for row in rows] for name in ("label_id", "label")]
+    values = next((column for column in columns if ids and None not in column), list(listing.classes.values()))
+    numbers = [_number(value) for value in values]
+    if None in numbers:  # words
+        listing.label_names = sorted({str(value) for value in values})
+        index = {name: i for i, name in enumerate(listing.label_names)}
+        numbers = [index[str(value)] for value in values]
+    else:
+        words = {number: row.get("label", number) for number, row in zip(numbers, rows)}
+        listing.label_names = [str(words.get(i, i)) for i in range(max(numbers, default=-1) + 1)]
+    listing.labels = dict(zip(ids, numbers))
+
+
+def _number(value: object) -> int | None:
+    """A label that is a class's number as it stands, in JSON or in CSV."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**16 else None

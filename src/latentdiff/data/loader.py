@@ -1,0 +1,126 @@
+"""The endless stream of batches: which item stands where is a function of (seed, step, position), so a restart goes on exactly."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from latentdiff import keyed
+from latentdiff.config import UserError
+from latentdiff.data.picture import BadPicture
+
+
+def micro_batches(rank: int, size: int, batch_size: int, accumulate: int) -> list[range]:
+    """The positions in the global batch that a rank computes, in `accumulate` pieces."""
+    pieces = size * accumulate
+    if batch_size % pieces:
+        raise UserError(
+            f"train.batch_size={batch_size} cannot be shared by {size} ranks x train.accumulate={accumulate}; "
+            f"use a multiple of {pieces}"
+        )
+    piece = batch_size // pieces
+    return [
+        range(start, start + piece)
+        for start in range(rank * accumulate * piece, (rank + 1) * accumulate * piece, piece)
+    ]
+
+
+class Stream(Dataset):
+    """Sample (step, position) of the stream: an epoch is a keyed permutation of the items, evaluated by index."""
+
+    def __init__(self, data: Any, seed: int, batch_size: int) -> None:
+        self.data, self.seed, self.batch_size = data, seed, batch_size
+
+    def index(self, step: int, position: int) -> int:
+        epoch, place = divmod(step * self.batch_size + position, len(self.data))
+        return keyed.permute(place, len(self.data), keyed.key(self.seed, "order", epoch))
+
+    def __getitem__(self, where: tuple[int, int]) -> dict:
+        """The item; one that cannot be read is replaced by f(seed, step, position, try) and named in "bad"."""
+        step, position = where
+        index, bad = self.index(step, position), []
+        for attempt in range(100):
+            try:
+                item = self.data.item(index, keyed.key(self.seed, step, position, "item"))
+                return item | {"bad": bad}
+            except BadPicture as error:
+                bad.append((self.data.id(index), str(error)))
+                index = keyed.key(self.seed, step, position, "replace", attempt) % len(self.data)
+        raise UserError(f"100 items in a row cannot be read, the last one {bad[-1][0]}: {bad[-1][1]}")
+
+
+class _Order:
+    """The (step, position) pairs of each micro-batch, in order."""
+
+    def __init__(self, first: int, steps: int, micro: list[range]) -> None:
+        self.first, self.steps, self.micro = first, steps, micro
+
+    def __len__(self) -> int:
+        return (self.steps - self.first) * len(self.micro)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first, self.steps):
+            for positions in self.micro:
+                yield [(step, position) for position in positions]
+
+
+def batches(
+    data: Any, seed: int, batch_size: int, micro: list[range], first: int, steps: int, workers: int = 0
+) -> Iterator[dict]:
+    """Batches from step `first` on: one per micro-batch, each a dict of stacked tensors and lists."""
+    order = _Order(first, steps, micro)
+    options = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
+    return iter(DataLoader(
+        Stream(data, seed, batch_size), batch_sampler=order, collate_fn=collate, num_workers=workers, **options
+    ))  # fmt: skip
+
+
+def in_order(data: Any, indices: range, batch_size: int) -> Iterator[dict]:
+    """Every item once, in order, centre crops; items that cannot be read are left out (named in "bad")."""
+    for start in range(indices.start, indices.stop, batch_size):
+        items, bad = [], []
+        for index in range(start, min(start + batch_size, indices.stop)):
+            try:
+                items.append(data.item(index, keyed.key("in order", index)) | {"index": index})
+            except BadPicture as error:
+                bad.append((data.id(index), str(error)))
+        if items:
+            yield collate([item | {"bad": []} for item in items]) | {"bad": bad}
+
+
+def collate(items: list[dict]) -> dict:
+    """Stack arrays and numbers, list the rest; fields that only some items have are left out."""
+    batch: dict[str, Any] = {"bad": [entry for item in items for entry in item["bad"]]}
+    for name in set.intersection(*(set(item) for item in items)) - {"bad"}:
+        values = [item[name] for item in items]
+        if isinstance(values[0], np.ndarray) and len({v.shape for v in values}) == 1:
+            batch[name] = torch.from_numpy(np.stack(values))
+        elif isinstance(values[0], (int, np.integer)) and not isinstance(values[0], bool):
+            batch[name] = torch.tensor(values, dtype=torch.int64)
+        else:
+            batch[name] = values
+    return batch
+
+
+def images(batch: dict, device: torch.device | str = "cpu") -> Tensor:
+    """batch["image"] uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1] on the device."""
+    return batch["image"].to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+class First:
+    """The first n items of a data set: what --overfit trains on."""
+
+    def __init__(self, data: Any, n: int) -> None:
+        self.data, self.n = data, min(n, len(data))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def fingerprint(self) -> str:
+        return f"{self.data.fingerprint()}-{self.n}"

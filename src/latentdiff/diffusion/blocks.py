@@ -1,0 +1,149 @@
+"""What the U-Net is made of. Every layer is called (h, emb, cond) and takes what it needs."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentdiff.cond import Cond
+from latentdiff.layers import Attention, attention, to_image, to_tokens, zero
+
+
+class Stage(nn.ModuleDict):
+    """Layers one after another."""
+
+    def forward(self, h: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        for layer in self.values():
+            h = layer(h, emb, cond)
+        return h
+
+
+def same(h: Tensor) -> Tensor:
+    return h
+
+
+def halve(h: Tensor) -> Tensor:
+    return F.avg_pool2d(h, 2)  # [B, C, h/2, w/2]
+
+
+def double(h: Tensor) -> Tensor:
+    return F.interpolate(h, scale_factor=2.0, mode="nearest")  # [B, C, 2h, 2w]
+
+
+def fit(h: Tensor, skip: Tensor) -> Tensor:
+    """h in the size of skip: doubling an odd side that was halved gives one row or column too many."""
+    return h if h.shape[2:] == skip.shape[2:] else F.interpolate(h, size=skip.shape[2:], mode="nearest")
+
+
+class ResBlock(nn.Module):
+    """Two convolutions under the embedding emb [B, c_emb], with a skip; `resample` changes the size between them."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        c_emb: int,
+        groups: int,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        resample: Callable[[Tensor], Tensor] = same,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
+        self.norm1 = nn.GroupNorm(groups, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.emb = nn.Linear(c_emb, 2 * c_out if scale_shift else c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        emb = self.emb(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + emb)
+        return self.skip(self.resample(x)) + self.conv2(self.dropout(F.silu(h)))
+
+
+class SelfAttention(nn.Module):
+    """Attention among the places of an image, with a skip: the U-Net's without a context."""
+
+    def __init__(self, c: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, c)
+        self.qkv = nn.Linear(c, 3 * c)
+        self.out = zero(nn.Linear(c, c))
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        q, k, v = self.qkv(to_tokens(self.norm(x))).chunk(3, dim=-1)  # [B, h·w, C] each
+        return x + to_image(self.out(attention(q, k, v, self.heads)), *x.shape[2:])
+
+
+class Transformer(nn.Module):
+    """The paper's table 16, as released: every place attends to all places and to the context; with a skip."""
+
+    def __init__(self, c: int, heads: int, context_dim: int, depth: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, c, eps=1e-6)
+        self.proj_in = nn.Linear(c, c)
+        self.blocks = nn.ModuleList(TransformerBlock(c, heads, context_dim) for _ in range(depth))
+        self.proj_out = zero(nn.Linear(c, c))
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        tokens = self.proj_in(to_tokens(self.norm(x)))  # [B, h·w, C]
+        for block in self.blocks:
+            tokens = block(tokens, cond.context, cond.context_mask)
+        return x + to_image(self.proj_out(tokens), *x.shape[2:])
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention (paper, sec. 3.3) and feed-forward, each behind a LayerNorm and with a skip."""
+
+    def __init__(self, width: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.attn1 = Attention(width, heads, width // heads, width)
+        self.attn2 = Attention(width, heads, width // heads, context_dim)
+        self.ff = GEGLU(width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), context, mask)
+        return x + self.ff(self.norm3(x))
+
+
+class GEGLU(nn.Module):
+    """Feed-forward with a GELU gate, four times as wide inside (Shazeer 2020)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj_in = nn.Linear(width, 8 * width)  # values, then gates
+        self.proj_out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj_in(x).chunk(2, dim=-1)
+        return self.proj_out(value * F.gelu(gate))
+
+
+class Downsample(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
+
+    def forward(self, h: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        return self.conv(h)  # [B, C, h/2, w/2], odd sides rounded up
+
+
+class Upsample(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, h: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        return self.conv(double(h))  # [B, C, 2h, 2w]

@@ -1,0 +1,67 @@
+"""Guidance: functions that make one denoise(x, t) -> (x0, eps) out of another. x0 and eps move together, so that
+x = alpha·x0 + sigma·eps stays true."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latentdiff.diffusion.samplers import Denoise
+from latentdiff.diffusion.schedule import Schedule, column
+
+
+def classifier_free(denoise: Denoise, scale: float | Tensor, rescale: float, schedule: Schedule) -> Denoise:
+    """uncond + scale·(cond - uncond) (Ho & Salimans 2021, eq. 6, with scale = w + 1); scale a number or one each, [B].
+
+    `denoise` sees a batch of 2B, first without and then with the condition. rescale > 0 draws the contrast of x0 back
+    towards that of the conditional one (Lin et al. 2023, eq. 14-16), by that share.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        x0, eps = denoise(torch.cat([x, x]), torch.cat([t, t]))
+        (x0_uncond, x0_cond), (eps_uncond, eps_cond) = x0.chunk(2), eps.chunk(2)
+        s = column(scale.to(x), x) if isinstance(scale, Tensor) else scale
+        x0, eps = x0_uncond + s * (x0_cond - x0_uncond), eps_uncond + s * (eps_cond - eps_uncond)
+        if rescale:
+            ratio = column(_contrast(x0_cond) / _contrast(x0), x0)
+            x0, eps = _moved(x0, eps, x0 * (1 - rescale + rescale * ratio) - x0, t, schedule)
+        return x0, eps
+
+    return guided
+
+
+def image_guidance(denoise: Denoise, loss: Callable[[Tensor], Tensor], scale: float, schedule: Schedule) -> Denoise:
+    """Follow p(x)·exp(-scale·loss(x0)): loss takes x0 [B, ...] to [B] (paper, app. C, eq. 16 with the sign put right:
+    the score is -eps / sigma, so eps gains +sigma·grad loss)."""
+
+    def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            x0, eps = denoise(x, t)
+            (gradient,) = torch.autograd.grad(loss(x0).sum(), x)
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        step = torch.where(alpha > 0, scale * sigma**2 / alpha, 0)  # without signal nothing can be steered
+        return _moved(x0.detach(), eps.detach(), -step * gradient, t, schedule)
+
+    return guided
+
+
+def blend_known(
+    denoise: Denoise, known: Tensor, mask: Tensor, noise: Callable[[], Tensor], schedule: Schedule
+) -> Denoise:
+    """Before each step, put the known image, noised to t, where mask [B, 1, h, w] is 1 (original release)."""
+
+    def blended(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return denoise(mask * schedule.diffuse(known, noise(), t) + (1 - mask) * x, t)
+
+    return blended
+
+
+def _contrast(x: Tensor) -> Tensor:
+    return x.flatten(1).std(dim=1)  # [B, ...] -> [B]
+
+
+def _moved(x0: Tensor, eps: Tensor, by: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """x0 moved by `by`, and eps so that x stays where it is."""
+    alpha, sigma = column(schedule.alpha(t), x0), column(schedule.sigma(t), x0)
+    return x0 + by, eps - alpha / sigma * by

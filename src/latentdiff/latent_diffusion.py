@@ -1,0 +1,157 @@
+"""LatentDiffusion: a conditioner, a U-Net and a schedule; the training loss, and drawing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff import cond as conds
+from latentdiff import keyed
+from latentdiff.conditioning.conditioner import Conditioner
+from latentdiff.config import UserError
+from latentdiff.diffusion import guidance, prediction, samplers
+from latentdiff.diffusion.schedule import Schedule, timesteps
+from latentdiff.diffusion.unet import UNet
+
+
+@dataclass(frozen=True)
+class Objective:
+    prediction: str = "eps"  # what the U-Net predicts: eps, x0, v, or flow (with schedule.kind=flow)
+    loss: str = "l2"  # l2 or l1
+    timesteps: str = "uniform"  # how t is drawn: uniform, or logit_normal (Esser et al. 2024), denser in the middle
+
+    def __post_init__(self) -> None:
+        for name, known in (("loss", ("l2", "l1")), ("timesteps", ("uniform", "logit_normal"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"objective.{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    sampler: str = "dpmpp_2m"  # ddim, dpmpp_2m, heun or ddpm
+    steps: int = 20  # network evaluations (twice as many for heun)
+    guidance_scale: float = 4.0  # of classifier-free guidance; 1 is none
+    guidance_rescale: float = 0.0  # 0 to 1: how far the guided picture's contrast is pulled back (Lin et al. 2023)
+    eta: float = 0.0  # noise of ddim: 0 is deterministic, 1 is ancestral
+    spacing: str = "trailing"  # of the timesteps: trailing, linspace, or uniform as the original's grid
+
+
+class LatentDiffusion(nn.Module):
+    """p(z | conditions) as a denoiser in the latent space of a frozen autoencoder.
+
+    The autoencoder and the tokenizer are attached to a loaded run (`load_run`); training leaves them outside, so that
+    optimiser, EMA and DDP see what trains and nothing else.
+    """
+
+    def __init__(self, conditioner: Conditioner, unet: UNet, schedule: Schedule, objective: Objective) -> None:
+        super().__init__()
+        prediction.check(objective.prediction, schedule)
+        self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, objective
+        self.autoencoder, self.tokenizer, self.sampling = None, None, Sampling()
+
+    # ---- training
+
+    def forward(self, z: Tensor, batch: dict, t: Tensor, eps: Tensor, drops: list[Tensor]) -> Tensor:
+        """The loss of each sample (Rombach et al. 2022, eq. 2 and 3): z, eps [B, C, h, w], t [B] -> [B]."""
+        target = prediction.target(self.objective.prediction, z, eps, self.schedule.alpha(t), self.schedule.sigma(t))
+        error = self.unet(self.schedule.diffuse(z, eps, t), t, self.conditioner(batch, drops)).to(z.dtype) - target
+        return (error.abs() if self.objective.loss == "l1" else error.square()).mean(dim=(1, 2, 3))
+
+    def draw_timesteps(self, keys: Tensor) -> Tensor:
+        """One t per key: whole numbers in 0..T-1 (uniform), or any in between (logit_normal)."""
+        if self.objective.timesteps == "uniform":
+            return (keyed.uniform(keys) * self.schedule.T).floor()
+        return torch.sigmoid(keyed.normal(keys, (1,), torch.float64)[:, 0]) * (self.schedule.T - 1)
+
+    def draw_drops(self, keys: Tensor) -> list[Tensor]:
+        """Per part, which samples train without it: bool [B] each, drawn independently."""
+        u = keyed.uniform(keys, (len(self.conditioner.parts),))
+        return [u[:, i] < part.dropout for i, part in enumerate(self.conditioner.parts)]
+
+    # ---- drawing
+
+    def denoiser(self, cond: conds.Cond, settings: Sampling) -> guidance.Denoise:
+        """denoise(x, t) -> (x0, eps) with the condition bound; cond holds [uncond, cond] when guidance is on."""
+
+        def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+            return prediction.solve(self.objective.prediction, self.unet(x, t, cond), x, alpha, sigma)
+
+        if settings.guidance_scale == 1:
+            return denoise
+        return guidance.classifier_free(denoise, settings.guidance_scale, settings.guidance_rescale, self.schedule)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        batch: dict,
+        seeds: list[int],
+        shape: tuple[int, int, int],
+        settings: Sampling,
+        negative: dict | None = None,
+    ) -> Iterator[Tensor]:
+        """Latents z0 [B, *shape], one guess per sampling step, the last one the result.
+
+        batch holds the conditions' fields for B samples; seeds name the pictures: each has a generator of its own on the
+        CPU, so a picture is the same in any batch. negative replaces what guidance moves away from (default: hidden).
+        """
+        device = next(self.unet.parameters()).device
+        shown = [torch.zeros(len(seeds), dtype=torch.bool, device=device) for _ in self.conditioner.parts]
+        cond = self.conditioner(batch, shown)
+        if settings.guidance_scale != 1:
+            if not self.conditioner.can_hide:
+                raise UserError("this run has no condition that was dropped in training, so guidance_scale must be 1")
+            hidden = [d | (part.dropout > 0 and negative is None) for d, part in zip(shown, self.conditioner.parts)]
+            cond = conds.cat([self.conditioner(negative or batch, hidden), cond])
+        noise = Noise(seeds, shape, device)
+        ts = timesteps(settings.steps, self.schedule.T, settings.spacing)
+        denoise = self.denoiser(cond, settings)
+        yield from samplers.sample(settings.sampler, denoise, noise(), ts, self.schedule, settings.eta, noise)
+
+    @torch.no_grad()
+    def sample(
+        self, prompt: str | list[str] = "", *, seed: int = 0, height: int | None = None, width: int | None = None,
+        negative_prompt: str | None = None, **settings: float | int | str,
+    ) -> Tensor:  # fmt: skip
+        """Pictures [B, 3, H, W] in [-1, 1], one per prompt; picture i has seed + i. height and width are in pixels.
+
+        settings override the run's own: steps, sampler, guidance_scale, guidance_rescale, eta, spacing.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        batch = self.tokens(prompts)
+        negative = None if negative_prompt is None else self.tokens([negative_prompt] * len(prompts))
+        seeds = [seed + i for i in range(len(prompts))]
+        shape = self.latent_shape(height, width)
+        for z in self.draw(batch, seeds, shape, replace(self.sampling, **settings), negative):
+            pass
+        return self.autoencoder.decode(z).clamp(-1, 1)
+
+    def tokens(self, captions: list[str]) -> dict:
+        """The text field of a batch; empty for a run without text."""
+        if self.tokenizer is None:
+            return {}
+        device = next(self.unet.parameters()).device
+        return {"tokens": self.tokenizer.encode(captions, strict=True).to(device)}
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """[C, h, w] of the latent of a picture; the training size where none is given."""
+        factor = self.autoencoder.factor
+        sides = (height or self.size[0], width or self.size[1])
+        for name, side in zip(("height", "width"), sides):
+            if side < factor or side % factor:
+                raise UserError(
+                    f"{name} is {side}; it must be a multiple of {factor}, for example {max(1, side // factor) * factor}"
+                )
+        return self.autoencoder.z_channels, sides[0] // factor, sides[1] // factor
+
+
+class Noise:
+    """Standard normal noise [B, *shape], every sample from a CPU generator of its own, kept through all steps."""
+
+    def __init__(self, seeds: list[int], shape: tuple[int, ...], device: torch.device) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.shape, self.device = shape, device
+
+    def __call__(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)

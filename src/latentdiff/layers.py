@@ -1,0 +1,63 @@
+"""Functions both networks share: attention, tokens <-> image, the time embedding, zero initialisation."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Vaswani et al. 2017, eq. 1: q [B, N, heads·d], k and v [B, L, heads·d] -> [B, N, heads·d].
+
+    mask: bool [B, L], True where a key may be attended to; every row keeps at least one.
+    """
+    # [B, heads, N or L, d]: the fused kernels take nothing but four dimensions
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if mask is not None:
+        mask = mask[:, None, None, :]
+    if q.device.type == "cpu":  # bf16 attention there is 2 to 14 times slower than fp32 with its backward (no AMX)
+        with torch.autocast("cpu", enabled=False):
+            wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+            h = F.scaled_dot_product_attention(*wide, attn_mask=mask).to(q.dtype)
+    else:
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return h.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens [B, N, width] to a context [B, L, context_width] -> [B, N, width]."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, context_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, heads * head_dim, bias=False)
+        self.k = nn.Linear(context_width, heads * head_dim, bias=False)
+        self.v = nn.Linear(context_width, heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, width)
+
+    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.out(attention(self.q(tokens), self.k(context), self.v(context), self.heads, mask))
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h·w, C]
+
+
+def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(2, (height, width))  # [B, h·w, C] -> [B, C, h, w]
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoids of t [B] at width / 2 frequencies, cosines first, as the original release: float32 [B, width]."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The module with every parameter at zero: a residual branch that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,160 @@
+"""What a run says while it trains: metrics.jsonl always, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentdiff.config import UserError
+from latentdiff.training.settings import Train
+from latentdiff.training.world import World
+
+SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm", "lr", "images_per_second")  # on screen
+
+
+class Log:
+    """Collects numbers on the device and reads them once per report, so that no step waits for the host."""
+
+    def __init__(self, folder: Path, world: World, first: int, train: Train, report_to: str | None = None) -> None:
+        self.path, self.world, self.train = folder / "metrics.jsonl", world, train
+        self.sums: dict[str, Tensor] = {}
+        self.reporter = _reporter(report_to, folder) if world.is_main else None
+        self.earlier = self._cut_back(first)  # seconds of training before this start
+        self.started = self.window_start = time.monotonic()
+        self.window_step = first
+        self.bar = _bar(first, train.steps) if world.is_main else None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, earlier starts included."""
+        return self.earlier + time.monotonic() - self.started
+
+    @torch.no_grad()
+    def add(self, **values: Tensor) -> None:
+        """Numbers of one step; the report shows their mean over steps and ranks."""
+        for name, value in values.items():
+            value = torch.stack([value.detach().float().nan_to_num(0.0), torch.isfinite(value).float()])
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def report(self, step: int, **extra: float) -> dict[str, float] | None:
+        """Every `log_every` steps (called after each, with the steps done): write, show and return the means."""
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+        if step % self.train.log_every and step != self.train.steps:
+            return None
+        names = sorted(self.sums)
+        sums = self.world.sum(torch.stack([self.sums[name] for name in names])).tolist() if names else []
+        values = {name: total / count if count else math.nan for name, (total, count) in zip(names, sums)}
+        self.sums = {}
+        now, done = time.monotonic(), step - self.window_step
+        pace = done / max(now - self.window_start, 1e-9)
+        self.window_start, self.window_step = now, step
+        if values.get("skipped") == 1 and done >= 20:
+            raise UserError(
+                f"no gradient of the last {done} steps was finite, so nothing was learned; a smaller train.lr, "
+                f"train.precision=fp32, or data without broken values would help"
+            )
+        values |= extra | {"images_per_second": pace * self.train.batch_size}
+        self.write(step, **values)
+        self._show(step, values, (self.train.steps - step) / max(pace, 1e-9))
+        return values
+
+    def write(self, step: int, **values: float) -> None:
+        """One line of metrics.jsonl."""
+        if self.world.is_main:
+            row = {"step": step, "seconds": round(self.seconds, 2)}
+            row |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self.reporter is not None:
+                self.reporter(step, {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def say(self, text: str) -> None:
+        """A line for the reader, above the bar."""
+        if self.world.is_main:
+            print(text, flush=True) if self.bar is None else self.bar.write(text)
+
+    def pause(self) -> None:
+        """Start the window anew after something that is not training (validation, pictures, a checkpoint)."""
+        self.window_start = time.monotonic()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _show(self, step: int, values: dict[str, float], left: float) -> None:
+        if not self.world.is_main:
+            return
+        shown = {name: values[name] for name in SHOWN if name in values}
+        if self.bar is not None:
+            self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
+        else:
+            numbers = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
+            print(f"step {step}/{self.train.steps}  {numbers}  left {clock(left)}", flush=True)
+
+    def _cut_back(self, first: int) -> float:
+        """Drop lines after the checkpoint that a resumed run starts from; return the seconds spent until then."""
+        if not self.path.exists():
+            return 0.0
+        rows = [row for row in read_metrics(self.path) if row["step"] <= first]
+        if self.world.is_main:
+            aside = self.path.with_name(".metrics.tmp")
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(aside, self.path)
+        return rows[-1]["seconds"] if rows else 0.0
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl; a line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
+
+
+def clock(seconds: float) -> str:
+    """4000 -> '1:06:40'."""
+    minutes, seconds = divmod(int(min(seconds, 3.6e6)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _bar(first: int, steps: int):
+    if not sys.stderr.isatty():
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+
+
+def _reporter(name: str | None, folder: Path):
+    """report(step, values) to TensorBoard or W&B; none unless asked for."""
+    if name is None:
+        return None
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(folder / "tensorboard")
+            return lambda step, values: [writer.add_scalar(f"train/{k}", v, step) for k, v in values.items()]
+        import wandb
+
+        started = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
+        return lambda step, values: started.log(values, step=step)
+    except ImportError as error:
+        raise UserError(f"--report-to {name} needs the package {name}: pip install 'latentdiff[{name}]'") from error
+
+
+def plan(rows: dict[str, str]) -> str:
+    """The screen that a run opens with: name and fact per line."""
+    return "\n".join(f"  {name:<12}{fact}" for name, fact in rows.items())

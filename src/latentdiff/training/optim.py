@@ -1,0 +1,102 @@
+"""The optimiser's step: the rate as a function of the step, one fused AdamW, and no bad step ever."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.training.settings import Train
+from latentdiff.training.world import precision
+
+
+def rate(train: Train, step: int) -> float:
+    """The learning rate at a step counted from 0: warm-up, then constant, cosine or linear."""
+    if step < train.warmup:
+        return train.lr * (step + 1) / train.warmup
+    done = min(1.0, (step - train.warmup) / max(1, train.steps - train.warmup))
+    share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.schedule]
+    floor = 1.0 if train.schedule == "constant" else train.lr_end
+    return train.lr * (floor + (1 - floor) * share)
+
+
+def adamw(module: nn.Module, train: Train) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over what trains in `module`; fused: one kernel per type, three times as fast."""
+    weights = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.lr, betas=tuple(train.betas), fused=True)
+
+
+def step(
+    optimizer: torch.optim.Optimizer, train: Train, lr: float, scaler: torch.amp.GradScaler | None = None
+) -> Tensor:
+    """One step, clipped; returns the gradient norm before clipping, a tensor on the device.
+
+    A gradient that is not finite changes nothing, neither weights nor moments: the fused kernel is told through
+    `found_inf`, so the host never waits. The gradients are already averaged over ranks, so all ranks decide alike.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if train.clip > 0:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grads_with_norm_(parameters, train.clip, norm)
+    if scaler is not None:
+        scaler.step(optimizer)  # its own found_inf, from unscaling
+        scaler.update()
+    else:
+        optimizer.found_inf = (~torch.isfinite(norm)).float()
+        optimizer.step()
+        del optimizer.found_inf
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def norm_of(module: nn.Module) -> Tensor:
+    """The gradient norm of one component, for the log."""
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+
+
+def backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def scale(scaler: torch.amp.GradScaler | None) -> float:
+    """What a loss is multiplied by so that its fp16 gradients do not underflow."""
+    return 1.0 if scaler is None else scaler.get_scale()
+
+
+def fp16_scaler(train: Train, device: torch.device) -> torch.amp.GradScaler | None:
+    """fp16 gradients underflow without a scaler; no other type needs one."""
+    return torch.amp.GradScaler(device.type) if precision(train.precision, device) == torch.float16 else None
+
+
+# ---- saving
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: '<parameter index>.<moment>'."""
+    moments = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": tensor for index, named in moments.items() for name, tensor in named.items()}
+
+
+def state(scaler: torch.amp.GradScaler | None) -> dict:
+    """What of the optimisation is no tensor."""
+    return {"scaler": scaler.state_dict()} if scaler is not None else {}
+
+
+def load_state(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, tensors: dict[str, Tensor], state: dict
+) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, moment = name.split(".")
+        moments.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    if scaler is not None and "scaler" in state:
+        scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,79 @@
+"""A run's folder: where it is, whether it is new or goes on, and how it is left."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from latentdiff import config
+from latentdiff.config import UserError
+from latentdiff.training import checkpoint
+from latentdiff.training.settings import FREE_ON_RESUME
+from latentdiff.training.world import World
+
+
+def runs_root() -> Path:
+    return Path(os.environ.get("LATENTDIFF_RUNS", "runs"))
+
+
+def find_run(name: str | Path) -> Path:
+    """A run's folder, given as a folder or as a name under the root."""
+    for path in (Path(name), runs_root() / name):
+        if (path / "recipe.json").is_file():
+            return path
+    known = sorted(p.parent.name for p in runs_root().glob("*/recipe.json"))
+    raise UserError(f"no run at {name} nor {runs_root() / name}; runs there: {', '.join(known) or 'none'}")
+
+
+def open_run(recipe: Any, world: World) -> tuple[Path, Path | None]:
+    """The run's folder and, where it exists already, its newest checkpoint.
+
+    A resumed run must be the same run: a recipe that differs in more than FREE_ON_RESUME is refused by field.
+    """
+    folder = runs_root() / recipe.name
+    saved = folder / "recipe.json"
+    if saved.is_file():
+        old = read_recipe(folder, type(recipe))
+        for field, before, now in config.differences(old, recipe):
+            if not field.startswith(FREE_ON_RESUME):
+                raise UserError(
+                    f"run {folder} was started with {field}={before!r}, not {now!r}; give the new run a name of its own "
+                    f"(name=...), or go on with the old value"
+                )
+    world.barrier()  # every rank has compared before the file changes
+    checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
+    if world.is_main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(saved, config.to_dict(recipe))
+        except OSError as error:
+            raise UserError(f"cannot write the run's folder {folder}: {error.strerror}") from error
+    return folder, checkpoints[-1] if checkpoints else None
+
+
+def read_recipe(folder: Path, *roots: type) -> Any:
+    """The resolved recipe of a run, as one of the root classes."""
+    try:
+        data = json.loads((folder / "recipe.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder / 'recipe.json'} cannot be read: {error}") from error
+    by_name = {root.__name__: root for root in roots}
+    if not isinstance(data, dict) or data.get("type") not in by_name:
+        kind = data.get("type") if isinstance(data, dict) else type(data).__name__
+        raise UserError(f"run {folder} is of kind {kind}; this needs {' or '.join(by_name)}")
+    root = by_name[data["type"]]
+    return config.checked(config.from_dict(data, root), root, "")
+
+
+class Stop:
+    """Ctrl-C, SIGTERM and SIGUSR1 ask the loop to save and leave; a second Ctrl-C leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            signal.signal(getattr(signal, name), self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

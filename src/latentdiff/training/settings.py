@@ -1,0 +1,60 @@
+"""What both stages' loops are told: steps, batch, rate, precision, and how often to look."""
+
+from dataclasses import dataclass
+
+from latentdiff.config import UserError
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 100_000  # optimiser steps
+    batch_size: int = 64  # samples per optimiser step, over all ranks and accumulation
+    accumulate: int = 1  # each rank's share of a batch is computed in this many pieces
+    lr: float = 1e-4  # the peak rate; never scaled behind your back
+    schedule: str = "constant"  # of the rate after warm-up: constant, cosine or linear (to lr_end)
+    lr_end: float = 0.0  # the rate at the last step, as a fraction of lr, for cosine and linear
+    warmup: int = 0  # steps over which the rate rises from 0
+    betas: tuple[float, ...] = (0.9, 0.999)  # of Adam
+    weight_decay: float = 0.01  # on matrices and kernels; norms and biases have none
+    clip: float = 1.0  # largest gradient norm; 0 for no clipping
+    ema: float = 0.9999  # decay of the averaged weights, reached gradually
+    precision: str = "auto"  # auto, fp32, bf16 or fp16: what autocast computes in
+    device: str = "auto"  # auto, cuda or cpu
+    deterministic: bool = False  # on CUDA: bit-exact restarts, slower
+    compile: bool = False  # torch.compile the network in place: pays on CUDA, not in short CPU runs
+    seed: int = 0  # of weights, order, noise, everything
+    workers: int = 0  # processes per rank that decode pictures ahead
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    val_every: int = 1000  # steps between validations
+    sample_every: int = 1000  # steps between pictures in samples/
+    checkpoint_every: int = 1000  # steps between checkpoints
+    keep: int = 3  # checkpoints kept
+    overfit: int = 0  # train on this many items only, a first check that anything is right; 0: all
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "val_every",
+            "sample_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.lr <= 0:
+            raise UserError(f"train.lr is {self.lr}; it must be above 0")
+        if len(self.betas) != 2:
+            raise UserError(f"train.betas is {self.betas}; it must be two numbers, for example 0.9,0.999")
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise UserError(f"train.schedule is {self.schedule!r}; it must be constant, cosine or linear")
+
+
+# what may change when a run is resumed: how long, how it is watched, and on what it runs
+FREE_ON_RESUME = (
+    "train.steps", "train.log_every", "train.val_every", "train.sample_every", "train.checkpoint_every", "train.keep",
+    "train.workers", "train.device", "train.precision", "train.accumulate", "train.compile", "train.deterministic",
+    "preview",
+)  # fmt: skip

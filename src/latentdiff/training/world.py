@@ -1,0 +1,120 @@
+"""The ranks that train together: who am I, what do we share. One process needs no launcher."""
+
+import contextlib
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from latentdiff.config import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of `size` ranks, on `device`. Every method is called by all ranks or by none."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of x over the ranks."""
+        return self.sum(x) / self.size
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of x over the ranks, a new tensor."""
+        if self.size > 1:
+            x = x.detach().clone()
+            dist.all_reduce(x)
+        return x
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, name: str, make, patience: float = 24 * 3600) -> bytes:
+        """Bytes that rank 0 makes and all ranks get, through the store: slow work here trips no collective's watchdog."""
+        if self.size == 1:
+            return make()
+        store = dist.distributed_c10d._get_default_store()
+        if self.is_main:
+            store.set(name, make())
+        store.wait([name], datetime.timedelta(seconds=patience))
+        return store.get(name)
+
+    def agree(self, asked: bool) -> bool:
+        """Whether any rank asks; the same answer on all."""
+        return asked if self.size == 1 else self.sum(torch.tensor(float(asked), device=self.device)).item() > 0
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """The module on the device, in the memory format that is fastest there (channels_last is slower on CPUs)."""
+        if self.device.type == "cuda":
+            return module.to(self.device, memory_format=torch.channels_last)
+        return module.to(self.device)
+
+    def parallel(self, module: nn.Module, **options) -> nn.Module:
+        """The module, averaged over ranks in its backward pass; with one rank, the module itself."""
+        if self.size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **options)
+
+    def no_sync(self, parallel: nn.Module, skip: bool):
+        """A context in which gradients are not averaged: for all but the last piece of a batch."""
+        return parallel.no_sync() if skip and self.size > 1 else contextlib.nullcontext()
+
+    def share_of(self, n: int) -> range:
+        """This rank's share of 0..n-1, in contiguous blocks that differ by one at most."""
+        return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+
+def start(device: str = "auto", deterministic: bool = False, timeout_minutes: float = 30) -> World:
+    """Join the world that torchrun describes in the environment, or be alone. Call before any other tensor is made."""
+    torch.set_flush_denormal(True)  # threads that start later inherit it; a denormal costs tens of times a normal
+    torch.set_float32_matmul_precision("high")
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in
+                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"train.device={device}, but torch sees no CUDA device here; use train.device=cpu or auto")
+    chosen = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+    if size > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    return World(rank, size, chosen)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The type autocast computes in: float32 means no autocast. Measured: bf16 halves a step on CPUs that have it."""
+    if name == "auto":
+        if device.type == "cuda":
+            name = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        else:
+            name = "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in types:
+        raise UserError(f"precision is {name!r}; it must be auto, {', '.join(types)}")
+    return types[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
+
+
+def _cpu_has_bf16() -> bool:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16", capabilities.get("amx_bf16", True)))

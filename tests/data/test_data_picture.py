@@ -1,0 +1,227 @@
+"""Pictures of every mode become RGB rightly, views say what they show, and bad files say why."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from latentdiff.config import UserError
+from latentdiff.data.picture import EXTENSIONS, BadList, BadPicture, View, check_header, choose_view, fit, open_rgb
+
+NASTY = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "nasty"
+needs_nasty = pytest.mark.skipif(not NASTY.exists(), reason=f"needs {NASTY} (LATENTDIFF_DATA)")
+
+
+def reopened(image: Image.Image, kind: str, **options) -> np.ndarray:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return np.array(open_rgb(file))
+
+
+def scene(height: int = 8, width: int = 12) -> Image.Image:
+    """A different colour in each pixel, so that every turn and crop shows."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 2 * 90], axis=2).astype(np.uint8))
+
+
+def ramp(top: float, dtype: type) -> np.ndarray:
+    return np.linspace(0, top, 256).reshape(16, 16).astype(dtype)
+
+
+GRAY = np.arange(256).reshape(16, 16)  # what each of the ramps must become
+
+
+def test_transparency_is_put_on_white():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    pixels = reopened(image, "PNG")
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[1, 1].tolist() == [255, 127, 127]
+
+
+def test_palettes_gray_and_one_bit_pictures_with_a_transparent_colour_too():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    assert reopened(palette, "PNG", transparency=0).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+    assert reopened(palette, "PNG").tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert reopened(Image.new("L", (1, 1), 7), "PNG").tolist() == [[[7, 7, 7]]]
+    assert reopened(Image.new("L", (1, 1), 7), "PNG", transparency=7).tolist() == [[[255, 255, 255]]]
+    assert reopened(Image.new("1", (1, 1), 1), "PNG").tolist() == [[[255, 255, 255]]]
+    assert reopened(Image.new("LA", (1, 1), (7, 0)), "PNG").tolist() == [[[255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    "image, kind",
+    [
+        (Image.fromarray(ramp(65535, np.uint16)), "PNG"),
+        (Image.fromarray(ramp(65535, np.uint16)), "TIFF"),
+        (Image.fromarray(ramp(65535, np.int32)), "TIFF"),
+        (Image.fromarray(ramp(1, np.float32)), "TIFF"),
+        (Image.fromarray(ramp(255, np.float32)), "TIFF"),
+    ],
+)
+def test_deep_gray_is_scaled_and_not_cut(image, kind):
+    pixels = reopened(image, kind)
+    assert np.array_equal(pixels[:, :, 0], GRAY) and np.array_equal(pixels[:, :, 2], GRAY)
+
+
+def test_numbers_that_are_none_do_not_spoil_a_float_picture():
+    values = ramp(1, np.float32)
+    values[0, 0], values[0, 1] = np.nan, -3
+    assert np.array_equal(reopened(Image.fromarray(values), "TIFF")[1:, :, 0], GRAY[1:])
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "LAB", "YCbCr"])
+def test_other_colour_spaces_come_back_as_the_same_colours(mode):
+    image = scene()
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        other = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+    else:
+        other = image.convert(mode)
+    pixels = reopened(other, "TIFF", **({"compression": "raw"} if mode == "YCbCr" else {}))
+    assert np.abs(pixels.astype(int) - np.array(image)).mean() <= 3  # LAB in 8 bits is coarse among deep blues
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_exif_turn_is_applied(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = reopened(scene(), "PNG", exif=exif)
+    file = io.BytesIO()
+    scene().save(file, "PNG", exif=exif)
+    assert np.array_equal(pixels, np.array(ImageOps.exif_transpose(Image.open(file))))
+    assert np.array_equal(pixels, np.array(scene())) == (orientation == 1)
+
+
+def test_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    assert reopened(frames[0], "GIF", save_all=True, append_images=frames[1:])[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(b"", "no picture"), (b"<html>", "no picture"), (None, "No such file"), (b"\x89PNG\r\n\x1a\n", "no picture")],
+)
+def test_what_cannot_be_read_says_why_in_one_line(tmp_path, content, words):
+    path = tmp_path / "x.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    for function in (open_rgb, check_header):
+        with pytest.raises(BadPicture, match=words) as error:
+            function(path)
+        assert str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_header_of_half_a_picture_is_sound_but_the_picture_is_not(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    check_header(path)
+    with pytest.raises(BadPicture, match="truncated"):
+        open_rgb(path)
+
+
+@needs_nasty
+def test_every_nasty_file_is_taken_or_refused_as_its_manifest_says(recwarn):
+    entries = [json.loads(line) for line in (NASTY / "manifest.jsonl").read_text("utf-8").splitlines()]
+    assert len(entries) == 120
+    wrong = []
+    for entry in entries:
+        try:
+            image = open_rgb(NASTY / entry["file_name"])
+            turned = (entry["exif_orientation"] or 1) > 4 and entry["format"] != "TIFF"  # whose size is the turned one
+            size = (entry["width"], entry["height"])[:: -1 if turned else 1]
+            outcome = "ok" if image.mode == "RGB" and image.size == size else f"{image.mode} {image.size}, not {size}"
+        except BadPicture as error:
+            outcome = "refused"
+            assert "\n" not in str(error) and str(NASTY) not in str(error)
+        if outcome != ("ok" if entry["pillow"] == "ok" else "refused"):
+            wrong.append((entry["file_name"], entry["pillow"], outcome))
+    assert not wrong
+
+
+@needs_nasty
+def test_the_same_photograph_in_ten_disguises_is_the_same_photograph():
+    def pixels(name: str) -> np.ndarray:
+        return np.array(open_rgb(NASTY / "files" / name)).astype(float)
+
+    hopper = pixels("hopper.jpg")
+    turns = [f"hopper_orientation_{i}.jpg" for i in range(2, 9)]
+    for name in ("hopper.Lab.tif", "hopper.tif", "hopper.gif", "hopper.webp", "avif_hopper.avif", *turns):
+        assert np.abs(pixels(name) - hopper).mean() < 6, name
+    gray = pixels("hopper_gray.jpg")
+    assert np.abs(pixels("hopper_16bit.pgm") - gray).mean() < 6
+    assert np.abs(pixels("made_cmyk_photo.jpg") - pixels("chelsea.jpg")).mean() < 6
+    assert np.abs(gray - hopper).mean() > 15  # what a wrong picture would give
+
+
+@pytest.mark.parametrize("size", [(12, 8), (8, 12), (8, 8), (100, 9), (3, 2000), (1, 1)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_a_view_fills_the_crop_from_inside_the_picture(size, crop):
+    for key in range(5):
+        pixels, view = fit(Image.new("RGB", size, (9, 9, 9)), 8, 6, crop, key, flip=True)
+        assert pixels.shape == (8, 6, 3) and pixels.dtype == np.uint8 and (pixels == 9).all()
+        assert view.top >= 0 and view.top + 8 <= size[1] * view.scale + 1e-6
+        assert view.left >= 0 and view.left + 6 <= size[0] * view.scale + 1e-6
+
+
+def test_at_its_own_scale_a_view_copies_pixels_and_the_key_alone_decides():
+    image = scene(8, 12)
+    pixels, view = fit(image, 8, 8, "center", 0, flip=False)
+    assert view == View(1.0, 0, 2, 8, 8, False)
+    assert np.array_equal(pixels, np.array(image)[:, 2:10])
+    views = [choose_view(image.size, 8, 8, "random", key, True) for key in range(100)]
+    assert views == [choose_view(image.size, 8, 8, "random", key, True) for key in range(100)]
+    assert {view.left for view in views} == {0, 1, 2, 3, 4}
+    assert 30 < sum(view.flip for view in views) < 70
+    for view in views[:10]:
+        crop = np.array(image)[:, view.left : view.left + 8]
+        assert np.array_equal(np.array(view.cut(image)), crop[:, ::-1] if view.flip else crop)
+
+
+def test_shrinking_is_antialiased_and_a_class_map_keeps_its_classes():
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    pixels, view = fit(Image.fromarray(stripes).convert("RGB"), 16, 16, "center", 0, False)
+    assert np.abs(pixels[2:-2, 2:-2].astype(int) - 127).max() <= 3
+    classes = np.array(view.cut(Image.fromarray(stripes), Image.Resampling.NEAREST))
+    assert set(np.unique(classes)) <= {0, 255}
+
+
+def test_usual_extensions_are_known_and_those_without_a_decoder_are_not():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"} <= EXTENSIONS
+    assert not {".pdf", ".eps", ".mpg", ".txt", ".h5"} & EXTENSIONS
+
+
+def test_bad_pictures_are_listed_once_and_too_many_stop_the_run(tmp_path):
+    path = tmp_path / "bad_pictures.jsonl"
+    bad = BadList(path, total=40, max_bad=0.05)
+    assert not path.exists()
+    for _ in range(3):
+        bad.add("a.jpg", "is no picture")
+    bad.add("b.jpg", "truncated")
+    with pytest.raises(UserError, match="3 of 40 pictures") as error:
+        bad.add("c.jpg", "too big")
+    assert "data.max_bad = 0.05" in str(error.value) and "b.jpg: truncated" in str(error.value)
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_resumed_run_lists_nothing_twice_and_counts_only_what_is_still_bad(tmp_path):
+    path = tmp_path / "bad_pictures.jsonl"
+    BadList(path, 100, 0.05).add("a.jpg", "is no picture")
+    path.write_text(path.read_text() + '{"id": "b.j')  # killed in mid-line
+    bad = BadList(path, 100, 0.05)
+    bad.add("a.jpg", "is no picture")
+    bad.add("d.jpg", "is no picture")
+    assert list(bad.bad) == ["a.jpg", "d.jpg"]
+    assert sum("a.jpg" in line for line in path.read_text().splitlines()) == 1
+    assert BadList(path, 100, 0.05).listed == {"a.jpg", "d.jpg"}

@@ -1,0 +1,132 @@
+"""The tokenizer: the same in every process, BERT's when given BERT's vocabulary, and honest about what does not fit."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentdiff.config import UserError
+from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, load_tokenizer, train_wordpiece
+
+DATA = Path(os.environ.get("LATENTDIFF_DATA", "data"))
+COLORS, KINDS = ("red", "green", "purple", "Grey"), ("star", "starfish", "circle", "café", "猫")
+CAPTIONS = [f"a {color} {kind}, {place} it!" for color in COLORS for kind in KINDS for place in ("beside", "below")]
+
+TRAIN = """
+import hashlib, random
+from test_data_tokenizer import CAPTIONS, CaptionTokenizer, train_wordpiece
+captions = CAPTIONS * 2
+random.shuffle(captions)
+print(hashlib.sha256(CaptionTokenizer(train_wordpiece(captions, 75), 16).to_bytes()).hexdigest())
+"""
+
+
+def test_processes_with_other_hash_seeds_and_caption_orders_learn_the_same_bytes():
+    digests = set()
+    for seed in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
+        digests.add(subprocess.run([sys.executable, "-c", TRAIN], env=env, capture_output=True, check=True).stdout)
+    here = CaptionTokenizer(train_wordpiece(iter(CAPTIONS * 2), 75), 16)
+    digests.add(hashlib.sha256(here.to_bytes()).hexdigest().encode() + b"\n")
+    assert len(digests) == 1
+    assert here.vocab_size == 75  # full: there were ties to break
+
+
+def test_other_captions_learn_other_bytes():
+    assert train_wordpiece(CAPTIONS, 75).to_str() != train_wordpiece(CAPTIONS[:-8], 75).to_str()
+
+
+def test_a_caption_stands_between_cls_and_sep_and_is_padded():
+    tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 12)
+    tokens = tokenizer.encode(["A RED star", ""])
+    assert tokens.shape == (2, 12) and tokens.dtype == torch.int64
+    words = [tokenizer.tokenizer.id_to_token(i) for i in tokens[0].tolist()]
+    assert words == ["[CLS]", "a", "red", "star", "[SEP]", *["[PAD]"] * 7]
+    assert [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS] == [0, 1, 2, 3, 4]
+    assert tokenizer.pad_id == 0
+    assert tokenizer.empty.tolist() == [2, 3] + [0] * 10
+
+
+def test_words_never_seen_are_spelled_and_only_unknown_characters_are_unknown():
+    tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 40)
+    unseen = "tabrag flour gape"  # every letter of it stands somewhere in the captions
+    assert tokenizer.unk_id not in tokenizer.encode([unseen, "Café 猫猫", "CAFE!"])
+    assert tokenizer.tokenizer.encode("star ☃").tokens == ["star", "[UNK]"]
+
+
+def test_an_alphabet_that_does_not_fit_loses_its_rarest_characters():
+    tokenizer = train_wordpiece(["aaab", "aac", "a"], len(SPECIALS) + 4)
+    assert set(tokenizer.get_vocab()) == {*SPECIALS, "a", "##a", "b", "##b"}  # of b and c, equally rare, the first
+
+
+def test_a_caption_too_long_is_cut_before_sep_and_refused_when_strict():
+    tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 6)
+    long, short = "a red star below it !", "a red star it"
+    tokens = tokenizer.encode([long])[0]
+    assert tokens[0] == tokenizer.cls_id and tokens[-1] == tokenizer.sep_id
+    assert tokenizer.too_long([short, long]) == [(long, 6)]
+    assert tokenizer.encode([short], strict=True).shape == (1, 6)
+    with pytest.raises(UserError, match=r"'a red star below it !' has 6 tokens.* at most 4"):
+        tokenizer.encode([short, long], strict=True)
+
+
+def test_bytes_file_and_pickle_bring_the_same_tokenizer_back(tmp_path):
+    tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 16)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    copies = [
+        CaptionTokenizer(tmp_path / "tokenizer.json", 16),
+        CaptionTokenizer.from_bytes(tokenizer.to_bytes(), 16),
+        pickle.loads(pickle.dumps(tokenizer)),  # workers that are spawned
+    ]
+    for copy in copies:
+        assert torch.equal(copy.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
+        assert copy.to_bytes() == tokenizer.to_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_settings_inside_a_tokenizer_file_change_nothing(tmp_path):
+    raw = train_wordpiece(CAPTIONS, 200)
+    plain = CaptionTokenizer(raw, 16).encode(CAPTIONS)
+    raw.enable_truncation(4)
+    raw.enable_padding(length=50)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    assert torch.equal(CaptionTokenizer(tmp_path / "tokenizer.json", 16).encode(CAPTIONS), plain)
+
+
+def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*SPECIALS, "Red", "red"]) + "\n")
+    assert load_tokenizer(path).encode("Red red RED").ids == [5, 6, 1]
+    path.write_text("\r\n".join([*SPECIALS, "red"]) + "\r\n")
+    assert load_tokenizer(path).encode("Red red RED").ids == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("none.txt", None, "no such file"),
+        ("tokenizer.json", "{", "is no vocab.txt or tokenizer.json"),
+        ("vocab.txt", "a\na\n", "names a token twice"),
+        ("vocab.txt", "[PAD]\n[UNK]\nred\n", r"has no \[CLS\], \[SEP\]"),
+    ],
+)
+def test_a_file_that_is_no_tokenizer_is_refused_in_words(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        CaptionTokenizer(tmp_path / name, 16)
+
+
+def test_with_berts_vocabulary_the_ids_are_berts():
+    path = DATA / "vocab" / "bert-base-uncased-vocab.txt"
+    if not path.exists():
+        pytest.skip(f"needs {path} (LATENTDIFF_DATA)")
+    tokenizer = CaptionTokenizer(path, 77)
+    expected = [101, 1037, 7605, 17552, 1997, 1037, 29145, 102]
+    assert tokenizer.encode(["a 3d render of a zebra"])[0].tolist() == expected + [0] * 69
+    assert tokenizer.vocab_size == 30522
