@@ -84,18 +84,18 @@ def train(r, world, parallel, model, ema, optimizer, scaler, latents, watch, log
         log.report(step + 1, lr=optim.rate(t, step))
 
         done, leave = step + 1, world.agree(stop.asked)
-        if done % t.val_every == 0 or done == t.steps:
-            watch.validate(ema.model, done)
-        if done % t.sample_every == 0 or done == t.steps:
-            watch.draw(ema.model, done)
-        if (done % t.checkpoint_every == 0 or done == t.steps or leave) and world.is_main:
-            parts = {
-                "model": model.state_dict(),
-                "ema": ema.model.state_dict(),
-                "optimizer": optim.state_tensors(optimizer),
-            }
-            checkpoint.save(folder / "checkpoints", done, parts, optim.state(scaler), t.keep)
-        log.pause()
+        with log.aside():
+            if done % t.val_every == 0 or done == t.steps:
+                watch.validate(ema.model, done)
+            if done % t.sample_every == 0 or done == t.steps:
+                watch.draw(ema.model, done)
+            if (done % t.checkpoint_every == 0 or done == t.steps or leave) and world.is_main:
+                parts = {
+                    "model": model.state_dict(),
+                    "ema": ema.model.state_dict(),
+                    "optimizer": optim.state_tensors(optimizer),
+                }
+                checkpoint.save(folder / "checkpoints", done, parts, optim.state(scaler), t.keep)
         if leave:
             log.say(f"stopped after step {done}; start again with the same command to go on")
             return

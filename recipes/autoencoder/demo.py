@@ -9,7 +9,7 @@ from latentdiff.recipe import AutoencoderRecipe
 from latentdiff.training.settings import Train
 
 recipe = AutoencoderRecipe(
-    data=Shapes(max_objects=2),
+    data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2),
     autoencoder=AutoencoderConfig(
         channels=32,
         channel_mult=(1, 2, 3),

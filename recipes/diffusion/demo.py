@@ -10,7 +10,7 @@ from latentdiff.training.settings import Train
 
 recipe = DiffusionRecipe(
     autoencoder="demo-autoencoder",
-    data=Shapes(max_objects=2),
+    data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2),
     conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=32, vocab_size=256),),
     unet=UNetConfig(
         channels=96,

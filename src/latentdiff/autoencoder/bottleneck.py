@@ -23,7 +23,7 @@ class VQ:
     beta: float = 0.25  # of the slower of the two terms: the codebook's if legacy, else the commitment's
     legacy: bool = True  # beta on the codebook term, as the released models were trained; false: on the commitment
     weight: float = 1.0  # of both terms together, beside the mean of the reconstruction loss
-    revive_after: int = 0  # steps without use until a code is replaced by an encoder output; 0: never
+    revive_after: int = 1000  # steps without use until a code is replaced by an encoder output; 0: never
 
 
 @dataclass(frozen=True)

@@ -71,13 +71,14 @@ def backward(
     combined gradient then takes the one way through the networks: equal to the original release, which needs the
     graph three times.
     """
-    a, adaptive = autograd.grad(nll * scale, y)[0], None
-    if g is not None:
-        b = autograd.grad(g * scale, y)[0]
-        adaptive = adaptive_weight(a / scale, b / scale, output.h, last_layer, reduce)
-        a = a + weight * adaptive * b
-    roots = [(output.y, a)]
-    if bottleneck.requires_grad:
-        roots.append((bottleneck, torch.ones_like(bottleneck) * scale))
-    autograd.backward(*zip(*roots))
+    with torch.autocast(y.device.type, enabled=False):  # the backward pass follows the types of the forward pass
+        a, adaptive = autograd.grad(nll * scale, y)[0], None
+        if g is not None:
+            b = autograd.grad(g * scale, y)[0]
+            adaptive = adaptive_weight(a / scale, b / scale, output.h, last_layer, reduce)
+            a = a + weight * adaptive * b
+        roots = [(output.y, a)]
+        if bottleneck.requires_grad:
+            roots.append((bottleneck, torch.ones_like(bottleneck) * scale))
+        autograd.backward(*zip(*roots))
     return adaptive

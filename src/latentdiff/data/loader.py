@@ -98,7 +98,7 @@ def collate(items: list[dict]) -> dict:
         values = [item[name] for item in items]
         if isinstance(values[0], np.ndarray) and len({v.shape for v in values}) == 1:
             batch[name] = torch.from_numpy(np.stack(values))
-        elif isinstance(values[0], (int, np.integer)) and not isinstance(values[0], bool):
+        elif all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
             batch[name] = torch.tensor(values, dtype=torch.int64)
         else:
             batch[name] = values
@@ -119,8 +119,17 @@ class First:
     def __len__(self) -> int:
         return self.n
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
+    def id(self, i: int) -> str:
+        return self.data.id(i)
+
+    def record(self, i: int, key: int) -> dict:
+        return self.data.record(i, key)
+
+    def item(self, i: int, key: int) -> dict:
+        return self.data.item(i, key)
+
+    def captions(self) -> list[str]:
+        return self.data.captions()
 
     def fingerprint(self) -> str:
         return f"{self.data.fingerprint()}-{self.n}"

@@ -56,7 +56,7 @@ class View(NamedTuple):
 
 
 def choose_view(size: tuple[int, int], height: int, width: int, crop: str, key: int, flip: bool) -> View:
-    """A view of a picture of `size` (width, height) that it covers; `key` alone places a random crop; its lowest bit flips."""
+    """A view of a picture of `size` (width, height): `key` alone places a random crop, and its lowest bit flips."""
     scale = max(height / size[1], width / size[0])
     slack = (max(0, int(size[1] * scale) - height), max(0, int(size[0] * scale) - width))
     places = {"center": lambda n, name: n // 2, "random": lambda n, name: keyed.key(key, name) % (n + 1)}

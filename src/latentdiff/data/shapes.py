@@ -6,31 +6,22 @@ can be measured on them.
 
 import hashlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from latentdiff import keyed
-from latentdiff.config import UserError, hash_of
-from latentdiff.data.shapes_scene import BACKGROUNDS, COLOURS, KINDS, NUMBER, RELATIONS, SIZES, Scene, Thing, draw, relation
+from latentdiff.config import UserError
+from latentdiff.data.shapes_captions import caption
+from latentdiff.data.shapes_scene import BACKGROUNDS, COLOURS, KINDS, NUMBER, RELATIONS, SIZES, Scene, Thing, draw
 
 LEFT_OUT = frozenset({
-    ("orange", "circle"), ("purple", "square"), ("red", "triangle"), ("green", "star"), ("cyan", "cross"), ("yellow", "ring"),
+    ("orange", "circle"), ("purple", "square"), ("red", "triangle"),
+    ("green", "star"), ("cyan", "cross"), ("yellow", "ring"),
 })  # fmt: skip
-JITTER = 0.03  # of a radius, as a share
+JITTER = 0.03  # of a radius, as a share of it
+MARGIN, GAP = 1 / 32, 1 / 16  # to the picture's edge and between bounding boxes, as shares of the short side
 SPLITS = ("train", "val", "test")
-
-# what a caption may say instead of the first, canonical choice
-SIZE_WORDS = ({"large": "large ", "small": "small "}, {"large": "big ", "small": "little "}, {"large": "", "small": ""})
-RELATION_WORDS = {
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-}
-OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
-FRAMES = ("{things} on a {background} background", "on a {background} background, {things}", "{things}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,10 @@ class ShapesDataset:
         return random_scene(self.config, [_pairs(self.config, False)] * count, rng)
 
     def record(self, i: int, key: int) -> dict:
-        """id, caption (`key` alone words it), label (kind of the largest object) and boxes float32 [n, 5]: x0 y0 x1 y1 kind."""
+        """id, caption, label (kind of the largest object), boxes float32 [n, 5]: x0 y0 x1 y1 (in 0..1) kind.
+
+        `key` alone words the caption; everything else depends on i only.
+        """
         return self._record(self.scene(i), i, key)
 
     def item(self, i: int, key: int) -> dict:
@@ -80,10 +74,11 @@ class ShapesDataset:
         return [caption(self.scene(i), keyed.key("captions", i)) for i in range(2000)]
 
     def fingerprint(self) -> str:
-        """Hex hash of what the pixels depend on: the configuration, and the first pictures, lest the drawing changes."""
-        digest = hashlib.blake2b(f"{hash_of(self.config)} {self.split}".encode())
+        """Hex hash of what the pixels depend on: the configuration, and the first pictures: the drawing may change."""
+        c, parts = self.config, (self.split, len(self))
+        digest = hashlib.blake2b(repr((c.height, c.width, c.max_objects, c.kinds, c.seed, *parts)).encode())
         for i in range(8):
-            digest.update(draw(self.scene(i), self.config.height, self.config.width)[0].tobytes())
+            digest.update(draw(self.scene(i), c.height, c.width)[0].tobytes())
         return digest.hexdigest()[:32]
 
     def _record(self, scene: Scene, i: int, key: int) -> dict:
@@ -96,7 +91,7 @@ class ShapesDataset:
 def prompts(
     config: Shapes, count: int, seed: int, objects: tuple[int, ...] = (1, 2), left_out: bool = False
 ) -> list[str]:
-    """Canonical captions of scenes drawn with a seed of their own, as many of each number of objects.
+    """Canonical captions of scenes with a seed of their own, as many of each number of objects (at most max_objects).
 
     No object is a left-out (colour, kind) pair, or, with `left_out`, at least one object of each scene is.
     """
@@ -104,7 +99,7 @@ def prompts(
     captions = []
     for i in range(count):
         rng = random.Random(keyed.key(seed, "prompts", i))
-        pairs = [_pairs(config, False)] * objects[i % len(objects)]
+        pairs = [_pairs(config, False)] * min(objects[i % len(objects)], config.max_objects)
         if left_out:
             pairs[int(rng.random() * len(pairs))] = _pairs(config, True)
         captions.append(caption(random_scene(config, pairs, rng)))
@@ -122,26 +117,6 @@ def random_scene(config: Shapes, pairs: list[list[tuple[str, str]]], rng: random
         if _apart(config, things):
             return Scene(background, tuple(things))
         looks = [(colour, kind, rng.choice(tuple(SIZES))) for colour, kind, _ in looks]  # three large ones rarely fit
-
-
-def caption(scene: Scene, key: int | None = None) -> str:
-    """The scene in words; the canonical caption without a key and for half of the keys, which names all there is."""
-    rng = random.Random(key)
-    choose: Callable = rng.choice if key is not None and rng.random() < 0.5 else lambda options: options[0]
-    sizes = choose(SIZE_WORDS)
-    names = [_with_article(f"{sizes[t.size]}{t.colour} {t.kind}") for t in scene.things]
-    if len(names) == 2:
-        where = relation(*scene.things)
-        there, back = choose(RELATION_WORDS[where]), choose(RELATION_WORDS[OPPOSITE[where]])
-        a, b = names
-        text = choose((f"{a} {there} {b}", f"{b} {back} {a}", f"{a} and {b}"))
-    else:
-        text = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
-    return choose(FRAMES).format(things=text, background=scene.background)
-
-
-def _with_article(name: str) -> str:
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _pairs(config: Shapes, left_out: bool) -> list[tuple[str, str]]:
@@ -166,41 +141,39 @@ def _check(config: Shapes) -> None:
 
 
 def _thing(config: Shapes, colour: str, kind: str, size: str, rng: random.Random) -> Thing:
-    """An object of about that size anywhere in the picture, at least a margin from its edge."""
-    side = min(config.height, config.width)
-    radius = side * SIZES[size] * (1 + JITTER * (2 * rng.random() - 1))
-    half = [radius * extent + side / 32 for extent in KINDS[kind][1]]
-    x, y = (h + rng.random() * (length - 2 * h) for h, length in zip(half, (config.width, config.height)))
+    """An object of about that size, anywhere in the picture."""
+    radius = min(config.height, config.width) * SIZES[size] * (1 + JITTER * (2 * rng.random() - 1))
+    x, y = (_place(config, radius, kind, axis, rng) for axis in (0, 1))
     return Thing(kind, colour, size, x, y, radius)
+
+
+def _place(config: Shapes, radius: float, kind: str, axis: int, rng: random.Random) -> float:
+    """A random x (axis 0) or y (axis 1) that keeps the object a margin away from the edges."""
+    low = min(config.height, config.width) * MARGIN + radius * KINDS[kind][1][axis]
+    return low + rng.random() * ((config.width, config.height)[axis] - 2 * low)
 
 
 def _apart(config: Shapes, things: list[Thing]) -> bool:
     """Whether all bounding boxes keep the gap."""
-    gap, boxes = min(config.height, config.width) / 16, [thing.box() for thing in things]
+    gap, boxes = min(config.height, config.width) * GAP, [thing.box() for thing in things]
     return all(
-        a[0] - b[2] >= gap or b[0] - a[2] >= gap or a[1] - b[3] >= gap or b[1] - a[3] >= gap
-        for i, a in enumerate(boxes)
-        for b in boxes[:i]
+        max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= gap for i, a in enumerate(boxes) for b in boxes[:i]
     )
 
 
 def _related(config: Shapes, things: list[Thing], where: str, rng: random.Random) -> tuple[Thing, ...]:
     """Two objects moved so that the first is clearly `where` of the second: across at most half as far as along."""
-    axis = int(where in ("above", "below"))  # 0: x, 1: y
-    side, length = min(config.height, config.width), (config.width, config.height)[axis]
-    sign = 1 if where in ("above", "left of") else -1
-    near, far = things[::sign]
-    half_near, half_far = (thing.radius * KINDS[thing.kind][1][axis] for thing in (near, far))
-    apart = half_near + side / 16 + half_far
-    slack = length - side / 16 - half_near - half_far - apart
-    first, second = sorted((rng.random(), rng.random()))
-    start = side / 32 + half_near + first * slack
-    along, name = (start, start + apart + (second - first) * slack), "xy"[axis]
-    across = "yx"[axis]
-    pair = [near._replace(**{name: along[0]}), far._replace(**{name: along[1]})]
-    while abs(getattr(pair[0], across) - getattr(pair[1], across)) > (along[1] - along[0]) / 2:
-        pair = [
-            thing._replace(**{across: getattr(_thing(config, thing.colour, thing.kind, thing.size, rng), across)})
-            for thing in pair
-        ]
-    return tuple(pair[::sign])
+    along = int(where in ("above", "below"))  # the axis: 0 is x, 1 is y
+    forth = where in ("above", "left of")
+    pair = things if forth else things[::-1]  # the upper or left one first
+    side, half = min(config.height, config.width), [thing.radius * KINDS[thing.kind][1][along] for thing in pair]
+    slack = (config.width, config.height)[along] - 2 * sum(half) - side * (2 * MARGIN + GAP)
+    near, far = sorted((rng.random() * slack, rng.random() * slack))
+    starts = near + side * MARGIN + half[0], far + side * (MARGIN + GAP) + 2 * half[0] + half[1]
+    while True:
+        places = [_place(config, thing.radius, thing.kind, 1 - along, rng) for thing in pair]
+        if abs(places[0] - places[1]) <= (starts[1] - starts[0]) / 2:
+            break
+    names = "xy"[along], "yx"[along]
+    pair = [thing._replace(**dict(zip(names, at))) for thing, at in zip(pair, zip(starts, places))]
+    return tuple(pair if forth else pair[::-1])

@@ -2,59 +2,80 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from latentdiff.config import UserError
-from latentdiff.data.shapes import RELATION_WORDS, SIZE_WORDS
-from latentdiff.data.shapes_scene import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene, Thing, coverage, draw, relation, window
+from latentdiff.data.shapes_captions import Wanted, parse
+from latentdiff.data.shapes_scene import (
+    BACKGROUNDS,
+    COLOURS,
+    KINDS,
+    SIZES,
+    Scene,
+    Thing,
+    coverage,
+    draw,
+    relation,
+    window,
+)
 
 MIN_PSNR = 20.0  # dB, of the whole picture against the scene drawn again
-MAX_LOCAL = 0.1  # mean square error (summed over RGB, of a range 0..1) of any patch of an eighth of the short side
-MAX_UNLIKE = 0.07  # error in an object's window, as a share of what the object's own contrast puts there
-FOREGROUND = 0.22  # distance from the background's colour in RGB, range 0..1
-NOISE = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]) * 0.25  # steps of x, y, radius for derivatives, pixels
+# limits on squared errors, summed over RGB of a range of 0..1
+MAX_LOCAL = 0.07  # mean over any patch of an eighth of the short side
+MAX_STRAY = 0.015  # the same between the objects, against the background as it is: nothing else is there
+MAX_UNLIKE = 0.2  # sum over an object's window, as a share of what the object changes there
+SOFT = 0.15  # width of a blurred outline, as a share of the short side
+FOREGROUND = 0.22  # least distance of an object's pixels from the background's colour
+SPECK = 0.01  # regions smaller than this share of the squared short side are no objects
+STEP = (
+    0.5  # pixels, of the derivatives by x, y and radius; a smaller one sees nothing where an edge lies between pixels
+)
+PROBES = STEP * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])  # [7, 3]
 
 
 # ---- pictures -> scenes
 
 
 def read(image: np.ndarray | Tensor) -> Scene | None:
-    """The scene in a picture, uint8 [H, W, 3] or float [3, H, W] in [-1, 1]; None when it is not cleanly a drawn scene."""
+    """The scene in a picture, uint8 [H, W, 3] or float [3, H, W] in [-1, 1]; None when it is no clean drawn scene."""
     picture = _picture(image)
     scene = look(picture)
     return scene if scene is not None and explains(scene, picture) else None
 
 
 def look(picture: np.ndarray) -> Scene | None:
-    """The best reading of float [H, W, 3] in 0..1, without asking how well it fits; None without one to three objects."""
+    """The best reading of float [H, W, 3] in 0..1, well fitting or not; None without one to three objects."""
     height, width, _ = picture.shape
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    ground = np.median(border, axis=0)
+    ground = _ground(picture)
     regions = _regions(np.linalg.norm(picture - ground, axis=2) > FOREGROUND)
-    regions = [region for region in regions if region.sum() > 0.01 * min(height, width) ** 2]  # specks are left to the redraw
+    regions = [region for region in regions if region.sum() > SPECK * min(height, width) ** 2]
     if not 1 <= len(regions) <= 3:
         return None
     return Scene(_nearest(ground, BACKGROUNDS), tuple(_thing(picture, ground, region) for region in regions))
 
 
 def explains(scene: Scene, picture: np.ndarray) -> bool:
-    """Whether the scene, drawn again, is the picture: as a whole, everywhere, and for each object beside its contrast."""
+    """Whether the scene, drawn again, is the picture: as a whole, in every patch, and in each object's window.
+
+    An object is also refused as blurred where a soft outline would be nearer to the picture than the sharp one.
+    """
     height, width, _ = picture.shape
-    again = draw(scene, height, width)[0] / 255.0
-    error = ((picture - again) ** 2).sum(axis=2)  # [H, W]
-    if error.mean() / 3 > 10 ** (-MIN_PSNR / 10) or _patches(error, min(height, width) // 8).max() > MAX_LOCAL:
-        return False
-    for thing in scene.things:
-        top, bottom, left, right = window(thing, height, width)
-        signal = ((again - np.array(BACKGROUNDS[scene.background]) / 255) ** 2).sum(axis=2)
-        if error[top:bottom, left:right].sum() > MAX_UNLIKE * signal[top:bottom, left:right].sum():
+    side, ground = min(height, width), np.array(BACKGROUNDS[scene.background]) / 255
+    sharp, soft = (draw(scene, height, width, edge)[0] / 255 for edge in (1.0, SOFT * side))
+    error, soft_error, signal = (_square(a - b) for a, b in ((sharp, picture), (soft, picture), (sharp, ground)))
+    stray = _square(picture - _ground(picture))
+    windows = [
+        np.s_[top:bottom, left:right] for top, bottom, left, right in (window(t, height, width) for t in scene.things)
+    ]
+    for place in windows:
+        stray[place] = 0
+        if error[place].sum() > min(soft_error[place].sum(), MAX_UNLIKE * signal[place].sum()):
             return False
-    return True
+    whole = error.mean() / 3 <= 10 ** (-MIN_PSNR / 10)
+    return whole and _patches(error, side // 8).max() <= MAX_LOCAL and _patches(stray, side // 8).max() <= MAX_STRAY
 
 
 def _picture(image: np.ndarray | Tensor) -> np.ndarray:
@@ -64,6 +85,15 @@ def _picture(image: np.ndarray | Tensor) -> np.ndarray:
     if image.dtype == np.uint8:
         return image / 255.0
     return np.clip(image.transpose(1, 2, 0).astype(np.float64) / 2 + 0.5, 0, 1)
+
+
+def _ground(picture: np.ndarray) -> np.ndarray:
+    """The background's colour: the median along the border, which no object touches."""
+    return np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
+
+
+def _square(difference: np.ndarray) -> np.ndarray:
+    return (difference**2).sum(axis=-1)  # [H, W, 3] -> [H, W]
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
@@ -81,7 +111,7 @@ def _regions(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _thing(picture: np.ndarray, ground: np.ndarray, region: np.ndarray) -> Thing:
-    """The object whose pixels are `region`: its colour from the purest ones, its kind by drawing each kind as it fits best."""
+    """The object whose pixels are `region`: its colour from the purest ones, its kind by drawing each at its best."""
     rows, columns = np.nonzero(region)
     height, width = region.shape
     top, bottom = max(0, rows.min() - 1), min(height, rows.max() + 2)
@@ -101,14 +131,16 @@ def _fit(kind: str, alpha: np.ndarray, pixels: tuple[int, int, int, int]) -> tup
     """Gauss-Newton for x, y, radius of a kind: the squared error and the place of the best step."""
     top, bottom, left, right = pixels
     half_width, half_height = KINDS[kind][1]
-    at = np.array([(left + right) / 2, (top + bottom) / 2, (right - left - 2 + bottom - top - 2) / 2 / (half_width + half_height)])
+    at = np.array(
+        [(left + right) / 2, (top + bottom) / 2, (right - left - 2 + bottom - top - 2) / 2 / (half_width + half_height)]
+    )
     best = (math.inf, at)
     for _ in range(5):
-        x, y, radius = (at + NOISE).T[:, :, None, None]
-        base, *moved = coverage(kind, x, y, radius, pixels).reshape(4, -1)
-        error = alpha.ravel() - base
+        x, y, radius = (at + PROBES).T[:, :, None, None]
+        drawn = coverage(kind, x, y, radius, pixels).reshape(7, -1)
+        error = alpha.ravel() - drawn[0]
         best = min(best, (float(error @ error), at), key=lambda fit: fit[0])
-        slopes = (np.array(moved) - base) / 0.25  # [3, h·w]
+        slopes = (drawn[1:4] - drawn[4:]) / (2 * STEP)  # [3, h·w]
         step = np.linalg.solve(slopes @ slopes.T + 1e-3 * np.eye(3), slopes @ error)
         at = at + np.clip(step, -1.5, 1.5)
         at[2] = max(at[2], 1)
@@ -125,38 +157,7 @@ def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> st
     return min(palette, key=lambda name: np.linalg.norm(np.array(palette[name]) / 255 - colour))
 
 
-# ---- captions -> what they ask for
-
-
-class Wanted(NamedTuple):
-    """What a caption names; None where it is silent. With a relation there are two things."""
-
-    things: tuple[tuple[str | None, str, str], ...]  # (size, colour, kind)
-    relation: str | None
-    background: str | None
-
-
-SIZE_OF = {word.strip(): size for words in SIZE_WORDS for size, word in words.items() if word}
-RELATION_OF = {word: where for where, words in RELATION_WORDS.items() for word in words}
-THING = re.compile(rf"an? (?:({'|'.join(SIZE_OF)}) )?({'|'.join(COLOURS)}) ({'|'.join(KINDS)})")
-JOINT = re.compile(rf" ({'|'.join(RELATION_OF)}|and) |, ")
-GROUND = re.compile(rf"^on an? ({'|'.join(BACKGROUNDS)}) background,? | on an? ({'|'.join(BACKGROUNDS)}) background$")
-
-
-def parse(caption: str) -> Wanted:
-    """What a caption in any of the data's wordings asks for; UserError when it is none of them."""
-    text = caption.strip().lower().rstrip(".")
-    ground = GROUND.search(text)
-    parts = JOINT.split(GROUND.sub("", text, count=1))  # thing, joint, thing, ...
-    found = [THING.fullmatch(part) for part in parts[::2]]
-    where = [RELATION_OF[joint] for joint in parts[1::2] if joint in RELATION_OF]
-    if not all(found) or len(found) > 3 or (where and len(found) != 2):
-        raise UserError(f"caption {caption!r} cannot be read; one like 'a large red star on a gray background' can")
-    things = tuple((SIZE_OF.get(match[1]), match[2], match[3]) for match in found)
-    return Wanted(things, where[0] if where else None, (ground[1] or ground[2]) if ground else None)
-
-
-# ---- both together
+# ---- pictures beside their captions
 
 
 class PromptAccuracy(NamedTuple):
@@ -167,7 +168,7 @@ class PromptAccuracy(NamedTuple):
 def prompt_accuracy(images: Iterable[np.ndarray | Tensor], captions: Sequence[str]) -> PromptAccuracy:
     """How pictures, each as `read` takes it, follow their captions.
 
-    The single rates come from the best reading even of pictures that are not clean; "all" and `correct` ask for clean ones.
+    Single rates come from the best reading even of pictures that are not clean; "all" and `correct` ask for clean ones.
     """
     verdicts = [verdict(image, parse(caption)) for image, caption in zip(images, captions, strict=True)]
     names = [name for name in VERDICTS if any(name in v for v in verdicts)]
@@ -183,11 +184,11 @@ def verdict(image: np.ndarray | Tensor, wanted: Wanted) -> dict[str, bool]:
     picture = _picture(image)
     scene = look(picture)
     things = scene.things if scene else ()
-    options = [_compare(order, wanted) for order in itertools.permutations(things)]
     named = ["colour", "kind"] + ["size"] * any(t[0] for t in wanted.things) + ["relation"] * bool(wanted.relation)
-    counted = len(things) == len(wanted.things)
-    result = {"count": counted} | (max(options, key=_rank) if counted else dict.fromkeys(named, False))
-    result = {name: right for name, right in result.items() if name == "count" or name in named}
+    result = {"count": len(things) == len(wanted.things)} | dict.fromkeys(named, False)
+    if result["count"]:
+        best = max((_compare(order, wanted) for order in itertools.permutations(things)), key=_rank)
+        result |= {name: best[name] for name in named}
     if wanted.background:
         result["background"] = scene is not None and scene.background == wanted.background
     result["clean"] = scene is not None and explains(scene, picture)
@@ -205,9 +206,9 @@ def _compare(things: tuple[Thing, ...], wanted: Wanted) -> dict[str, bool]:
     }
 
 
-def _rank(verdicts: dict[str, bool]) -> tuple:
-    """More right attributes first; among equals objects are told apart by colour."""
-    return all(verdicts.values()), verdicts["colour"], sum(verdicts.values())
+def _rank(verdicts: dict[str, bool]) -> tuple[bool, int]:
+    """Orders in which every colour is right go first: objects are told apart by colour; then more right attributes."""
+    return verdicts["colour"], sum(verdicts.values())
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:

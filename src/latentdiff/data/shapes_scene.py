@@ -1,4 +1,4 @@
-"""What a drawn scene is made of, and how it is drawn: antialiased outlines by signed distance, at any place and size."""
+"""What a drawn scene is made of, and how it is drawn: antialiased outlines by signed distance."""
 
 import math
 from typing import NamedTuple
@@ -97,16 +97,16 @@ NUMBER = {kind: i for i, kind in enumerate(KINDS)}  # class labels
 
 
 def coverage(
-    kind: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, window: tuple[int, int, int, int]
+    kind: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, window: tuple[int, int, int, int], edge: float = 1.0
 ) -> np.ndarray:
-    """How much of each pixel an object covers, 0..1, with an edge one pixel wide.
+    """How much of each pixel an object covers, 0..1; its outline is a ramp `edge` pixels wide.
 
-    x, y, radius [..., 1, 1] or numbers; window (top, bottom, left, right) in pixels -> [..., bottom - top, right - left].
+    x, y, radius [..., 1, 1] or numbers; window (top, bottom, left, right) in pixels -> [..., h, w] of the window.
     """
     top, bottom, left, right = window
     u = (np.arange(left, right) + 0.5 - x) / radius
     v = (np.arange(top, bottom)[:, None] + 0.5 - y) / radius
-    return np.clip(0.5 - radius * KINDS[kind][0](u, v), 0, 1)
+    return np.clip(0.5 - radius / edge * KINDS[kind][0](u, v), 0, 1)
 
 
 def window(thing: Thing, height: int, width: int) -> tuple[int, int, int, int]:
@@ -115,14 +115,14 @@ def window(thing: Thing, height: int, width: int) -> tuple[int, int, int, int]:
     return max(0, int(y0 - 0.5)), min(height, int(y1 + 1.5)), max(0, int(x0 - 0.5)), min(width, int(x1 + 1.5))
 
 
-def draw(scene: Scene, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def draw(scene: Scene, height: int, width: int, edge: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Picture uint8 [H, W, 3] and segmentation uint8 [H, W]: 0 is background, 1 + NUMBER[kind] an object."""
     picture = np.empty((height, width, 3))
     picture[:] = BACKGROUNDS[scene.background]
     segmentation = np.zeros((height, width), np.uint8)
     for thing in scene.things:
         top, bottom, left, right = pixels = window(thing, height, width)
-        alpha = coverage(thing.kind, thing.x, thing.y, thing.radius, pixels)  # [h, w]
+        alpha = coverage(thing.kind, thing.x, thing.y, thing.radius, pixels, edge)  # [h, w]
         part = picture[top:bottom, left:right]
         part += alpha[:, :, None] * (np.array(COLOURS[thing.colour]) - part)
         segmentation[top:bottom, left:right][alpha > 0.5] = 1 + NUMBER[thing.kind]

@@ -123,12 +123,12 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.proj_in = nn.Linear(width, 8 * width)  # values, then gates
-        self.proj_out = nn.Linear(4 * width, width)
+        self.wide = nn.Linear(width, 8 * width)  # values, then gates
+        self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj_in(x).chunk(2, dim=-1)
-        return self.proj_out(value * F.gelu(gate))
+        value, gate = self.wide(x).chunk(2, dim=-1)
+        return self.narrow(value * F.gelu(gate))
 
 
 class Downsample(nn.Module):

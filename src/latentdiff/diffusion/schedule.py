@@ -123,16 +123,22 @@ def _precision(value: Tensor, t: Tensor) -> Tensor:
 
 SPACINGS = {
     "trailing": lambda steps, T: T - 1 - torch.arange(steps, dtype=torch.float64) * T / steps,
-    "linspace": lambda steps, T: torch.linspace(T - 1, 0 if steps > 1 else T - 1, steps, dtype=torch.float64),
+    "linspace": lambda steps, T: (T - 1) * _falling(steps),
+    "quadratic": lambda steps, T: (T - 1) * _falling(steps) ** 2,
     "uniform": lambda steps, T: torch.arange(0, T, T // steps, dtype=torch.float64).flip(0) + 1,
 }
+
+
+def _falling(steps: int) -> Tensor:
+    return torch.linspace(1, 0, steps, dtype=torch.float64)  # one step: 1
 
 
 def timesteps(steps: int, T: int, spacing: str = "trailing") -> Tensor:
     """Timesteps from the noisiest down: float64 [steps], on the CPU.
 
-    trailing begins at T-1 and falls in equal strides (Lin et al. 2023); linspace also ends at 0; uniform is the grid of
-    the original release, one above the multiples of T // steps, so that it may hold more steps than asked for.
+    trailing begins at T-1 and falls in equal strides (Lin et al. 2023); linspace also ends at 0; quadratic does so in
+    ever shorter strides, where few steps err least (Song et al. 2021, app. D.2); uniform is the grid of the original
+    release, one above the multiples of T // steps, so that it may hold more steps than asked for.
     """
     if spacing not in SPACINGS:
         raise UserError(f"spacing is {spacing!r}; it can be {', '.join(SPACINGS)}")

@@ -1,10 +1,12 @@
 """What a run says while it trains: metrics.jsonl always, a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ class Log:
         self.reporter = _reporter(report_to, folder) if world.is_main else None
         self.earlier = self._cut_back(first)  # seconds of training before this start
         self.started = self.window_start = time.monotonic()
-        self.window_step = first
+        self.window_step, self.away = first, 0.0
         self.bar = _bar(first, train.steps) if world.is_main else None
 
     @property
@@ -52,8 +54,8 @@ class Log:
         values = {name: total / count if count else math.nan for name, (total, count) in zip(names, sums)}
         self.sums = {}
         now, done = time.monotonic(), step - self.window_step
-        pace = done / max(now - self.window_start, 1e-9)
-        self.window_start, self.window_step = now, step
+        pace = done / max(now - self.window_start - self.away, 1e-9)
+        self.window_start, self.window_step, self.away = now, step, 0.0
         if values.get("skipped") == 1 and done >= 20:
             raise UserError(
                 f"no gradient of the last {done} steps was finite, so nothing was learned; a smaller train.lr, "
@@ -79,9 +81,12 @@ class Log:
         if self.world.is_main:
             print(text, flush=True) if self.bar is None else self.bar.write(text)
 
-    def pause(self) -> None:
-        """Start the window anew after something that is not training (validation, pictures, a checkpoint)."""
-        self.window_start = time.monotonic()
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What happens inside (validation, pictures, a checkpoint) is no training: the pace does not count it."""
+        began = time.monotonic()
+        yield
+        self.away += time.monotonic() - began
 
     def close(self) -> None:
         if self.bar is not None:

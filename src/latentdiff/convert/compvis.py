@@ -1,0 +1,131 @@
+"""Weights of the original release (CompVis/latent-diffusion) <-> ours: names and shapes.
+
+The original numbers its layers where ours have names, and keeps 1x1 convolutions where ours are linear on tokens. Names
+are those inside the U-Net (input_blocks.0.0.weight, ...) and the text encoder (transformer.token_emb.weight, ...).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.diffusion.blocks import Downsample, ResBlock, SelfAttention, Transformer
+from latentdiff.diffusion.unet import UNet
+
+Weights = dict[str, Tensor]
+
+
+# ---- the U-Net
+
+
+INSIDE = {  # parts of a name inside each kind of layer: ours -> the original's
+    ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "emb": "emb_layers.1"}
+    | {"norm2": "out_layers.0", "conv2": "out_layers.3", "skip": "skip_connection"},
+    SelfAttention: {"out": "proj_out"},
+    Transformer: {"blocks": "transformer_blocks", "wide": "net.0.proj", "narrow": "net.2"}
+    | {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"},
+    Downsample: {"conv": "op"},
+}
+AXES = {  # axes of size 1 at the end of the original's weights, which are convolutions
+    SelfAttention: {"qkv.weight": 1, "out.weight": 1},
+    Transformer: {"proj_in.weight": 2, "proj_out.weight": 2},
+}
+
+
+class Place(NamedTuple):
+    name: str  # the original's
+    axes: int  # of size 1 that its shape has more
+    heads: int  # its rows are ordered [heads, 3, d], ours [3, heads, d]; 0: any other parameter
+
+
+def unet_from_original(state: Weights, unet: UNet) -> Weights:
+    """The original's weights in our names and shapes; `unet` may stand on the meta device."""
+    mine = {}
+    for name, place in unet_places(unet).items():
+        value = state[place.name]
+        value = value.reshape(value.shape[: value.ndim - place.axes])
+        mine[name] = _regroup(value, place.heads, 3) if place.heads else value
+    return mine
+
+
+def unet_to_original(state: Weights, unet: UNet) -> Weights:
+    """The inverse of unet_from_original."""
+    theirs = {}
+    for name, place in unet_places(unet).items():
+        value = _regroup(state[name], 3, place.heads) if place.heads else state[name]
+        theirs[place.name] = value.reshape(*value.shape, *[1] * place.axes)
+    return theirs
+
+
+def unet_places(unet: UNet) -> dict[str, Place]:
+    """Where the original keeps each of our parameters."""
+    places = {}
+    for ours, theirs, layer in _layers(unet):
+        for name, _ in layer.named_parameters():
+            inside = ".".join(INSIDE.get(type(layer), {}).get(part, part) for part in name.split("."))
+            axes = AXES.get(type(layer), {}).get(name, 0)
+            heads = layer.heads if type(layer) is SelfAttention and name.startswith("qkv") else 0
+            places[f"{ours}.{name}"] = Place(f"{theirs}.{inside}", axes, heads)
+    return places
+
+
+def _layers(unet: UNet) -> Iterator[tuple[str, str, nn.Module]]:
+    """Our name, the original's, the layer; the original counts layers by their place in a stage."""
+    assert unet.vector is None, "no released U-Net has a vector door"
+    yield "time", "time_embed", unet.time
+    yield "conv_in", "input_blocks.0.0", unet.conv_in
+    yield "norm_out", "out.0", unet.norm_out
+    yield "conv_out", "out.2", unet.conv_out
+    stages = [(f"down.{k}", f"input_blocks.{k + 1}", stage) for k, stage in enumerate(unet.down)]
+    stages += [("middle", "middle_block", unet.middle)]
+    stages += [(f"up.{k}", f"output_blocks.{k}", stage) for k, stage in enumerate(unet.up)]
+    for ours, theirs, stage in stages:
+        for j, (name, layer) in enumerate(stage.items()):
+            yield f"{ours}.{name}", f"{theirs}.{j}", layer
+
+
+def _regroup(rows: Tensor, outer: int, inner: int) -> Tensor:
+    """Rows ordered [outer, inner, d] -> [inner, outer, d]."""
+    return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
+
+
+# ---- the text encoder
+
+
+OUTER = {"tokens": "token_emb", "positions": "pos_emb.emb", "norm": "norm"}
+BLOCK = {  # one of our blocks is two of the original's layers
+    "norm1": "{attention}.0",
+    "attention.q": "{attention}.1.to_q",
+    "attention.k": "{attention}.1.to_k",
+    "attention.v": "{attention}.1.to_v",
+    "attention.out": "{attention}.1.to_out",
+    "norm2": "{mlp}.0",
+    "mlp.0": "{mlp}.1.net.0.0",
+    "mlp.2": "{mlp}.1.net.2",
+}
+
+
+def text_from_original(state: Weights) -> Weights:
+    """The original's text encoder in our names, without its to_logits, which nothing reads."""
+    names = _text_names(sum(name.endswith(".to_q.weight") for name in state))
+    return {ours: state[theirs] for ours, theirs in names.items() if theirs in state}
+
+
+def text_to_original(state: Weights) -> Weights:
+    """The inverse of text_from_original, with a to_logits of zeros, since the original wants one."""
+    names = _text_names(sum(name.endswith(".attention.q.weight") for name in state))
+    vocab_size, dim = state["tokens.weight"].shape
+    theirs = {"transformer.to_logits.weight": torch.zeros(vocab_size, dim)}
+    theirs |= {"transformer.to_logits.bias": torch.zeros(vocab_size)}
+    return theirs | {theirs: state[ours] for ours, theirs in names.items() if ours in state}
+
+
+def _text_names(depth: int) -> dict[str, str]:
+    """Our parameter -> the original's; some of the biases exist in neither."""
+    modules = dict(OUTER)
+    for i in range(depth):
+        numbers = {"attention": f"attn_layers.layers.{2 * i}", "mlp": f"attn_layers.layers.{2 * i + 1}"}
+        modules |= {f"blocks.{i}.{ours}": theirs.format(**numbers) for ours, theirs in BLOCK.items()}
+    ends = ("weight", "bias")
+    return {f"{ours}.{end}": f"transformer.{theirs}.{end}" for ours, theirs in modules.items() for end in ends}

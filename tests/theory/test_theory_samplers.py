@@ -1,0 +1,150 @@
+"""Samplers and guidance against closed forms: data are Gaussian, so the best denoiser is known exactly."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentdiff.diffusion.guidance import classifier_free, image_guidance
+from latentdiff.diffusion.samplers import SAMPLERS, Denoise, ddim, dpmpp_2m, heun, sample
+from latentdiff.diffusion.schedule import BETAS, Schedule, ScheduleConfig, column, timesteps
+
+SCHEDULES = {kind: Schedule(ScheduleConfig(kind=kind)) for kind in ("scaled_linear", "cosine", "flow")}
+ON_SCHEDULES = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+MEAN, STD = 0.7, 0.5
+
+
+def gaussian(schedule: Schedule, mean: float | Tensor = MEAN, std: float = STD) -> Denoise:
+    """The exact denoiser of data N(mean, std²): E[x0 | x_t] and E[eps | x_t]."""
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        z = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+        return mean + alpha * std**2 * z, sigma * z
+
+    return denoise
+
+
+def spread(schedule: Schedule, t: float, mean: float = MEAN, std: float = STD) -> Tensor:
+    """The noised data at t, as nine quantiles that a deterministic sampler must carry to those of the data: [9, 1]."""
+    t = torch.tensor([t], dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return (alpha * mean + (alpha**2 * std**2 + sigma**2).sqrt() * torch.linspace(-2, 2, 9, dtype=torch.float64))[
+        :, None
+    ]
+
+
+DATA = (MEAN + STD * torch.linspace(-2, 2, 9, dtype=torch.float64))[:, None]
+
+
+@ON_SCHEDULES
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
+def test_a_gaussian_is_sampled_to_its_mean_and_spread_closer_with_more_steps(name: str, schedule: Schedule) -> None:
+    errors = []
+    for steps in (12, 80):
+        ts = timesteps(steps, schedule.T, "quadratic")
+        *_, x0 = sample(name, gaussian(schedule), spread(schedule, 999), ts, schedule)
+        assert (x0.mean() - MEAN).abs() < 1e-3
+        errors.append((x0 - DATA).abs().max().item())
+    assert errors[1] < errors[0] / 3 and errors[1] < (0.03 if name == "ddim" else 0.003)
+
+
+@ON_SCHEDULES
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (heun, 2), (dpmpp_2m, 2)])
+def test_the_error_falls_with_the_order_of_the_sampler(sampler, order: int, schedule: Schedule) -> None:
+    first, last, errors = 900.0, 150.0, []  # away from both ends, where log-SNR runs off
+    for steps in (40, 80, 160):
+        ts = torch.linspace(first, last, steps + 1, dtype=torch.float64)[:-1]
+        *_, (x, _) = sampler(gaussian(schedule), spread(schedule, first), ts, schedule, last=last)
+        errors.append((x - spread(schedule, last)).abs().max().item())
+    measured = math.log2(errors[1] / errors[2])
+    assert order - 0.35 < measured < order + 0.5, errors
+
+
+@ON_SCHEDULES
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m_sde"])
+def test_stochastic_samplers_give_the_right_variance(name: str, schedule: Schedule) -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(20_000, 1, dtype=torch.float64, generator=generator)  # noqa: E731
+    x = spread(schedule, 999)[4] + (spread(schedule, 999)[6] - spread(schedule, 999)[4]) * draw()  # [6]: one std up
+    *_, x0 = sample(name, gaussian(schedule), x, timesteps(200, schedule.T, "quadratic"), schedule, noise=draw)
+    assert x0.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert x0.std().item() == pytest.approx(STD, rel=0.03)
+
+
+def test_ddim_with_eta_1_is_a_step_of_ddpm() -> None:
+    """Ho et al. 2020, eq. 7: mean coefficients and posterior variance, from the betas."""
+    config = ScheduleConfig()
+    betas = torch.from_numpy(BETAS["scaled_linear"](config))
+    bars = (1 - betas).cumprod(0)
+    x = torch.tensor([[1.3]], dtype=torch.float64)
+    schedule, x0 = Schedule(config), torch.tensor([[0.4]], dtype=torch.float64)
+    for t in (1, 10, 500, 999):
+        beta, bar, before = betas[t], bars[t], bars[t - 1]
+        mean = before.sqrt() * beta / (1 - bar) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - bar) * x
+        variance = beta * (1 - before) / (1 - bar)
+        eps = (x - bar.sqrt() * x0) / (1 - bar).sqrt()
+        for z in (torch.zeros_like(x), torch.ones_like(x)):
+            answer, noise = (lambda *_, eps=eps: (x0, eps)), lambda z=z: z
+            ((got, _),) = ddim(answer, x, torch.tensor([t]), schedule, 1.0, noise, last=t - 1.0)
+            assert torch.allclose(got, mean + variance.sqrt() * z, rtol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_first_step_of_dpm_solver_is_ddim(eta: float) -> None:
+    schedule, x, one = SCHEDULES["scaled_linear"], spread(SCHEDULES["scaled_linear"], 600), torch.ones(9, 1).double()
+    arguments = (gaussian(schedule), x, torch.tensor([600.0]), schedule, eta, lambda: one)
+    ((a, _),), ((b, _),) = ddim(*arguments, last=500.0), dpmpp_2m(*arguments, last=500.0)
+    assert torch.allclose(a, b, rtol=1e-12)
+
+
+@ON_SCHEDULES
+def test_classifier_free_guidance_moves_along_the_condition(schedule: Schedule) -> None:
+    """Data N(0, 1), under the condition N(1, 1): guided by s the score is that of N(s, 1)."""
+    means = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(9)[:, None]
+    both = gaussian(schedule, means, 1.0)
+    for scale in (0.0, 1.0, 3.0, -1.0):
+        denoise = classifier_free(both, scale, 0.0, schedule)
+        x = spread(schedule, 999, scale, 1.0)
+        *_, x0 = sample("heun", denoise, x, timesteps(50, 1000, "quadratic"), schedule)
+        assert x0.mean().item() == pytest.approx(scale, abs=0.02)
+    each = torch.tensor([1.0] * 4 + [3.0] * 5)
+    x = spread(schedule, 999, 0.0, 1.0)
+    *_, x0 = sample("heun", classifier_free(both, each, 0.0, schedule), x, timesteps(50, 1000, "quadratic"), schedule)
+    for part, scale in ((x0[:4], 1.0), (x0[4:], 3.0)):
+        *_, alone = sample(
+            "heun", classifier_free(both, scale, 0.0, schedule), x, timesteps(50, 1000, "quadratic"), schedule
+        )
+        assert torch.allclose(part, alone[:4] if scale == 1.0 else alone[4:])
+
+
+def test_rescaled_guidance_has_the_contrast_of_the_conditional_guess_and_leaves_x_where_it_is() -> None:
+    schedule, t = SCHEDULES["cosine"], torch.tensor([300.0, 700.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x, uncond, cond = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=generator)
+    alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+    both = lambda xx, tt: (torch.cat([uncond, cond]), torch.cat([(x - alpha * g) / sigma for g in (uncond, cond)]))  # noqa: E731
+    contrast = lambda x0: x0.flatten(1).std(dim=1)  # noqa: E731
+    plain, full, half = (classifier_free(both, 5.0, rescale, schedule)(x, t) for rescale in (0.0, 1.0, 0.5))
+    for x0, eps in (plain, full, half):
+        assert torch.allclose(alpha * x0 + sigma * eps, x, atol=1e-12)
+    assert torch.allclose(contrast(full[0]), contrast(cond)) and (contrast(plain[0]) > 2 * contrast(cond)).all()
+    assert torch.allclose(half[0], (plain[0] + full[0]) / 2)
+
+
+@ON_SCHEDULES
+def test_image_guidance_moves_towards_the_target_and_not_away(schedule: Schedule) -> None:
+    x, target = spread(schedule, 999, 0.0, 1.0), 2.0
+    ends = {}
+    for scale in (0.0, 1.0, -1.0):
+        denoise = image_guidance(
+            gaussian(schedule, 0.0, 1.0), lambda x0: (x0 - target).square().sum(dim=1) / 2, scale, schedule
+        )
+        *_, x0 = sample("ddim", denoise, x, timesteps(100, 1000, "quadratic"), schedule)
+        ends[scale] = x0.mean().item()
+    assert ends[0.0] == pytest.approx(0.0, abs=0.02) and 0.8 < ends[1.0] < target and ends[-1.0] < -0.8
+
+
+def test_all_samplers_are_tested_here() -> None:
+    assert set(SAMPLERS) == {"ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_2m_sde"}
