@@ -12,6 +12,8 @@ from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsam
 from latentdiff.autoencoder.bottleneck import KL, MODULES, VQ, Identity, sample, upcast
 from latentdiff.config import UserError
 
+START_LOGVAR = -6.0  # of the posterior before training
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -126,6 +128,9 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Identity() if pixels else Decoder(config, config.z_channels)
         self.quant_conv = nn.Identity() if pixels else nn.Conv2d(c_moments, c_moments, 1)
         self.post_quant_conv = nn.Identity() if pixels else nn.Conv2d(config.z_channels, config.z_channels, 1)
+        if isinstance(config.bottleneck, KL) and not pixels:
+            # a posterior that starts at std 1 hides the latent from the decoder for hundreds of steps
+            nn.init.constant_(self.quant_conv.bias[config.z_channels :], START_LOGVAR)
         self.register_buffer("shift", torch.zeros(config.z_channels, 1, 1))
         self.register_buffer("scale", torch.ones(config.z_channels, 1, 1))
 

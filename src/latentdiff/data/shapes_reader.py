@@ -30,9 +30,7 @@ MAX_UNLIKE = 0.2  # sum over an object's window, as a share of what the object c
 SOFT = 0.15  # width of a blurred outline, as a share of the short side
 FOREGROUND = 0.22  # least distance of an object's pixels from the background's colour
 SPECK = 0.01  # regions smaller than this share of the squared short side are no objects
-STEP = (
-    0.5  # pixels, of the derivatives by x, y and radius; a smaller one sees nothing where an edge lies between pixels
-)
+STEP = 0.5  # pixels, of derivatives by x, y, radius; a smaller one sees nothing where an edge lies between pixels
 PROBES = STEP * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])  # [7, 3]
 
 
