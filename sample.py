@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentdiff import recipe
+from latentdiff.conditioning.text import TextCondition
 from latentdiff.config import UserError
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.training import pictures, run
@@ -34,12 +35,16 @@ def main(words: list[str]) -> None:
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"run {folder} is a stage-one run; sample.py needs a diffusion run (train_diffusion.py)")
     check_inputs(model, folder, prompts)
+    if options.precision == "fp32":  # the same picture on every device
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
     given = {
         n: v
         for n in ("steps", "sampler", "guidance_scale", "guidance_rescale", "eta")
         if (v := getattr(options, n)) is not None
     }
     settings = replace(model.sampling, **given)
+    model.check(settings)
     seeds = cli.seeds(options.seed, options.num_images)
     jobs = [(prompt, seed) for prompt in prompts or [None] for seed in seeds]
     draw_all(model, folder, jobs, settings, options, precision(options.precision, device))
@@ -50,6 +55,8 @@ def draw_all(model: LatentDiffusion, folder: Path, jobs: list, settings, options
     """Draw every (prompt, seed), write each picture as it is done, then the grid."""
     output = Path(options.output)
     shape = model.latent_shape(options.height, options.width)
+    texts = [prompt for prompt, _ in jobs if prompt is not None] + [options.negative_prompt or ""]
+    model.tokens(list(dict.fromkeys(texts)))  # one that is too long is refused before anything is written
     writer = Writer(output, folder, settings, options.negative_prompt)
     bar = cli.progress(-(-len(jobs) // options.batch_size) * settings.steps, "sampling")
     started = time.perf_counter()
@@ -131,7 +138,8 @@ def newest_run(with_prompt: bool) -> Path:
     """The newest finished run that takes the given inputs."""
     for path in sorted(run.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime):
         kind = json.loads((path.parent / "recipe.json").read_text())
-        if kind["type"] == "DiffusionRecipe" and with_prompt == any(c["type"] == "Text" for c in kind["conditions"]):
+        wants = ["Text"] if with_prompt else []
+        if kind["type"] == "DiffusionRecipe" and [c["type"] for c in kind["conditions"]] == wants:
             return path.parent
     wants = "a prompt" if with_prompt else "no prompt"
     raise UserError(f"no finished diffusion run in {run.runs_root()} takes {wants}; train one, or name it with --run")
@@ -142,6 +150,9 @@ def check_inputs(model: LatentDiffusion, folder: Path, prompts: list[str]) -> No
         raise UserError(f"run {folder} draws from text: give it --prompt")
     if model.tokenizer is None and prompts:
         raise UserError(f"run {folder} was trained without text; it takes no --prompt")
+    others = [type(part).__name__ for part in model.conditioner.parts if not isinstance(part, TextCondition)]
+    if others:
+        raise UserError(f"run {folder} has conditions that sample.py cannot give yet: {', '.join(others)}")
 
 
 if __name__ == "__main__":

@@ -61,23 +61,11 @@ def main(words: list[str]) -> None:
     distance = None if distance is None else distance.to(world.device)
     watch = Watch(r, world, held_out, distance, folder, log)
     bad = BadList(folder / "bad_pictures.jsonl", len(data), getattr(r.data, "max_bad", 1.0))
+    run.begin(folder, r, world)
+    log.start()
+    first = state["step"]
     train(
-        r,
-        world,
-        model,
-        critic,
-        ema,
-        optimizer,
-        scaler,
-        distance,
-        health,
-        data,
-        watch,
-        bad,
-        log,
-        folder,
-        state["step"],
-        micro,
+        r, world, model, critic, ema, optimizer, scaler, distance, health, data, watch, bad, log, folder, first, micro
     )
 
 
@@ -117,7 +105,7 @@ def train(
         lr = optim.rate(t, step)
         norm = optim.step(optimizer, t, lr, scaler)
         critic.step(lr)
-        ema.update(step)
+        ema.update(step, norm)
         health.revive(step, log)
         log.add(grad_norm=norm, skipped=(~torch.isfinite(norm)).float())
         log.report(step + 1, lr=lr, disc_weight=weight)
@@ -147,9 +135,8 @@ def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Lo
     shift, scale = statistics(r, world, model, data)
     model.set_statistics(shift, scale)
     log.write(r.train.steps, latent_scale=scale.mean().item())
-    log.say(
-        f"latents: standard deviation {', '.join(f'{1 / s:.3f}' for s in scale.flatten().tolist())}, now normalised to 1"
-    )
+    deviations = ", ".join(f"{1 / s:.3f}" for s in scale.flatten().tolist())
+    log.say(f"latents: standard deviation {deviations}, now normalised to 1")
     if world.is_main:
         about = {
             "latentdiff.recipe": hash_of(r),
@@ -165,7 +152,7 @@ def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Lo
 
 @torch.no_grad()
 def statistics(r: AutoencoderRecipe, world: World, model: Autoencoder, data) -> tuple[Tensor, Tensor]:
-    """Shift and scale [C] that normalise the latents: Var(z) = Var(mean) + E[exp(logvar)], over all pictures and ranks."""
+    """Shift and scale [C] that normalise the latents: Var(z) = Var(mean) + E[exp(logvar)], over all pictures."""
     sums = torch.zeros(4, model.z_channels, dtype=torch.float64, device=world.device)  # n, sum, squares, variances
     if isinstance(r.autoencoder.bottleneck, VQ):  # the codebook's scale is the latent's own; the paper leaves it
         return torch.zeros(model.z_channels), torch.ones(model.z_channels)
@@ -323,8 +310,8 @@ class Watch:
         """Plain words when the pictures get worse."""
         if now < self.best - 3:
             self.log.say(
-                f"WARNING: PSNR fell from {self.best:.1f} to {now:.1f} dB. If the discriminator has just begun to weigh, "
-                f"give it a longer discriminator.ramp or a smaller weight; otherwise lower train.lr"
+                f"WARNING: PSNR fell from {self.best:.1f} to {now:.1f} dB. If the discriminator has just begun to "
+                f"weigh, give it a longer discriminator.ramp or a smaller weight; otherwise lower train.lr"
             )
         self.best = max(self.best, now)
 

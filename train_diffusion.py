@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
 
-    autoencoder = recipe.open_autoencoder(r, folder, world, log.say)
+    autoencoder, first_stage = recipe.open_autoencoder(r, folder, world, log.say)
     tokenizer = recipe.open_tokenizer(r, folder, data, world)
     model = world.place(recipe.build_diffusion(r, autoencoder.z_channels, tokenizer))
     ema = EMA(model, r.train.ema)
@@ -55,6 +55,8 @@ def main(words: list[str]) -> None:
 
     latents = Latents(r, world, autoencoder, tokenizer, data, log, folder)
     watch = Watch(r, world, latents, held_out, folder, log)
+    run.begin(folder, r, world, lambda: recipe.keep_parts(folder, autoencoder, first_stage, tokenizer))
+    log.start()
     parallel = world.parallel(model, broadcast_buffers=False)
     if r.train.compile:
         model.unet.compile()
@@ -77,9 +79,10 @@ def train(r, world, parallel, model, ema, optimizer, scaler, latents, watch, log
                 optim.backward(loss / len(micro), scaler)
             log.add(loss=loss)
         if (step + 1) % t.log_every == 0:
-            log.add(**{f"grad_{name}": optim.norm_of(part) for name, part in model.named_children()})
+            scale = optim.scale(scaler)  # of fp16 gradients, until the step takes it back
+            log.add(**{f"grad_{name}": optim.norm_of(part) / scale for name, part in model.named_children()})
         norm = optim.step(optimizer, t, optim.rate(t, step), scaler)
-        ema.update(step)
+        ema.update(step, norm)
         log.add(grad_norm=norm, skipped=(~torch.isfinite(norm)).float())
         log.report(step + 1, lr=optim.rate(t, step))
 
@@ -126,10 +129,10 @@ class Latents:
                 r.cache.path or run.runs_root() / "cache" / f"{weights[:12]}-{data.fingerprint()[:12]}-{r.cache.copies}"
             )
             made = latent_cache.open_cache(
-                where, r.cache, data, r.train.seed, weights, lambda batch: self.moments(batch), world, log.say
+                where, r.cache, data, weights, lambda batch: self.moments(batch), world, log.say
             )
             self.rows, statistics = latent_cache.CachedLatents(data, made), made.statistics()
-        recipe.choose_statistics(r, autoencoder, statistics, folder, world, log.say)
+        recipe.choose_statistics(r, autoencoder, statistics, log.say)
 
     @torch.no_grad()
     def moments(self, batch: dict) -> tuple[Tensor, Tensor | None]:
@@ -164,7 +167,7 @@ class Watch:
         self.r, self.world, self.latents, self.folder, self.log = r, world, latents, folder, log
         self.batches = list(loader.in_order(held_out, range(min(self.ITEMS, len(held_out))), 64))
         captions = [c for b in self.batches for c in b.get("caption", [])]
-        self.prompts = list(r.preview) or captions[: self.PICTURES]
+        self.prompts = list(r.preview) or captions[: self.PICTURES] or [""]
 
     @torch.no_grad()
     def validate(self, model: LatentDiffusion, step: int) -> None:
@@ -181,6 +184,8 @@ class Watch:
                 if "tokens" in fields:
                     others = fields | {"tokens": fields["tokens"].roll(1, dims=0)}
                     gaps.append(model(z, others, t, eps, shown) - losses[-1])
+        if not losses:
+            return
         values = {"val_loss": torch.cat(losses).mean().item()}
         if gaps:
             values["text_gap"] = torch.cat(gaps).mean().item()
@@ -192,10 +197,13 @@ class Watch:
         """samples/<step>.png: the preview prompts, or as many unprompted pictures; from the same noise every time."""
         if not self.world.is_main:
             return
-        count, fields = len(self.prompts) or self.PICTURES, {}
+        count, fields = self.PICTURES, {}
         if self.latents.tokenizer is not None:
+            count = len(self.prompts)
             fields["tokens"] = self.latents.tokenizer.encode(self.prompts).to(self.world.device)
         elif model.conditioner.parts:
+            if not self.batches:
+                return
             fields = {name: x[:count] for name, x in self.latents.fields(self.batches[0]).items()}
             count = len(next(iter(fields.values())))
         height, width = recipe.size_of(self.r)

@@ -11,8 +11,8 @@ from latentdiff.training.settings import Train
 recipe = AutoencoderRecipe(
     data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2),
     autoencoder=AutoencoderConfig(
-        channels=32,
-        channel_mult=(1, 2, 3),
+        channels=16,
+        channel_mult=(1, 2, 4),
         num_res_blocks=1,
         mid_attention=False,
         z_channels=4,
@@ -22,18 +22,18 @@ recipe = AutoencoderRecipe(
     loss=LossConfig(l1=1.0, l2=1.0, perceptual=MultiScale()),
     discriminator=None,  # nothing to hallucinate in flat shapes
     train=Train(
-        steps=1000,
-        batch_size=64,
+        steps=5000,
+        batch_size=8,  # many small steps learn edges faster than few large ones
         lr=2e-3,
         schedule="cosine",
-        warmup=50,
+        warmup=100,
         betas=(0.9, 0.99),
         weight_decay=0.0,
         clip=0.0,
-        ema=0.99,
-        log_every=20,
-        val_every=250,
-        sample_every=500,
-        checkpoint_every=250,
+        ema=0.998,
+        log_every=100,
+        val_every=1000,
+        sample_every=2500,
+        checkpoint_every=1000,
     ),
 )

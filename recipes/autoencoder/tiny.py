@@ -14,7 +14,7 @@ recipe = AutoencoderRecipe(
         channels=8, channel_mult=(1, 2, 2), num_res_blocks=1, mid_attention=False, norm_groups=4
     ),
     loss=LossConfig(perceptual=MultiScale()),
-    discriminator=DiscriminatorConfig(channels=8, layers=1, learn_from=0.0, start=0.3, ramp=0.2),
+    discriminator=DiscriminatorConfig(channels=8, layers=1, learn_from=0.0, start=5, ramp=5),
     train=Train(
         steps=60,
         batch_size=8,

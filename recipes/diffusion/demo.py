@@ -10,10 +10,10 @@ from latentdiff.training.settings import Train
 
 recipe = DiffusionRecipe(
     autoencoder="demo-autoencoder",
-    data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2),
-    conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=32, vocab_size=256),),
+    data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2, wording="full"),
+    conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=24, vocab_size=256),),
     unet=UNetConfig(
-        channels=96,
+        channels=64,
         channel_mult=(1, 2),
         num_res_blocks=2,
         attention_levels=(0, 1),
@@ -23,13 +23,13 @@ recipe = DiffusionRecipe(
     schedule=ScheduleConfig(kind="flow"),
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=1500,
-        batch_size=64,
+        steps=2000,
+        batch_size=32,
         lr=1e-3,
         schedule="cosine",
-        warmup=50,
+        warmup=100,
         betas=(0.9, 0.99),
-        ema=0.995,
+        ema=0.998,
         log_every=25,
         val_every=250,
         sample_every=500,

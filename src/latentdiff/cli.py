@@ -1,11 +1,13 @@
 """How the scripts are called and how they end. Imports no torch, so that --help answers at once."""
 
 import argparse
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from latentdiff import config
@@ -30,7 +32,7 @@ def training_recipe(words: list[str], root: type, default: str) -> tuple[Any, st
     if unknown:
         raise UserError(f"unknown option {unknown[0]}; there are --overfit N, --report-to NAME and --help")
     path = words.pop(0) if words and words[0].endswith(".py") else default
-    recipe = config.override(config.read_recipe(path, root), words)
+    recipe = config.override(config.read_recipe(path, root), words).named(Path(path).stem)  # name= alone: its default
     if overfit is not None:
         if not overfit.isdigit() or int(overfit) < 1:
             raise UserError(f"--overfit {overfit}: it takes the number of items to train on, at least 1")
@@ -38,6 +40,8 @@ def training_recipe(words: list[str], root: type, default: str) -> tuple[Any, st
         recipe = replace(recipe, train=train, name=f"{recipe.name}-overfit{overfit}")
     if report_to not in (None, "tensorboard", "wandb"):
         raise UserError(f"--report-to {report_to}: it must be tensorboard or wandb")
+    if report_to and importlib.util.find_spec(report_to) is None:
+        raise UserError(f"--report-to {report_to} needs the package {report_to}: pip install 'latentdiff[{report_to}]'")
     if show:
         print("\n".join(config.describe(recipe)))
         sys.exit(0)

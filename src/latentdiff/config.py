@@ -16,7 +16,6 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-
 FIELD = r"^    (\w+): (?:(?!^    \w+:).)*?#\s*([^\n]+)$"  # a field with a comment, before the next field
 
 
@@ -40,13 +39,35 @@ def read_recipe(path: str | Path, root: type | None = None) -> Any:
         raise UserError(f"no recipe at {path}; those that come along are in recipes/autoencoder and recipes/diffusion")
     try:
         recipe = runpy.run_path(str(path), run_name="recipe").get("recipe")
-    except (SyntaxError, NameError, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"recipe {path}: {type(error).__name__}: {error}") from error
-    if not is_dataclass(recipe) or (root is not None and type(recipe) is not root):
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error
+    except Exception as error:  # a recipe is a program: anything may go wrong in it
+        raise UserError(f"recipe {path}: {_unknown_field(error) or f'{type(error).__name__}: {error}'}") from error
+    if isinstance(recipe, type) or not is_dataclass(recipe) or (root is not None and type(recipe) is not root):
         want = root.__name__ if root else "a dataclass"
         raise UserError(f"recipe {path} must set `recipe` to {want}; it is {type(recipe).__name__}")
-    recipe = checked(recipe, type(recipe), "")
+    try:
+        recipe = checked(recipe, type(recipe), "")
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error
     return recipe if root is None else recipe.named(path.stem)
+
+
+def _unknown_field(error: Exception) -> str:
+    """Train(stepz=1) in a recipe file, in the words of the command line; "" for any other error."""
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    trace = error.__traceback__
+    while match and trace:
+        kind = trace.tb_frame.f_globals.get(match[1])
+        if is_dataclass(kind):
+            return _no_field(match[1], match[2], [f.name for f in fields(kind)])
+        trace = trace.tb_next
+    return ""
+
+
+def _no_field(where: str, name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f"{where} has no field {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}It has {', '.join(names)}"
 
 
 # ---- types
@@ -74,6 +95,12 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     elif hint is type(value) or hint is type(None) and value is None:
         return value
     raise UserError(f"{where} is {value!r}; it must be {_name(hint)}")
+
+
+def check_types(node: Any, where: str) -> None:
+    """What a __post_init__ asks before it compares values."""
+    for name, hint in get_type_hints(type(node)).items():
+        checked(getattr(node, name), hint, f"{where}.{name}")
 
 
 def _name(hint: Any) -> str:
@@ -115,9 +142,7 @@ def _set(node: Any, hint: Any, path: list[str], text: str, where: str) -> Any:
         raise UserError(f"{where} is {node!r} and has no field {name!r}")
     names = [f.name for f in fields(node)]
     if name not in names:
-        close = difflib.get_close_matches(name, names, 1)
-        hint_text = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"{where or 'the recipe'} has no field {name!r}; {hint_text}It has {', '.join(names)}")
+        raise UserError(_no_field(where or "the recipe", name, names))
     return replace(node, **{name: _set(getattr(node, name), get_type_hints(type(node))[name], path[1:], text, here)})
 
 

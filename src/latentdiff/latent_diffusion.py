@@ -66,8 +66,7 @@ class LatentDiffusion(nn.Module):
 
     def draw_drops(self, keys: Tensor) -> list[Tensor]:
         """Per part, which samples train without it: bool [B] each, drawn independently."""
-        u = keyed.uniform(keys, (len(self.conditioner.parts),))
-        return [u[:, i] < part.dropout for i, part in enumerate(self.conditioner.parts)]
+        return self.conditioner.draw_drops(keys)
 
     # ---- drawing
 
@@ -82,6 +81,16 @@ class LatentDiffusion(nn.Module):
             return denoise
         return guidance.classifier_free(denoise, settings.guidance_scale, settings.guidance_rescale, self.schedule)
 
+    def check(self, settings: Sampling) -> None:
+        """Refuse settings that this model cannot draw with, before anything is drawn."""
+        if settings.guidance_scale != 1 and not self.conditioner.can_hide:
+            raise UserError(
+                f"guidance_scale is {settings.guidance_scale:g}, but no condition was dropped in training, so there is "
+                f"nothing to guide away from; guidance_scale must be 1"
+            )
+        samplers.check(settings.sampler, settings.eta)
+        timesteps(settings.steps, self.schedule.T, settings.spacing)
+
     @torch.no_grad()
     def draw(
         self,
@@ -93,15 +102,15 @@ class LatentDiffusion(nn.Module):
     ) -> Iterator[Tensor]:
         """Latents z0 [B, *shape], one guess per sampling step, the last one the result.
 
-        batch holds the conditions' fields for B samples; seeds name the pictures: each has a generator of its own on the
-        CPU, so a picture is the same in any batch. negative replaces what guidance moves away from (default: hidden).
+        batch holds the conditions' fields for B samples; seeds name the pictures: each has a generator of its own on
+        the CPU, so a picture is the same in any batch. negative replaces what guidance moves away from (default:
+        hidden).
         """
+        self.check(settings)
         device = next(self.unet.parameters()).device
         shown = [torch.zeros(len(seeds), dtype=torch.bool, device=device) for _ in self.conditioner.parts]
         cond = self.conditioner(batch, shown)
         if settings.guidance_scale != 1:
-            if not self.conditioner.can_hide:
-                raise UserError("this run has no condition that was dropped in training, so guidance_scale must be 1")
             hidden = [d | (part.dropout > 0 and negative is None) for d, part in zip(shown, self.conditioner.parts)]
             cond = conds.cat([self.conditioner(negative or batch, hidden), cond])
         noise = Noise(seeds, shape, device)
@@ -140,9 +149,8 @@ class LatentDiffusion(nn.Module):
         sides = (height or self.size[0], width or self.size[1])
         for name, side in zip(("height", "width"), sides):
             if side < factor or side % factor:
-                raise UserError(
-                    f"{name} is {side}; it must be a multiple of {factor}, for example {max(1, side // factor) * factor}"
-                )
+                near = max(1, side // factor) * factor
+                raise UserError(f"{name} is {side}; it must be a multiple of {factor}, for example {near}")
         return self.autoencoder.z_channels, sides[0] // factor, sides[1] // factor
 
 

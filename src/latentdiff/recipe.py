@@ -101,6 +101,7 @@ def build_diffusion(recipe: DiffusionRecipe, z_channels: int, tokenizer: Caption
         conditioner.context_dim or None, conditioner.vector_dim or None,
     )  # fmt: skip
     model = LatentDiffusion(conditioner, unet, Schedule(recipe.schedule), recipe.objective)
+    model.check(recipe.sampling)
     model.sampling = recipe.sampling
     return model
 
@@ -112,7 +113,7 @@ def _build_condition(condition: Text | Label, tokenizer: CaptionTokenizer | None
 
 
 def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World) -> CaptionTokenizer | None:
-    """The run's tokenizer, made once: trained on the captions, or taken from the file that the recipe names."""
+    """The run's tokenizer: its own copy, or trained on the captions, or from the file that the recipe names."""
     text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
     if text is None:
         return None
@@ -133,43 +134,44 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World) ->
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, more than conditions' vocab_size={text.vocab_size}"
         )
-    if world.is_main and not path.exists():
-        tokenizer.save(path)
     return tokenizer
 
 
-def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> Autoencoder:
-    """The frozen autoencoder of a diffusion run; the run's folder keeps a copy, so that it is all sample.py needs."""
-    own = folder / "autoencoder"
-    if not (own / "model.safetensors").exists():
-        source = recipe.autoencoder.path
-        if not source:
-            raise UserError(
-                "autoencoder is empty; name a stage-one run (autoencoder=runs/NAME) or an autoencoder recipe (.py)"
-            )
-        if source.endswith(".py"):
-            first_stage = config.read_recipe(source, AutoencoderRecipe)
-            autoencoder = build_autoencoder(first_stage)
-            say(
-                f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {first_stage.train.seed}"
-            )
-        else:
-            path = run.find_run(source)
-            first_stage, autoencoder = run.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
-        if world.is_main:
-            own.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(own / "recipe.json", config.to_dict(first_stage))
-            checkpoint.write_tensors(own / "model.safetensors", autoencoder.state_dict())
-        world.barrier()
-    return load_autoencoder(own).to(world.device).eval().requires_grad_(False)
+def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:
+    """The frozen autoencoder of a diffusion run and its recipe: the run's own copy, or from where the recipe says."""
+    own, source = folder / "autoencoder", recipe.autoencoder.path
+    if (own / "model.safetensors").exists():
+        first_stage, autoencoder = run.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
+    elif not source:
+        raise UserError(
+            "autoencoder is empty; name a stage-one run (autoencoder=runs/NAME) or an autoencoder recipe (.py)"
+        )
+    elif source.endswith(".py"):
+        first_stage = config.read_recipe(source, AutoencoderRecipe)
+        autoencoder, seed = build_autoencoder(first_stage), first_stage.train.seed
+        say(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {seed}")
+    else:
+        path = run.find_run(source)
+        first_stage, autoencoder = run.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
+    return autoencoder.to(world.device).eval().requires_grad_(False), first_stage
 
 
-def choose_statistics(
-    recipe: DiffusionRecipe, autoencoder: Autoencoder, measured, folder: Path, world: World, say
+def keep_parts(
+    folder: Path, autoencoder: Autoencoder, first_stage: AutoencoderRecipe, tokenizer: CaptionTokenizer | None
 ) -> None:
-    """Compare the autoencoder's own statistics with those measured on this data while caching (mean, variance per channel).
+    """Put the frozen autoencoder and the tokenizer into the run's folder, which is then all that sample.py needs."""
+    own = folder / "autoencoder"
+    own.mkdir(exist_ok=True)
+    checkpoint.write_json(own / "recipe.json", config.to_dict(first_stage))
+    checkpoint.write_tensors(own / "model.safetensors", autoencoder.state_dict())
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer.json")
 
-    autoencoder.statistics = data writes the measured ones into the run's own copy, identity writes 0 and 1.
+
+def choose_statistics(recipe: DiffusionRecipe, autoencoder: Autoencoder, measured, say) -> None:
+    """Compare the autoencoder's own statistics with those measured on this data while caching (mean, variance [C]).
+
+    autoencoder.statistics = data puts the measured ones into the run's own copy, identity puts 0 and 1.
     """
     wanted = recipe.autoencoder.statistics
     if wanted == "identity":
@@ -182,18 +184,13 @@ def choose_statistics(
         mean, variance = (torch.from_numpy(m).float() for m in measured)
         autoencoder.set_statistics(mean, variance.rsqrt())
     else:
-        variance = (
-            torch.from_numpy(measured[1]).to(autoencoder.scale.device) * autoencoder.scale.flatten().double() ** 2
-        )
+        variance = torch.from_numpy(measured[1]) * autoencoder.scale.flatten().double().cpu() ** 2
         ratio = variance.mean().sqrt().item()
         if not 0.8 <= ratio <= 1.25:
             say(
-                f"WARNING: the latents of this data have a standard deviation of {ratio:.2f} after normalisation, where 1 is "
-                f"right; autoencoder.statistics=data would normalise by this data"
+                f"WARNING: the latents of this data have a standard deviation of {ratio:.2f} after normalisation, "
+                f"where 1 is right; autoencoder.statistics=data would normalise by this data"
             )
-        return
-    if world.is_main:
-        checkpoint.write_tensors(folder / "autoencoder" / "model.safetensors", autoencoder.state_dict())
 
 
 # ---- loading
@@ -244,6 +241,6 @@ def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Pat
     missing, unexpected = module.load_state_dict(tensors, strict=False)
     if missing or unexpected:
         raise UserError(
-            f"the weights of {folder} do not fit its recipe: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"
+            f"the weights of {folder} do not fit its recipe: {len(missing)} tensors missing "
+            f"({', '.join(missing[:3])}), {len(unexpected)} unexpected ({', '.join(unexpected[:3])})"
         )

@@ -18,12 +18,7 @@ START_LOGVAR = -6.0  # of the posterior before training
 @dataclass(frozen=True)
 class AutoencoderConfig:
     channels: int = 128  # width of the first level
-    channel_mult: tuple[int, ...] = (
-        1,
-        2,
-        4,
-        4,
-    )  # width per level, each half the size of the one before; (): pixel space
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)  # width per level, each half the size of the last; (): pixel space
     num_res_blocks: int = 2  # residual blocks per level; the decoder has one more
     attention_levels: tuple[int, ...] = ()  # levels with attention after each block; 0 is full resolution
     mid_attention: bool = True  # attention in the middle of encoder and decoder
@@ -128,6 +123,7 @@ class Autoencoder(nn.Module):
         self.decoder = nn.Identity() if pixels else Decoder(config, config.z_channels)
         self.quant_conv = nn.Identity() if pixels else nn.Conv2d(c_moments, c_moments, 1)
         self.post_quant_conv = nn.Identity() if pixels else nn.Conv2d(config.z_channels, config.z_channels, 1)
+        self.apply(_keep_size)
         if isinstance(config.bottleneck, KL) and not pixels:
             # a posterior that starts at std 1 hides the latent from the decoder for hundreds of steps
             nn.init.constant_(self.quant_conv.bias[config.z_channels :], START_LOGVAR)
@@ -180,6 +176,13 @@ class Autoencoder(nn.Module):
                 total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
+
+
+def _keep_size(module: nn.Module) -> None:
+    """Convolutions that start with unit gain (He et al. 2015); torch's own start shrinks the signal at every one."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        nn.init.zeros_(module.bias)
 
 
 def check(config: AutoencoderConfig) -> None:

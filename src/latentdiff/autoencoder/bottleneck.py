@@ -12,9 +12,7 @@ from latentdiff import keyed
 
 @dataclass(frozen=True)
 class KL:
-    weight: float = (
-        1e-6  # of the KL term; both it and the reconstruction loss are summed over a picture, as in the paper
-    )
+    weight: float = 1e-6  # of the KL term, which is summed over a picture as the reconstruction loss is (the paper's)
 
 
 @dataclass(frozen=True)

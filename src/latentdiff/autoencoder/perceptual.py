@@ -20,9 +20,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mea
 @dataclass(frozen=True)
 class LPIPS:
     backbone: str = "vgg16"  # vgg16, as in the paper, or squeezenet, ten times as quick
-    backbone_weights: str = (
-        ""  # file of its ImageNet weights; empty: $LATENTDIFF_WEIGHTS, torchvision's cache, download
-    )
+    backbone_weights: str = ""  # its ImageNet weights; empty: $LATENTDIFF_WEIGHTS, torchvision's cache, download
     heads: str = ""  # file of the LPIPS heads; empty: $LATENTDIFF_WEIGHTS, the package lpips, download
     weight: float = 1.0  # beside the pixel terms
 

@@ -6,6 +6,7 @@ step) and a manifest of what the rows depend on. Captions are outside and joined
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class LatentCache:
     """Rows of moments: item i's copy j is row i * copies + j."""
 
     def __init__(self, folder: Path, manifest: dict) -> None:
-        self.manifest, self.copies, self.shard_rows = manifest, manifest["copies"], manifest["shard_rows"]
-        self.shards = [_Shard(folder / _shard_name(s)) for s in range(-(-manifest["rows"] // self.shard_rows))]
+        self.folder, self.manifest = folder, manifest
+        self.copies, self.shard_rows = manifest["copies"], manifest["shard_rows"]
+        self.shards = [_Shard(folder / name) for name in _shard_names(manifest)]
 
     def __len__(self) -> int:
         return self.manifest["rows"]
@@ -51,9 +53,9 @@ class LatentCache:
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Per-channel mean and variance of the latents over all rows: Var(mean) + E[exp(logvar)]."""
-        sums = sum(
-            shard.array("sums").astype(np.float64) for shard in self.shards
-        )  # [4, C]: n, sum, squares, variances
+        sums = sum(shard.array("sums") for shard in self.shards)  # float64 [4, C]: n, sum, squares, variances
+        if np.ndim(sums) == 0:
+            raise UserError("none of the pictures can be read")
         mean = sums[1] / sums[0]
         return mean, sums[2] / sums[0] - mean**2 + sums[3] / sums[0]
 
@@ -71,21 +73,20 @@ class CachedLatents:
         return self.data.id(r // self.cache.copies)
 
     def item(self, r: int, key: int) -> dict:
-        row = self.cache.row(r)
-        if not row.pop("ok"):
-            raise BadPicture("could not be read when the cache was made")
+        row, i = self.cache.row(r), r // self.cache.copies
         if row.pop("id_hash") != _id_hash(self.id(r)):
-            raise UserError(
-                f"row {r} of the latent cache belongs to another picture than {self.id(r)}; delete the cache"
-            )
-        return self.data.record(r // self.cache.copies, key) | row
+            where = f"row {r} of the latent cache {self.cache.folder}"
+            raise UserError(f"{where} belongs to another picture than {self.id(r)}; delete that folder")
+        if not row.pop("ok"):
+            self.data.item(i, key)  # says why it cannot be read
+            raise BadPicture("could not be read when the latent cache was made; delete the cache to try again")
+        return self.data.record(i, key) | row
 
 
 def open_cache(
     folder: Path,
     config: Cache,
     data: Any,
-    seed: int,
     weights: str,
     encode: Callable[[dict], Moments],
     world: Any,
@@ -96,34 +97,38 @@ def open_cache(
     encode(batch) gives the moments of batch["image"]. All ranks encode, each the shards that are its own.
     """
     identity = {
-        "autoencoder": weights, "data": data.fingerprint(), "seed": seed, "copies": config.copies,
+        "autoencoder": weights, "data": data.fingerprint(), "copies": config.copies,
         "rows": len(data) * config.copies, "shard_rows": config.shard_rows,
     }  # fmt: skip
-    path = folder / "manifest.json"
-    manifest = _read_manifest(path, identity)
-    if not manifest.get("complete"):
-        if world.is_main:
-            _write_manifest(path, identity | {"complete": False})
-        world.barrier()
-        say(f"encoding {identity['rows']} latents into {folder}")
-        for shard in range(world.rank, -(-identity["rows"] // config.shard_rows), world.size):
-            if not (folder / _shard_name(shard)).exists():
-                _write_shard(folder, shard, identity, config, data, encode)
-        world.barrier()
-        manifest = identity | {"complete": True}
-        if world.is_main:
-            _write_manifest(path, manifest)
-    return LatentCache(folder, manifest)
+    _compare(folder / "manifest.json", identity)
+    missing = [shard for shard, name in enumerate(_shard_names(identity)) if not (folder / name).exists()]
+    if missing:
+        say(f"encoding {identity['rows']} latents into {folder}" + _left(missing, identity))
+        try:
+            _write_manifest(folder / "manifest.json", identity)
+            for shard in missing:
+                if shard % world.size == world.rank:
+                    _write_shard(folder, shard, identity, config, data, encode)
+        except OSError as error:
+            raise UserError(f"cannot write the latent cache {folder}: {error.strerror}") from error
+    world.barrier()  # all shards are there
+    return LatentCache(folder, identity)
 
 
-def row_key(seed: int, item_id: str, copy: int) -> int:
+def row_key(item_id: str, copy: int) -> int:
     """What chooses the crop of a copy; the lowest bit of a key is its flip, so copies alternate."""
-    return keyed.key(seed, item_id, "copy", copy // 2) & ~1 | copy & 1
+    return keyed.key(item_id, "copy", copy // 2) & ~1 | copy & 1
 
 
-def _read_manifest(path: Path, identity: dict) -> dict:
+def _left(missing: list[int], identity: dict) -> str:
+    total = len(_shard_names(identity))
+    return "" if len(missing) == total else f": {len(missing)} of {total} shards are missing"
+
+
+def _compare(path: Path, identity: dict) -> None:
+    """UserError if the cache was made from something else."""
     if not path.exists():
-        return {}
+        return
     try:
         manifest = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -134,12 +139,11 @@ def _read_manifest(path: Path, identity: dict) -> dict:
                 f"the latent cache {path.parent} was made with another {field} ({manifest.get(field)}, now {value}); "
                 f"delete it or choose another cache.path"
             )
-    return manifest
 
 
 def _write_manifest(path: Path, manifest: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(".manifest.tmp")
+    aside = _aside(path)
     aside.write_text(json.dumps(manifest, indent=1) + "\n")
     aside.replace(path)
 
@@ -157,49 +161,63 @@ def _write_shard(folder: Path, shard: int, identity: dict, config: Cache, data: 
             if size == 1:
                 raise
             size //= 2
-    tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    mean, ok = tensors["mean"][tensors["ok"]].astype(np.float64), tensors["ok"].sum()
-    axes, count = (0, 2, 3), float(ok) * mean.shape[2] * mean.shape[3]
-    variances = np.exp(tensors["logvar"][tensors["ok"]].astype(np.float64)).sum(axes) if "logvar" in tensors else 0.0
-    channels = np.ones(mean.shape[1])
-    tensors["sums"] = np.stack([count * channels, mean.sum(axes), (mean**2).sum(axes), variances * channels])
-    aside = folder / f".{_shard_name(shard)}.tmp"
+    tensors = {name: np.concatenate([part[name] for part in parts]) for name in ("key", "id_hash", "ok")}
+    for name in ("mean", "logvar"):
+        found = [part[name] for part in parts if name in part]
+        if found:
+            values = np.concatenate(found)
+            tensors[name] = np.zeros((len(rows), *values.shape[1:]), np.float32)
+            tensors[name][tensors["ok"]] = values
+    tensors["sums"] = _sums(tensors)
+    path = folder / _shard_names(identity)[shard]
+    aside = _aside(path)
     save_file(tensors, aside)
-    aside.replace(folder / _shard_name(shard))
+    aside.replace(path)
+
+
+def _sums(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """float64 [4, C]: per channel the count, sum and sum of squares of the means, and the sum of variances."""
+    if "mean" not in tensors:
+        return np.zeros(())  # no picture of the shard can be read
+    mean = tensors["mean"][tensors["ok"]].astype(np.float64)  # [N, C, h, w]
+    variances = np.zeros_like(mean)
+    if "logvar" in tensors:
+        variances = np.exp(tensors["logvar"][tensors["ok"]].astype(np.float64))
+    return np.stack([m.sum((0, 2, 3)) for m in (np.ones_like(mean), mean, mean**2, variances)])
 
 
 def _encode_rows(rows: range, identity: dict, data: Any, encode: Callable) -> dict[str, np.ndarray]:
-    """The moments of some rows; a picture that cannot be read leaves a row of zeros that is not ok."""
+    """The moments of the rows whose picture can be read, which "ok" names."""
     items, ok, keys, ids = [], [], [], []
     for r in rows:
         item_id = data.id(r // identity["copies"])
-        keys.append(row_key(identity["seed"], item_id, r % identity["copies"]))
+        keys.append(row_key(item_id, r % identity["copies"]))
         ids.append(_id_hash(item_id))
         try:
             items.append(data.item(r // identity["copies"], keys[-1]) | {"bad": []})
             ok.append(True)
         except BadPicture:
             ok.append(False)
-    if not items:
-        raise UserError(f"none of {len(rows)} pictures from {data.id(rows.start // identity['copies'])} on can be read")
-    names = ("mean", "logvar")
-    moments = {n: m.float().cpu().numpy() for n, m in zip(names, encode(collate(items))) if m is not None}
-    full = {n: np.zeros((len(rows), *m.shape[1:]), np.float32) for n, m in moments.items()}
-    for name, values in moments.items():
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"the autoencoder gives a {name} that is not finite, in rows {rows.start} to {rows.stop - 1}"
-            )
-        full[name][np.array(ok)] = values
-    return full | {"key": np.array(keys, np.int64), "id_hash": np.array(ids, np.int64), "ok": np.array(ok)}
+    moments = {}
+    for name, values in zip(("mean", "logvar"), encode(collate(items)) if items else ()):
+        if values is not None:
+            moments[name] = values.float().cpu().numpy()
+            if not np.isfinite(moments[name]).all():
+                where = f"in rows {rows.start} to {rows.stop - 1}"
+                raise UserError(f"the autoencoder gives a {name} that is not finite, {where}")
+    return moments | {"key": np.array(keys, np.int64), "id_hash": np.array(ids, np.int64), "ok": np.array(ok)}
 
 
 def _id_hash(item_id: str) -> int:
     return keyed.key(item_id)
 
 
-def _shard_name(shard: int) -> str:
-    return f"shard_{shard:05d}.safetensors"
+def _shard_names(manifest: dict) -> list[str]:
+    return [f"shard_{shard:05d}.safetensors" for shard in range(-(-manifest["rows"] // manifest["shard_rows"]))]
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another run may be making the same cache
 
 
 class _Shard:
@@ -211,7 +229,7 @@ class _Shard:
         try:
             with open(path, "rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
+                header = json.loads(file.read(min(length, path.stat().st_size)))
                 self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.arrays = {
                 name: self._open(about, 8 + length) for name, about in header.items() if name != "__metadata__"

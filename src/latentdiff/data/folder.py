@@ -13,14 +13,12 @@ from latentdiff.data.picture import CROPS, BadPicture, check_header, fit, open_r
 
 @dataclass(frozen=True)
 class Folder:
-    path: str = (
-        "data"  # folder of pictures, perhaps with train/, val/, test/, and metadata.jsonl, metadata.csv or x.txt
-    )
+    path: str = "data"  # folder of pictures, perhaps with train/ val/ test/, and metadata.jsonl, .csv or x.txt
     size: int = 256  # height and width in pixels that pictures are resized to cover and cropped to
     width: int = 0  # width, where it is not as the height (0: as size)
     crop: str = "center"  # center | random: which part of a picture that has another shape
     flip: bool = False  # mirror half of the views; makes captions that say left or right untrue
-    caption: str = "text"  # column of the metadata that holds the caption or a list of captions
+    caption: str = "text"  # metadata column with the caption or a list of them; several columns: text,text_long
     val_share: float = 0.02  # held out for validation by a hash of the name, where there is no val/ folder
     max_bad: float = 0.05  # stop when more than this share of the pictures cannot be read
 

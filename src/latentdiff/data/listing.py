@@ -107,7 +107,8 @@ def _read_table(
         if id.startswith(("/", "../")) or not (id in known or os.path.isfile(os.path.join(root, id))):
             listing.bad.append((id, f"{table}:{line} names it, but there is no such file in the folder"))
             continue
-        listing.captions.setdefault(id, []).extend(texts(row.pop(caption, None)))
+        said = [row.pop(column.strip(), None) for column in caption.split(",")]
+        listing.captions.setdefault(id, []).extend(text for value in said for text in texts(value))
         listing.rows.setdefault(id, row)
         named.add(id)
     return named

@@ -1,4 +1,4 @@
-"""The endless stream of batches: which item stands where is a function of (seed, step, position), so a restart goes on exactly."""
+"""The endless stream of batches: (seed, step, position) gives the item, so a restart goes on exactly."""
 
 from collections.abc import Iterator
 from typing import Any

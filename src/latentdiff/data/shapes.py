@@ -34,6 +34,7 @@ class Shapes:
     val_count: int = 500  # held-out scenes
     max_objects: int = 3  # in a scene: 1 to 3
     kinds: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "ring")  # of objects
+    wording: str = "varied"  # of captions: varied, some leave things out; or full, one template that names all
     seed: int = 0  # which scenes
 
 
@@ -71,7 +72,7 @@ class ShapesDataset:
 
     def captions(self) -> list[str]:
         """Captions in which every word occurs: what a tokenizer needs."""
-        return [caption(self.scene(i), keyed.key("captions", i)) for i in range(2000)]
+        return [self._caption(self.scene(i), keyed.key("captions", i)) for i in range(2000)]
 
     def fingerprint(self) -> str:
         """Hex hash of what the pixels depend on: the configuration, and the first pictures: the drawing may change."""
@@ -81,11 +82,14 @@ class ShapesDataset:
             digest.update(draw(self.scene(i), c.height, c.width)[0].tobytes())
         return digest.hexdigest()[:32]
 
+    def _caption(self, scene: Scene, key: int) -> str:
+        return caption(scene, key if self.config.wording == "varied" else None)
+
     def _record(self, scene: Scene, i: int, key: int) -> dict:
         scale = np.array([self.config.width, self.config.height] * 2 + [1], np.float32)
         boxes = np.array([(*thing.box(), NUMBER[thing.kind]) for thing in scene.things], np.float32) / scale
         label = NUMBER[max(scene.things, key=lambda thing: thing.radius).kind]
-        return {"id": self.id(i), "caption": caption(scene, key), "label": label, "boxes": boxes}
+        return {"id": self.id(i), "caption": self._caption(scene, key), "label": label, "boxes": boxes}
 
 
 def prompts(
@@ -130,6 +134,8 @@ def _check(config: Shapes) -> None:
     for name in ("count", "val_count"):
         if getattr(config, name) < 1:
             raise UserError(f"data.{name} is {getattr(config, name)}; it must be at least 1")
+    if config.wording not in ("varied", "full"):
+        raise UserError(f"data.wording is {config.wording!r}; it can be varied or full")
     if not 1 <= config.max_objects <= 3:
         raise UserError(f"data.max_objects is {config.max_objects}; it can be 1, 2 or 3")
     unknown = [kind for kind in config.kinds if kind not in KINDS]

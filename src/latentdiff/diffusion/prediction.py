@@ -36,7 +36,8 @@ def check(kind: str, schedule: Schedule) -> None:
     t = torch.arange(schedule.T, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     a, b = MIX[kind](alpha, sigma)
-    if (alpha * b - sigma * a).abs().min() < 1e-6:
+    determinant = (alpha * b - sigma * a).abs().min()
+    if not determinant.is_meta and determinant < 1e-6:
         raise UserError(
             f"prediction={kind} says nothing about x0 where there is no signal, and the last timestep of "
             f"schedule.kind={schedule.config.kind} has none; use prediction=v or x0 (for flow: flow)"

@@ -106,13 +106,19 @@ def sample(
     name: str, denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None
 ) -> Iterator[Tensor]:
     """Run a sampler by name down to the clean image; yields its guess of it at every step, the last is the result."""
-    if name not in SAMPLERS:
-        raise UserError(f"sampler is {name!r}; it can be {', '.join(SAMPLERS)}")
+    check(name, eta)
     sampler, fixed = SAMPLERS[name]
-    if not 0 <= eta <= 1 or fixed is not None and eta not in (0, fixed):
-        raise UserError(f"eta is {eta} with sampler={name}; only ddim takes one, 0 to 1")
     for _, x0 in sampler(denoise, x, ts, schedule, eta if fixed is None else fixed, noise):
         yield x0
+
+
+def check(name: str, eta: float = 0.0) -> None:
+    """Refuse a sampler that is none, and an eta that it does not take."""
+    if name not in SAMPLERS:
+        raise UserError(f"sampler is {name!r}; it can be {', '.join(SAMPLERS)}")
+    fixed = SAMPLERS[name][1]
+    if not 0 <= eta <= 1 or fixed is not None and eta not in (0, fixed):
+        raise UserError(f"eta is {eta} with sampler={name}; only ddim takes one, 0 to 1")
 
 
 class Level(NamedTuple):

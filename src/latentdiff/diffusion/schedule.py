@@ -144,7 +144,8 @@ def timesteps(steps: int, T: int, spacing: str = "trailing") -> Tensor:
         raise UserError(f"spacing is {spacing!r}; it can be {', '.join(SPACINGS)}")
     if not 1 <= steps <= T:
         raise UserError(f"steps is {steps}; it can be 1 to {T}, the timesteps of the schedule")
-    ts = SPACINGS[spacing](steps, T)
+    with torch.device("cpu"):
+        ts = SPACINGS[spacing](steps, T)
     if ts[0] > T - 1:
         raise UserError(f"steps is {steps}; the original's uniform grid then leaves 0..{T - 1}; use spacing=trailing")
     return ts

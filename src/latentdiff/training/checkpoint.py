@@ -28,9 +28,9 @@ def save(folder: Path, step: int, parts: dict[str, Tensors], state: dict, keep: 
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
         _flush(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f"cannot write the checkpoint {final}: {error.strerror}; the last one is intact") from error
+        raise UserError(f"cannot write the checkpoint {final}: {error}; the last one is intact") from error
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -18,9 +18,10 @@ class EMA:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (2 + step) / (11 + step))
+    def update(self, step: int, norm: Tensor) -> None:
+        """After the step numbered `step`; a gradient `norm` that is not finite moved no weight and moves no average."""
+        share = (1 - min(self.decay, (2 + step) / (11 + step))) * torch.isfinite(norm)
         ours, theirs = list(self.model.parameters()), list(self.source.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        torch._foreach_lerp_(ours, theirs, [share] * len(ours))
         for mine, other in zip(self.model.buffers(), self.source.buffers()):
             mine.copy_(other)

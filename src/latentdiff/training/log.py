@@ -16,7 +16,8 @@ from latentdiff.config import UserError
 from latentdiff.training.settings import Train
 from latentdiff.training.world import World
 
-SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm", "lr", "images_per_second")  # on screen
+# on screen
+SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm", "lr", "images_per_second")
 
 
 class Log:
@@ -25,11 +26,22 @@ class Log:
     def __init__(self, folder: Path, world: World, first: int, train: Train, report_to: str | None = None) -> None:
         self.path, self.world, self.train = folder / "metrics.jsonl", world, train
         self.sums: dict[str, Tensor] = {}
-        self.reporter = _reporter(report_to, folder) if world.is_main else None
-        self.earlier = self._cut_back(first)  # seconds of training before this start
-        self.started = self.window_start = time.monotonic()
-        self.window_step, self.away = first, 0.0
-        self.bar = _bar(first, train.steps) if world.is_main else None
+        self.first, self.report_to = first, report_to
+        self.rows = [row for row in read_metrics(self.path) if row["step"] <= first]  # of earlier starts
+        self.earlier = self.rows[-1]["seconds"] if self.rows else 0.0  # seconds of training in them
+        self.started = time.monotonic()
+        self.bar = self.reporter = None
+
+    def start(self) -> None:
+        """Training begins. Until here nothing is written: a run that is refused leaves no trace."""
+        if self.world.is_main:
+            if self.path.exists():  # drop what came after the checkpoint that the run goes on from
+                aside = self.path.with_name(".metrics.tmp")
+                aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+                os.replace(aside, self.path)
+            self.reporter = _reporter(self.report_to, self.path.parent)
+            self.bar = _bar(self.first, self.train.steps)
+        self.window_start, self.window_step, self.away = time.monotonic(), self.first, 0.0
 
     @property
     def seconds(self) -> float:
@@ -40,7 +52,7 @@ class Log:
     def add(self, **values: Tensor) -> None:
         """Numbers of one step; the report shows their mean over steps and ranks."""
         for name, value in values.items():
-            value = torch.stack([value.detach().float().nan_to_num(0.0), torch.isfinite(value).float()])
+            value = torch.stack([value.detach().float().nan_to_num(0.0, 0.0, 0.0), torch.isfinite(value).float()])
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def report(self, step: int, **extra: float) -> dict[str, float] | None:
@@ -102,21 +114,12 @@ class Log:
             numbers = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
             print(f"step {step}/{self.train.steps}  {numbers}  left {clock(left)}", flush=True)
 
-    def _cut_back(self, first: int) -> float:
-        """Drop lines after the checkpoint that a resumed run starts from; return the seconds spent until then."""
-        if not self.path.exists():
-            return 0.0
-        rows = [row for row in read_metrics(self.path) if row["step"] <= first]
-        if self.world.is_main:
-            aside = self.path.with_name(".metrics.tmp")
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(aside, self.path)
-        return rows[-1]["seconds"] if rows else 0.0
-
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl; a line cut short by a kill is left out."""
+    """The rows of metrics.jsonl, none where there is no such file; a line cut short by a kill is left out."""
     rows = []
+    if not path.exists():
+        return rows
     for line in path.read_text().splitlines():
         try:
             rows.append(json.loads(line))
@@ -146,18 +149,15 @@ def _reporter(name: str | None, folder: Path):
     """report(step, values) to TensorBoard or W&B; none unless asked for."""
     if name is None:
         return None
-    try:
-        if name == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
 
-            writer = SummaryWriter(folder / "tensorboard")
-            return lambda step, values: [writer.add_scalar(f"train/{k}", v, step) for k, v in values.items()]
-        import wandb
+        writer = SummaryWriter(folder / "tensorboard")
+        return lambda step, values: [writer.add_scalar(f"train/{k}", v, step) for k, v in values.items()]
+    import wandb
 
-        started = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
-        return lambda step, values: started.log(values, step=step)
-    except ImportError as error:
-        raise UserError(f"--report-to {name} needs the package {name}: pip install 'latentdiff[{name}]'") from error
+    started = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
+    return lambda step, values: started.log(values, step=step)
 
 
 def plan(rows: dict[str, str]) -> str:

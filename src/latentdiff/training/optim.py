@@ -20,7 +20,7 @@ def rate(train: Train, step: int) -> float:
 
 
 def adamw(module: nn.Module, train: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what trains in `module`; fused: one kernel per type, three times as fast."""
+    """AdamW (Loshchilov & Hutter 2019) over what trains in `module`; fused: one kernel per type, thrice as fast."""
     weights = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": train.weight_decay},

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,34 @@ def find_run(name: str | Path) -> Path:
 
 
 def open_run(recipe: Any, world: World) -> tuple[Path, Path | None]:
-    """The run's folder and, where it exists already, its newest checkpoint.
+    """The run's folder and, where it exists already, its newest checkpoint; nothing is written.
 
     A resumed run must be the same run: a recipe that differs in more than FREE_ON_RESUME is refused by field.
     """
     folder = runs_root() / recipe.name
-    saved = folder / "recipe.json"
-    if saved.is_file():
+    if (folder / "recipe.json").is_file():
         old = read_recipe(folder, type(recipe))
         for field, before, now in config.differences(old, recipe):
             if not field.startswith(FREE_ON_RESUME):
                 raise UserError(
-                    f"run {folder} was started with {field}={before!r}, not {now!r}; give the new run a name of its own "
-                    f"(name=...), or go on with the old value"
+                    f"run {folder} was started with {field}={before!r}, not {now!r}; give the new run a name of "
+                    f"its own (name=...), or go on with the old value"
                 )
-    world.barrier()  # every rank has compared before the file changes
     checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
+    return folder, checkpoints[-1] if checkpoints else None
+
+
+def begin(folder: Path, recipe: Any, world: World, parts: Callable[[], None] = lambda: None) -> None:
+    """Make the run's folder, once all that may refuse the run has been asked; `parts` writes what belongs to it."""
+    world.barrier()  # every rank has read what is there before it changes
     if world.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_json(saved, config.to_dict(recipe))
+            checkpoint.write_json(folder / "recipe.json", config.to_dict(recipe))
+            parts()
         except OSError as error:
             raise UserError(f"cannot write the run's folder {folder}: {error.strerror}") from error
-    return folder, checkpoints[-1] if checkpoints else None
+    world.barrier()
 
 
 def read_recipe(folder: Path, *roots: type) -> Any:

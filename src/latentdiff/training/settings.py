@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from latentdiff.config import UserError
+from latentdiff.config import UserError, check_types
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,12 @@ class Train:
     overfit: int = 0  # train on this many items only, a first check that anything is right; 0: all
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "val_every",
-            "sample_every",
-            "checkpoint_every",
-            "keep",
-        ):
+        check_types(self, "train")
+        whole = "steps batch_size accumulate log_every val_every sample_every checkpoint_every keep"
+        for name in whole.split():
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.lr <= 0:
+        if not self.lr > 0:
             raise UserError(f"train.lr is {self.lr}; it must be above 0")
         if len(self.betas) != 2:
             raise UserError(f"train.betas is {self.betas}; it must be two numbers, for example 0.9,0.999")

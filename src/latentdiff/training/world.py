@@ -41,7 +41,7 @@ class World:
             dist.barrier()
 
     def share(self, name: str, make, patience: float = 24 * 3600) -> bytes:
-        """Bytes that rank 0 makes and all ranks get, through the store: slow work here trips no collective's watchdog."""
+        """Bytes that rank 0 makes and all ranks get, through the store: slow work trips no watchdog."""
         if self.size == 1:
             return make()
         store = dist.distributed_c10d._get_default_store()
@@ -85,7 +85,10 @@ def start(device: str = "auto", deterministic: bool = False, timeout_minutes: fl
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"train.device={device}, but torch sees no CUDA device here; use train.device=cpu or auto")
-    chosen = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
+    try:
+        chosen = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
+    except RuntimeError as error:
+        raise UserError(f"train.device={device} is no device; it must be auto, cuda or cpu") from error
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = not deterministic

@@ -1,0 +1,134 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from latentdiff.config import UserError
+from latentdiff.data import loader
+from latentdiff.data.picture import BadPicture
+
+
+class Numbers:
+    """Item i is a picture of colour i; some cannot be read."""
+
+    def __init__(self, n, bad=()):
+        self.n, self.bad, self.asked = n, set(bad), []
+
+    def __len__(self):
+        return self.n
+
+    def id(self, i):
+        return f"picture-{i}"
+
+    def record(self, i, key):
+        return {"id": self.id(i), "caption": f"number {i}", "key": key}
+
+    def item(self, i, key):
+        self.asked.append((i, key))
+        if i in self.bad:
+            raise BadPicture("is torn")
+        return self.record(i, key) | {"image": np.full((2, 2, 3), i, np.uint8)}
+
+    def captions(self):
+        return [f"number {i}" for i in range(self.n)]
+
+    def fingerprint(self):
+        return f"numbers-{self.n}"
+
+
+def seen(data, micro, first, steps, batch_size, seed=0):
+    """The items of each batch."""
+    stream = loader.batches(data, seed, batch_size, micro, first, steps)
+    return [batch["image"][:, 0, 0, 0].tolist() for batch in stream]
+
+
+def test_an_epoch_shows_every_item_once():
+    flat = sum(seen(Numbers(10), [range(4)], 0, 10, 4), [])  # 40 items: 4 epochs, across batches
+    epochs = [flat[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert flat != sum(seen(Numbers(10), [range(4)], 0, 10, 4, seed=1), [])
+
+
+def test_a_restart_goes_on_where_it_was():
+    whole = seen(Numbers(10), [range(4)], 0, 9, 4)
+    assert seen(Numbers(10), [range(4)], 5, 9, 4) == whole[5:]
+    assert seen(Numbers(10), [range(4)], 9, 9, 4) == []
+
+
+def test_ranks_and_pieces_see_the_same_global_batch():
+    whole = [sorted(batch) for batch in seen(Numbers(50), [range(12)], 0, 4, 12)]
+    for size, pieces in ((2, 1), (1, 3), (2, 3)):
+        parts = []
+        for rank in range(size):
+            micro = loader.micro_batches(rank, size, 12, pieces)
+            batches = iter(seen(Numbers(50), micro, 0, 4, 12))
+            parts.append([sum(islice(batches, pieces), []) for _ in range(4)])
+        assert [sorted(sum(step, [])) for step in zip(*parts)] == whole
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UserError, match="train.batch_size=6 cannot be shared by 2 ranks x train.accumulate=2.*of 4"):
+        loader.micro_batches(0, 2, 6, 2)
+
+
+def test_workers_change_nothing():
+    data, micro = Numbers(10), [range(2), range(2, 4)]
+    alone, helped = ([b["image"].tolist() + b["key"].tolist() for b in loader.batches(data, 0, 4, micro, 2, 5, workers)]
+                     for workers in (0, 2))  # fmt: skip
+    assert alone == helped
+
+
+def test_the_key_of_an_item_belongs_to_its_place_and_step():
+    keys = [b["key"].tolist() for b in loader.batches(Numbers(1), 0, 2, [range(2)], 0, 3)]
+    assert len(set(sum(keys, []))) == 6  # one picture, six different crops
+    assert keys[1:] == [b["key"].tolist() for b in loader.batches(Numbers(1), 0, 2, [range(2)], 1, 3)]
+
+
+def test_a_bad_picture_is_replaced_and_named():
+    data = Numbers(10, bad=(3, 7))
+    batches = list(loader.batches(data, 0, 5, [range(5)], 0, 20))
+    assert all(len(b["image"]) == 5 for b in batches)
+    shown = torch.cat([b["image"][:, 0, 0, 0] for b in batches]).tolist()
+    assert not {3, 7} & set(shown)
+    named = [entry for b in batches for entry in b["bad"]]
+    assert set(named) == {("picture-3", "is torn"), ("picture-7", "is torn")}
+    again = [b["image"].tolist() for b in loader.batches(Numbers(10, bad=(3, 7)), 0, 5, [range(5)], 0, 20)]
+    assert again == [b["image"].tolist() for b in batches]
+
+
+def test_nothing_but_bad_pictures_is_refused():
+    with pytest.raises(UserError, match="100 items in a row cannot be read.*is torn"):
+        next(loader.batches(Numbers(3, bad=(0, 1, 2)), 0, 2, [range(2)], 0, 1))
+
+
+def test_in_order_gives_every_item_once_and_names_the_bad():
+    batches = list(loader.in_order(Numbers(10, bad=(0, 4, 5)), range(0, 10), 2))
+    assert [b["image"][:, 0, 0, 0].tolist() for b in batches] == [[1], [2, 3], [6, 7], [8, 9]]
+    assert [b["index"].tolist() for b in batches] == [[1], [2, 3], [6, 7], [8, 9]]
+    assert [b["bad"] for b in batches] == [[("picture-0", "is torn")], [], [], []]
+    assert [b["index"].tolist() for b in loader.in_order(Numbers(10), range(3, 6), 2)] == [[3, 4], [5]]
+
+
+def test_collate_stacks_arrays_and_numbers_and_lists_the_rest():
+    items = [{"image": np.zeros((2, 2, 3), np.uint8), "label": np.int64(i), "caption": str(i), "flag": True,
+              "boxes": np.zeros((i, 5)), "only": 1, "bad": [("a", "b")] * i} for i in (1, 2)]  # fmt: skip
+    del items[0]["only"]
+    batch = loader.collate(items)
+    assert batch["image"].shape == (2, 2, 2, 3) and batch["label"].tolist() == [1, 2]
+    assert batch["label"].dtype == torch.int64 and batch["caption"] == ["1", "2"] and batch["flag"] == [True, True]
+    assert isinstance(batch["boxes"], list) and "only" not in batch and len(batch["bad"]) == 3
+
+
+def test_images_are_between_minus_one_and_one():
+    x = loader.images({"image": torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)})
+    assert x.shape == (1, 3, 1, 1) and x.flatten().tolist() == pytest.approx([-1, 1 / 255, 1], abs=1e-6)
+
+
+def test_overfitting_sees_the_first_items_only():
+    data = loader.First(Numbers(10), 3)
+    assert len(data) == 3 and set(sum(seen(data, [range(4)], 0, 5, 4), [])) == {0, 1, 2}
+    assert data.fingerprint() not in (Numbers(10).fingerprint(), loader.First(Numbers(10), 2).fingerprint())
+    assert len(loader.First(Numbers(10), 99)) == 10
+    assert data.id(2) == "picture-2" and data.record(1, 5)["key"] == 5 and data.captions()

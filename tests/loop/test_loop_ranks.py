@@ -1,0 +1,73 @@
+"""Two ranks stay equal and follow one rank on the same global batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, tensors_of
+
+from latentdiff.data import loader
+from latentdiff.training.checkpoint import read_tensors
+
+WORDS = ("train.steps=8", "train.precision=fp32", "train.lr=1e-4", "train.val_every=4", "train.checkpoint_every=4",
+         "data.count=32", "data.val_count=8")  # fmt: skip
+ONE = ("discriminator.learn_from=0", "discriminator.start=2", "discriminator.ramp=2", "discriminator.weight=0.5",
+       "loss.l1=0.01", "loss.perceptual.weight=0.01")  # so that the adaptive weight stays below its limit  # fmt: skip
+
+
+def torchrun(name: str, *words: str, check: bool = True) -> subprocess.CompletedProcess:
+    """What `torchrun --nproc_per_node=2 name.py words` does; every rank leaves model<rank> and ema<rank>."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    paths = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [*command, Path(__file__).with_name("ranks.py"), name, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}, cwd=ROOT, check=check, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+
+
+def furthest(a: dict, b: dict) -> float:
+    """The largest difference of any weight."""
+    names = a.keys() - {"shift", "scale"}  # measured at the end
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, loss", [(STAGE_ONE, "nll"), (STAGE_TWO, "loss")], ids=["one", "two"])
+def test_two_ranks_stay_equal_and_follow_one(stage, loss, runs):
+    words = (*WORDS, *ONE) if stage is STAGE_ONE else WORDS
+    torchrun(*stage, *words, "name=two")
+    call(*stage, *words, "name=one")
+    two, last = runs / "two", Path("checkpoints", "step_00000008")
+    for kind in ("model", "ema"):
+        first, second = (read_tensors(two / f"{kind}{rank}.safetensors") for rank in (0, 1))
+        assert_same_tensors(first, second)
+        assert furthest(first, read_tensors(runs / "one" / last / f"{kind}.safetensors")) < 1e-4
+    assert column(two, loss) == pytest.approx(column(runs / "one", loss), rel=1e-3)
+    assert tensors_of(two / last).keys() == tensors_of(runs / "one" / last).keys()
+    if stage is STAGE_ONE:
+        ours, theirs = (read_tensors(run / "model.safetensors")["scale"] for run in (two, runs / "one"))
+        assert ours.flatten().tolist() == pytest.approx(theirs.flatten().tolist(), rel=1e-4) and ours[0] != 1
+        discriminator = (read_tensors(run / last / "discriminator.safetensors") for run in (two, runs / "one"))
+        assert furthest(*discriminator) < 2e-4
+        assert column(two, "adaptive") == pytest.approx(column(runs / "one", "adaptive"), rel=0.02)
+        assert max(column(two, "adaptive")) < 9000
+    else:
+        assert column(two, "text_gap") == pytest.approx(column(runs / "one", "text_gap"), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_ranks_refuse_in_one_line(runs):
+    result = torchrun(*STAGE_TWO, "train.batch_size=3", check=False)
+    assert result.returncode != 0
+    assert result.stderr.count("error: train.batch_size=3 cannot be shared by 2 ranks") == 1
+    assert not runs.exists()
+
+
+def test_ranks_and_pieces_share_a_batch_without_a_gap():
+    for size, pieces in ((1, 1), (2, 1), (1, 4), (2, 2), (4, 3)):
+        parts = [loader.micro_batches(rank, size, 24, pieces) for rank in range(size)]
+        assert [i for rank in parts for piece in rank for i in piece] == list(range(24))
+        assert {len(piece) for rank in parts for piece in rank} == {24 // size // pieces}

@@ -1,0 +1,139 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, STAGE_TWO
+
+from latentdiff import cli
+from latentdiff.config import UserError
+from latentdiff.recipe import DiffusionRecipe
+
+SCRIPTS = ("train_autoencoder", "train_diffusion", "sample", "evaluate")
+
+
+def python(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_without_a_recipe_imports_nothing_slow(name):
+    result = python("-X", "importtime", f"{name}.py", "--help")
+    assert result.returncode == 0
+    assert f"python {name}.py" in result.stdout
+    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}
+    assert "latentdiff" in modules and not modules & {"torch", "numpy", "PIL", "tokenizers", "safetensors"}
+
+
+def test_importing_the_package_imports_no_torch():
+    result = python("-c", "import latentdiff, sys; print(latentdiff.__version__, 'torch' in sys.modules)")
+    assert result.stdout.split()[1] == "False"
+
+
+def test_a_script_ends_with_one_line_and_exit_code_2():
+    result = python("train_diffusion.py", STAGE_TWO[1], "train.stepz=3")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: train has no field 'stepz'") and result.stderr.count("\n") == 1
+
+
+def test_only_the_first_rank_prints_the_error(monkeypatch, capsys):
+    def refuse(words):
+        raise UserError("two\nlines  here")
+
+    for rank, text in (("0", "error: two lines here\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as leaving:
+            cli.run(refuse)
+        assert leaving.value.code == 2 and capsys.readouterr().err == text
+
+
+def test_errors_of_programmers_are_raised():
+    def fail(words):
+        raise AssertionError("a bug")
+
+    with pytest.raises(AssertionError):
+        cli.run(fail)
+
+
+# ---- training
+
+
+def resolved(*words):
+    return cli.training_recipe([STAGE_TWO[1], *words], DiffusionRecipe, "unused.py")
+
+
+def test_words_are_applied_in_order_and_options_stand_anywhere():
+    recipe, report_to = resolved("train.steps=3", "--overfit", "5", "train.steps=4", "name=mine")
+    assert (recipe.train.steps, recipe.train.overfit, recipe.name, report_to) == (4, 5, "mine-overfit5", None)
+    assert resolved("--overfit=2")[0].train.overfit == 2
+
+
+def test_a_recipe_is_named_after_its_file():
+    assert resolved()[0].name == resolved("name=")[0].name == "tiny"
+
+
+def test_without_a_file_the_default_is_used():
+    assert cli.training_recipe(["train.steps=3"], DiffusionRecipe, STAGE_TWO[1])[0].train.steps == 3
+    with pytest.raises(UserError, match=r"no recipe at nowhere\.py"):
+        cli.training_recipe([], DiffusionRecipe, "nowhere.py")
+
+
+def test_a_report_to_what_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"latentdiff\[wandb\]"):
+        resolved("--report-to", "wandb")
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: SimpleNamespace())
+    assert resolved("--report-to=wandb")[1] == "wandb"
+
+
+# ---- sampling
+
+
+def test_every_alias_means_the_same():
+    given = {
+        "steps": ("--steps", "--ddim_steps", "--ddim-steps", "--num-inference-steps", "--num_inference_steps"),
+        "guidance_scale": ("--guidance-scale", "--guidance_scale", "--scale", "--cfg-scale"),
+        "num_images": ("--num-images", "--n_samples"), "height": ("--height", "--H"), "width": ("--width", "--W"),
+        "eta": ("--eta", "--ddim_eta"), "output": ("--output", "--outdir", "--output_dir"),
+        "prompts_file": ("--prompts-file", "--from-file", "--from_file"), "run": ("--run", "--ckpt"),
+    }  # fmt: skip
+    for name, options in given.items():
+        for option in options:
+            for words in ([option, "3"], [f"{option}=3"]):
+                assert float(getattr(cli.sample_arguments(words), name)) == 3
+
+
+def test_every_option_is_in_the_help():
+    for option in [*cli._SAMPLE, "--prompt", "--no-grid"]:
+        assert f"{option} " in cli.SAMPLE_OPTIONS + " " or f"{option}\n" in cli.SAMPLE_OPTIONS
+
+
+def test_values_keep_their_underscores():
+    assert cli.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
+
+
+@pytest.mark.parametrize("text, count, seeds", [
+    ("7", 3, [7, 8, 9]), ("0", 1, [0]), ("0-15", 1, list(range(16))), ("3-3", 5, [3]),
+])  # fmt: skip
+def test_seeds(text, count, seeds):
+    assert cli.seeds(text, count) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2"])
+def test_wrong_seeds_are_refused(text):
+    with pytest.raises(UserError, match="--seed"):
+        cli.seeds(text, 1)
+
+
+@pytest.mark.parametrize("words", [["--steps", "0"], ["--num-images", "-1"], ["--batch-size=0"], ["--steps", "x"],
+                                   ["--colour"], ["stray"], ["--prompt"]])  # fmt: skip
+def test_wrong_options_are_refused(words):
+    with pytest.raises(UserError):
+        cli.sample_arguments(words)
+
+
+def test_a_progress_bar_is_not_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    bar = cli.progress(3, "sampling")
+    bar.update()
+    bar.close()

@@ -1,0 +1,155 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from latentdiff.training import optim
+from latentdiff.training.ema import EMA
+from latentdiff.training.settings import Train
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def settings(**changes):
+    return Train(**{"lr": 0.1, "clip": 0.0, "steps": 100} | changes)
+
+
+def backward(model, seed, poison=None):
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    model(x).square().sum().backward()
+    if poison is not None:
+        model[0].weight.grad[1, 2] = poison
+
+
+# ---- rate
+
+
+def test_the_rate_warms_up_and_stays():
+    rates = [optim.rate(settings(warmup=4), step) for step in range(6)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("schedule, half", [("cosine", 0.5), ("linear", 0.5)])
+def test_the_rate_falls_to_its_end(schedule, half):
+    train = settings(schedule=schedule, warmup=20, lr_end=0.2)
+    assert optim.rate(train, 20) == pytest.approx(0.1)
+    assert optim.rate(train, 60) == pytest.approx(0.1 * (0.2 + 0.8 * half))
+    assert optim.rate(train, 100) == optim.rate(train, 150) == pytest.approx(0.02)
+    rates = [optim.rate(train, step) for step in range(20, 101)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_cosine_is_a_cosine():
+    train = settings(schedule="cosine")
+    assert optim.rate(train, 25) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+# ---- step
+
+
+def test_a_step_is_adamw_on_clipped_gradients():
+    """Against torch's plain, unfused AdamW."""
+    ours, theirs, train = network(), network(), settings(clip=0.5, weight_decay=0.1)
+    optimizer = optim.adamw(ours, train)
+    groups = [{"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
+              {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    plain = torch.optim.AdamW(groups, lr=0.1, betas=train.betas, foreach=False, fused=False)
+    for step in range(3):
+        backward(ours, step)
+        backward(theirs, step)
+        norm = optim.step(optimizer, train, 0.1)
+        assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(theirs.parameters(), 0.5).item())
+        assert norm > 0.5  # clipping did something
+        plain.step()
+        plain.zero_grad()
+        for a, b in zip(ours.parameters(), theirs.parameters()):
+            assert torch.allclose(a, b, atol=1e-6) and a.grad is None
+
+
+def test_the_rate_of_the_step_is_used():
+    model = network()
+    before = [p.clone() for p in model.parameters()]
+    backward(model, 0)
+    optim.step(optim.adamw(model, settings(weight_decay=0.0)), settings(), 0.003)
+    moved = max((p - q).abs().max().item() for p, q in zip(model.parameters(), before))
+    assert moved == pytest.approx(0.003, rel=1e-3)  # the first step of Adam is the rate
+
+
+def test_norms_and_biases_are_not_decayed():
+    groups = optim.adamw(network(), settings(weight_decay=0.3)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 2), (0.0, 4)]
+
+
+def test_what_does_not_train_is_left_alone():
+    model = network()
+    model[0].requires_grad_(False)
+    assert sum(len(group["params"]) for group in optim.adamw(model, settings()).param_groups) == 4
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing(poison, clip):
+    model, train = network(), settings(clip=clip)
+    optimizer, ema = optim.adamw(model, train), EMA(model, 0.5)
+    backward(model, 0)
+    ema.update(0, optim.step(optimizer, train, 0.1))
+    kept = [t.clone() for t in (*model.parameters(), *ema.model.parameters())]
+    moments = {name: t.clone() for name, t in optim.state_tensors(optimizer).items()}
+    backward(model, 1, poison)
+    norm = optim.step(optimizer, train, 0.1)
+    ema.update(1, norm)
+    assert not torch.isfinite(norm)
+    assert all(torch.equal(a, b) for a, b in zip(kept, (*model.parameters(), *ema.model.parameters())))
+    assert all(torch.equal(moments[name], t) for name, t in optim.state_tensors(optimizer).items())
+    assert all(p.grad is None for p in model.parameters())
+    backward(model, 2)
+    assert torch.isfinite(optim.step(optimizer, train, 0.1))
+    assert not torch.equal(kept[0], model[0].weight)
+
+
+def test_a_skipped_first_step_leaves_the_moments_at_zero():
+    model, train = network(), settings()
+    optimizer = optim.adamw(model, train)
+    backward(model, 0, math.nan)
+    optim.step(optimizer, train, 0.1)
+    assert all(t.abs().max() == 0 for t in optim.state_tensors(optimizer).values())
+
+
+# ---- saving
+
+
+def test_a_restored_optimiser_goes_on_bit_for_bit():
+    whole, train = network(), settings(betas=(0.8, 0.95))
+    optimizer = optim.adamw(whole, train)
+    for step in range(4):
+        if step == 2:
+            weights = {k: v.clone() for k, v in whole.state_dict().items()}
+            saved = {k: v.clone() for k, v in optim.state_tensors(optimizer).items()}
+        backward(whole, step)
+        optim.step(optimizer, train, 0.01)
+    again = network()
+    again.load_state_dict(weights)
+    optimizer = optim.adamw(again, train)
+    optim.load_state(optimizer, None, saved, {})
+    for step in (2, 3):
+        backward(again, step)
+        optim.step(optimizer, train, 0.01)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
+
+
+def test_an_optimiser_that_never_stepped_is_restored():
+    optimizer = optim.adamw(network(), settings())
+    assert optim.state_tensors(optimizer) == {} and optim.state(None) == {}
+    optim.load_state(optimizer, None, {}, {})
+
+
+def test_norms_of_components_make_up_the_whole():
+    model = network()
+    backward(model, 0)
+    parts = torch.stack([optim.norm_of(part) for part in model])
+    assert parts.norm().item() == pytest.approx(optim.norm_of(model).item(), rel=1e-6)
+    assert optim.norm_of(nn.Identity()) == 0

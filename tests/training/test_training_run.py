@@ -1,0 +1,105 @@
+import os
+import signal
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from latentdiff.config import UserError
+from latentdiff.training import checkpoint, run
+from latentdiff.training.settings import Train
+from latentdiff.training.world import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str = "mine"  # of the run
+    size: int = 3  # of something
+    train: Train = Train()  # the loop
+
+
+@dataclass(frozen=True)
+class Other:
+    name: str = "mine"  # of the run
+
+
+def begun(recipe):
+    folder, newest = run.open_run(recipe, ALONE)
+    run.begin(folder, recipe, ALONE)
+    return folder, newest
+
+
+def test_opening_a_run_writes_nothing_and_beginning_it_keeps_the_recipe(runs):
+    folder, newest = run.open_run(Recipe(), ALONE)
+    assert folder == runs / "mine" and newest is None and not runs.exists()
+    run.begin(folder, Recipe(), ALONE, lambda: (folder / "part").write_text("kept"))
+    assert run.read_recipe(folder, Recipe) == Recipe() and (folder / "part").exists()
+
+
+def test_a_run_that_exists_goes_on_from_its_newest_checkpoint(runs):
+    folder, _ = begun(Recipe())
+    for step in (5, 10):
+        checkpoint.save(folder / "checkpoints", step, {"model": {"w": torch.ones(1)}}, {}, keep=3)
+    assert begun(Recipe())[1].name == "step_00000010"
+
+
+def test_what_may_change_is_recorded():
+    begun(Recipe())
+    later = replace(Recipe(), train=Train(steps=7, workers=2, log_every=3, keep=9))
+    folder, _ = begun(later)
+    assert run.read_recipe(folder, Recipe) == later
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"size": 4}, ["size=3", "not 4"]),
+    ({"train": Train(lr=1)}, ["train.lr=0.0001", "not 1"]),
+    ({"train": Train(batch_size=8, steps=5)}, ["train.batch_size=64", "not 8"]),
+    ({"train": Train(seed=1)}, ["train.seed=0", "not 1"]),
+])  # fmt: skip
+def test_what_may_not_change_is_refused_with_old_and_new(change, words):
+    folder, _ = begun(Recipe())
+    with pytest.raises(UserError) as caught:
+        run.open_run(replace(Recipe(), **change), ALONE)
+    assert all(word in str(caught.value) for word in [*words, str(folder), "name="])
+    assert run.read_recipe(folder, Recipe) == Recipe()
+
+
+def test_a_run_of_another_kind_or_with_a_damaged_recipe_is_refused():
+    folder, _ = begun(Recipe())
+    with pytest.raises(UserError, match="is of kind Recipe; this needs Other"):
+        run.open_run(Other(), ALONE)
+    for text in ("{", "[]", ""):
+        (folder / "recipe.json").write_text(text)
+        with pytest.raises(UserError, match=str(folder)):
+            run.read_recipe(folder, Recipe)
+
+
+def test_a_run_is_found_by_folder_or_by_name(runs):
+    folder, _ = begun(Recipe())
+    assert run.find_run("mine") == run.find_run(folder) == run.find_run(str(folder)) == folder
+    with pytest.raises(UserError, match="no run at other.*runs there: mine"):
+        run.find_run("other")
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LATENTDIFF_RUNS", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write"):
+        begun(Recipe())
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_signals_ask_to_stop(name):
+    stop = run.Stop()
+    assert not stop.asked
+    os.kill(os.getpid(), getattr(signal, name))
+    assert stop.asked
+
+
+def test_a_second_interrupt_leaves_at_once():
+    run.Stop()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

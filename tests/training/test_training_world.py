@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from latentdiff.config import UserError
+from latentdiff.training.world import World, autocast, precision, start
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+def test_one_process_needs_no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    world = start("cpu")
+    assert (world.rank, world.size, world.device, world.is_main) == (0, 1, CPU, True)
+
+
+def test_alone_everything_is_what_it_was():
+    x, module = torch.arange(3.0), nn.Linear(2, 2)
+    assert ALONE.sum(x) is x and torch.equal(ALONE.mean(x), x)
+    assert ALONE.parallel(module) is module and ALONE.place(module) is module
+    assert ALONE.share("name", lambda: b"bytes") == b"bytes"
+    assert ALONE.agree(True) is True and ALONE.agree(False) is False
+    ALONE.barrier()
+    with ALONE.no_sync(module, True):
+        pass
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [0, 1, 6, 7, 100])
+def test_shares_cover_everything_once(size, n):
+    shares = [World(rank, size, CPU).share_of(n) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("device", ["abacus", "cpu:x"])
+def test_an_unknown_device_is_refused(device):
+    with pytest.raises(UserError, match=device):
+        start(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(UserError, match="no CUDA device"):
+        start("cuda")
+
+
+def test_precision_names_what_autocast_computes_in():
+    assert precision("fp32", CPU) == torch.float32 and precision("bf16", CPU) == torch.bfloat16
+    assert precision("auto", CPU) in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="fp8.*bf16"):
+        precision("fp8", CPU)
+
+
+def test_autocast_in_fp32_is_none():
+    x = torch.randn(2, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(CPU, dtype):
+            assert (x @ x).dtype == dtype
