@@ -1,9 +1,10 @@
 """Measure a trained run: figures as JSON, and on the screen.
 
-    python evaluate.py RUN [--output FILE.json] [--summary] [--prompts N]
+    python evaluate.py RUN [--output FILE.json] [--split val] [--prompts N] [--summary]
 
 RUN            a run's folder or name, of either stage
 --output FILE  where the figures go (default: evaluation.json in the run's folder)
+--split NAME   which pictures are reconstructed: val (default), test or train
 --summary      also write summary.json: psnr, prompt_accuracy and the seconds from the first training step to here
 --prompts N    prompts of the drawn-shapes accuracy (default 500)
 """
@@ -16,8 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from latentdiff import recipe
+from latentdiff.autoencoder import perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.config import UserError
 from latentdiff.data import loader, shapes_reader
@@ -40,9 +43,9 @@ def main(words: list[str]) -> None:
     r = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     model = recipe.load_run(folder, device)
     autoencoder = model if isinstance(model, Autoencoder) else model.autoencoder
-    figures = {"run": folder.name, "step": newest_step(folder)} | reconstruction(
-        autoencoder, recipe.open_data(r, "val")
-    )
+    first_stage = r if isinstance(r, AutoencoderRecipe) else run.read_recipe(folder / "autoencoder", AutoencoderRecipe)
+    figures = {"run": folder.name, "step": newest_step(folder), "split": options.split}
+    figures |= reconstruction(autoencoder, recipe.open_data(r, options.split), find_lpips(first_stage))
     if isinstance(model, LatentDiffusion) and model.tokenizer is not None and isinstance(r.data, Shapes):
         figures |= prompt_accuracy(model, r.data, options.prompts, folder)
     checkpoint.write_json(Path(options.output or folder / "evaluation.json"), figures)
@@ -58,15 +61,26 @@ def main(words: list[str]) -> None:
 
 
 @torch.no_grad()
-def reconstruction(autoencoder: Autoencoder, data, limit: int = 1000) -> dict:
-    """PSNR and SSIM of reconstructions of held-out pictures, from the mean of the posterior."""
-    scores, device = [], next(autoencoder.buffers()).device
+def reconstruction(autoencoder: Autoencoder, data, distance: nn.Module | None, limit: int = 1000) -> dict:
+    """PSNR, SSIM and LPIPS of reconstructions of held-out pictures, from the mean of the posterior."""
+    scores, device = {}, next(autoencoder.buffers()).device
     for batch in loader.in_order(data, range(min(limit, len(data))), 64):
         x = loader.images(batch, device)
         y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)
-        scores.append(torch.stack([psnr(x, y), ssim(x, y)]))
-    means = torch.cat(scores, dim=1).mean(dim=1).tolist()
-    return {"psnr": means[0], "ssim": means[1], "reconstructions": sum(s.shape[1] for s in scores)}
+        found = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
+        if distance is not None:
+            found["lpips"] = distance.to(device)(y, x).flatten()
+        for name, values in found.items():
+            scores.setdefault(name, []).append(values)
+    if not scores:
+        raise UserError("there are no held-out pictures to reconstruct; --split train takes those of the training")
+    figures = {name: torch.cat(values).mean().item() for name, values in scores.items()}
+    return {"reconstructions": min(limit, len(data))} | figures
+
+
+def find_lpips(r: AutoencoderRecipe) -> perceptual.LPIPSDistance | None:
+    """The distance that the autoencoder was trained with; without one there is no LPIPS figure."""
+    return perceptual.build(r.loss.perceptual) if isinstance(r.loss.perceptual, perceptual.LPIPS) else None
 
 
 def prompt_accuracy(model: LatentDiffusion, data: Shapes, count: int, folder: Path) -> dict:

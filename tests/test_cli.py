@@ -3,6 +3,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, STAGE_TWO
 
 from latentdiff import cli
@@ -36,15 +37,40 @@ def test_a_script_ends_with_one_line_and_exit_code_2():
     assert result.stderr.startswith("error: train has no field 'stepz'") and result.stderr.count("\n") == 1
 
 
-def test_only_the_first_rank_prints_the_error(monkeypatch, capsys):
-    def refuse(words):
-        raise UserError("two\nlines  here")
+def refuse(words):
+    raise UserError("two\nlines  here")
 
-    for rank, text in (("0", "error: two lines here\n"), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as leaving:
-            cli.run(refuse)
-        assert leaving.value.code == 2 and capsys.readouterr().err == text
+
+LINE = "two lines here\n"
+
+
+def said(capsys) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(refuse)
+    assert leaving.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank, local, text", [("0", "0", LINE), ("1", "1", ""), ("8", "0", "rank 8: " + LINE)])
+def test_before_the_ranks_meet_the_first_of_each_machine_prints_the_error(rank, local, text, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    assert said(capsys) == (text and f"error: {text}")
+
+
+def test_a_rank_that_fails_alone_says_so_and_ranks_that_fail_alike_say_it_once(monkeypatch, capsys):
+    store, names = torch.distributed.HashStore(), ("is_initialized", "distributed_c10d._get_default_store")
+    for name, value in zip(names, (True, store)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("latentdiff.training.world.said.__defaults__", (0.1,))
+    assert said(capsys) == f"error: rank 1: {LINE}"
+    store.set("refused", "another reason")
+    assert said(capsys) == f"error: rank 1: {LINE}"
+    monkeypatch.setenv("RANK", "0")
+    assert said(capsys) == f"error: {LINE}"
+    monkeypatch.setenv("RANK", "1")
+    assert said(capsys) == ""
 
 
 def test_errors_of_programmers_are_raised():
@@ -119,7 +145,7 @@ def test_seeds(text, count, seeds):
     assert cli.seeds(text, count) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2"])
+@pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2", "9" * 20])
 def test_wrong_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seed"):
         cli.seeds(text, 1)

@@ -17,7 +17,7 @@ recipe = AutoencoderRecipe(
         mid_attention=False,
         z_channels=4,
         norm_groups=8,  # a group of one channel would wash the colours out
-        bottleneck=KL(),
+        bottleneck=KL(weight=0.05),  # far above the paper's: smooth, noisy latents are the easier ones to draw
     ),
     loss=LossConfig(l1=1.0, l2=1.0, perceptual=MultiScale()),
     discriminator=None,  # nothing to hallucinate in flat shapes

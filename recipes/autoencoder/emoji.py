@@ -24,7 +24,7 @@ recipe = AutoencoderRecipe(
     loss=LossConfig(l1=1.0, perceptual=LPIPS(backbone="squeezenet")),
     discriminator=DiscriminatorConfig(channels=32, layers=2, weight=0.1, learn_from=0.5, start=0.6, ramp=0.1),
     train=Train(
-        steps=5000,
+        steps=4200,
         batch_size=12,
         lr=1e-3,
         schedule="cosine",

@@ -13,7 +13,7 @@ from latentdiff.training.settings import Train
 
 recipe = DiffusionRecipe(
     autoencoder="emoji-autoencoder",
-    data=Folder(path="data/emoji", size=64, caption="text,text_long"),
+    data=Folder(path="data/emoji", size=64, caption="text_long"),
     conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=48, vocab_size=2000),),
     unet=UNetConfig(
         channels=64,
@@ -23,7 +23,7 @@ recipe = DiffusionRecipe(
         head_channels=32,
         norm_groups=16,
     ),
-    schedule=ScheduleConfig(kind="flow"),
+    schedule=ScheduleConfig(kind="flow", shift=3.0),  # colour and outline are decided where the noise is high
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
         steps=10000,
@@ -40,13 +40,13 @@ recipe = DiffusionRecipe(
     ),
     sampling=Sampling(steps=25, guidance_scale=4.0),
     preview=(
-        "a flat illustration of a red apple",
-        "a 3d render of a red apple",
-        "a cartoon sticker of a cat face",
-        "a black and white icon of a cat face",
-        "a gradient illustration of a blue car, mostly blue",
-        "a 3d render of a house",
-        "a flat illustration of a green tree, mostly green",
-        "a cartoon sticker of a smiling face",
+        "a flat illustration of a red apple (apple, fruit, red), mostly red and green",
+        "a 3d render of a red apple (apple, fruit, red), mostly red",
+        "a cartoon sticker of a cat face (cat, face, pet), mostly orange",
+        "a black and white icon of a cat face (cat, face, pet), mostly black",
+        "a gradient illustration of a car (automobile), mostly blue",
+        "a 3d render of a house (building, home), mostly orange and brown",
+        "a flat illustration of a tree (forest), mostly green",
+        "a cartoon sticker of a smiling face (face, smile), mostly yellow",
     ),
 )

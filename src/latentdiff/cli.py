@@ -62,15 +62,28 @@ def _take(words: list[str], option: str) -> str | None:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call main with the command line's words; a UserError ends as one line on rank 0 and exit code 2."""
+    """Call main with the command line's words; a UserError ends as one line and exit code 2.
+
+    Ranks that fail alike say it once, on rank 0; one that fails alone says so with its number.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text, rank = " ".join(str(error).split()), os.environ.get("RANK", "0")
+        if not _said(text, rank):
+            print(f"error: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _said(text: str, rank: str) -> bool:
+    """Whether another rank says this error."""
+    if "RANK" not in os.environ:
+        return False
+    from latentdiff.training import world
+
+    return world.said(text, int(rank), int(os.environ.get("LOCAL_RANK", rank)))
 
 
 # ---- sample.py
@@ -83,7 +96,7 @@ SAMPLE_OPTIONS = """\
   --seed N | A-B         the first picture's seed, or a range (default 0)
   --num-images N         pictures per prompt, with seeds N, N+1, ... (also --n_samples)
   --steps N              sampling steps (also --ddim_steps, --num-inference-steps)
-  --sampler NAME         ddpm, ddim, heun or dpmpp_2m
+  --sampler NAME         ddpm, ddim, heun, dpmpp_2m or dpmpp_2m_sde
   --guidance-scale S     of classifier-free guidance; 1 is none (also --scale, --cfg-scale)
   --guidance-rescale R   0 to 1: pull the contrast back that guidance adds
   --eta E                noise of ddim: 0 deterministic, 1 ancestral
@@ -126,8 +139,10 @@ def seeds(text: str, count: int) -> list[int]:
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if not match or (match[2] and int(match[2]) < int(match[1])):
         raise UserError(f"--seed {text}: it must be a number such as 7, or a range such as 0-15")
-    first = int(match[1])
-    return list(range(first, int(match[2]) + 1)) if match[2] else list(range(first, first + count))
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last + count > 2**63:
+        raise UserError(f"--seed {text}: it must be below 2^63")
+    return list(range(first, last + 1)) if match[2] else list(range(first, first + count))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,5 +176,6 @@ def evaluate_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("run")
     parser.add_argument("--output")
     parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--split", choices=("val", "test", "train"), default="val")
     parser.add_argument("--prompts", type=int, default=500)
     return parser.parse_args(words)

@@ -29,7 +29,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Sampling:
-    sampler: str = "dpmpp_2m"  # ddim, dpmpp_2m, heun or ddpm
+    sampler: str = "dpmpp_2m"  # ddpm, ddim, heun, dpmpp_2m or dpmpp_2m_sde
     steps: int = 20  # network evaluations (twice as many for heun)
     guidance_scale: float = 4.0  # of classifier-free guidance; 1 is none
     guidance_rescale: float = 0.0  # 0 to 1: how far the guided picture's contrast is pulled back (Lin et al. 2023)

@@ -16,6 +16,7 @@ from latentdiff.config import UserError
 from latentdiff.data.cache import Cache
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.loader import First
+from latentdiff.data.picture import BadList
 from latentdiff.data.shapes import Shapes, ShapesDataset
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer, train_wordpiece
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
@@ -86,6 +87,11 @@ def open_data(recipe: AutoencoderRecipe | DiffusionRecipe, split: str):
     return dataset(recipe.data, split)
 
 
+def bad_list(recipe: AutoencoderRecipe | DiffusionRecipe, folder: Path, data) -> BadList:
+    """The pictures of a run that cannot be read, listed in its folder."""
+    return BadList(folder / "bad_pictures.jsonl", len(data), getattr(recipe.data, "max_bad", 1.0))
+
+
 def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
     """The autoencoder with weights initialised from the recipe's seed."""
     torch.manual_seed(recipe.train.seed)
@@ -112,7 +118,7 @@ def _build_condition(condition: Text | Label, tokenizer: CaptionTokenizer | None
     return LabelCondition(condition)
 
 
-def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World) -> CaptionTokenizer | None:
+def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, say) -> CaptionTokenizer | None:
     """The run's tokenizer: its own copy, or trained on the captions, or from the file that the recipe names."""
     text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
     if text is None:
@@ -122,11 +128,13 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World) ->
     def make() -> bytes:
         if path.exists():
             return path.read_bytes()
-        captions = [] if text.tokenizer else data.captions()
-        if not text.tokenizer and not captions:
+        captions = data.captions()
+        if not captions:
             raise UserError(f"conditions has Text, but {getattr(recipe.data, 'path', 'the data')} has no captions")
         made = load_tokenizer(text.tokenizer) if text.tokenizer else train_wordpiece(captions, text.vocab_size)
-        return CaptionTokenizer(made, text.length).to_bytes()
+        tokenizer = CaptionTokenizer(made, text.length)
+        _say_what_is_cut(tokenizer, captions, say)
+        return tokenizer.to_bytes()
 
     content = world.share("tokenizer", make)
     tokenizer = CaptionTokenizer.from_bytes(content, text.length)
@@ -134,7 +142,20 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World) ->
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, more than conditions' vocab_size={text.vocab_size}"
         )
+    tokenizer.encode(recipe.preview, strict=True)  # a caption of ours that is too long is refused, not cut
     return tokenizer
+
+
+def _say_what_is_cut(tokenizer: CaptionTokenizer, captions: list[str], say, limit: int = 20_000) -> None:
+    """How many captions are too long for the model, of all or of `limit` spread evenly."""
+    some = captions[:: -(-len(captions) // limit)]
+    long = tokenizer.too_long(some)
+    if long:
+        most = max(count for _, count in long) + 2
+        say(
+            f"WARNING: {len(long):,} of {len(some):,} captions have more tokens than conditions' "
+            f"length={tokenizer.length} holds and lose their end in training; length={most} would hold all of them"
+        )
 
 
 def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:

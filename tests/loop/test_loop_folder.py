@@ -1,6 +1,7 @@
 """Both stages on a folder of somebody's own pictures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,3 +61,44 @@ def test_flips_and_crops_have_rows_of_their_own_in_the_cache(pictures, runs, tmp
     manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
     assert manifest["copies"] == 4 and manifest["rows"] % 4 == 0
     assert "shard_00001.safetensors" in written(tmp_path / "cache")
+
+
+def test_a_bad_picture_met_by_a_worker_ends_in_one_line(pictures, runs, refused):
+    words = ("data.max_bad=1", "train.workers=1", "train.steps=8", "name=run")
+    folder = Path(pictures[1].partition("=")[2])
+    for path in folder.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    error = refused(*STAGE_ONE, *pictures, *words)
+    assert error.startswith("error: 100 items in a row cannot be read") and "Traceback" not in error
+
+
+def test_captions_that_are_cut_are_counted_and_told(pictures, runs, capsys):
+    folder = Path(pictures[1].partition("=")[2])
+    for path in folder.glob("*.txt"):
+        path.write_text("a green wall " * 9)
+    call(*STAGE_TWO, *pictures, "conditions.0.length=12", "train.steps=1", "name=run")
+    out = capsys.readouterr().out
+    assert "captions have more tokens than conditions' length=12 holds" in out and "length=29 would" in out
+    call(*STAGE_TWO, *pictures, "train.steps=1", "name=whole")
+    assert "more tokens" not in capsys.readouterr().out
+
+
+def test_text_without_captions_is_refused_with_a_given_tokenizer_as_well(pictures, runs, refused, tmp_path):
+    call(*STAGE_TWO, *pictures, "train.steps=1", "name=run")
+    for path in Path(pictures[1].partition("=")[2]).glob("*.txt"):
+        path.unlink()
+    given = f"conditions.0.tokenizer={runs / 'run' / 'tokenizer.json'}"
+    assert "no captions" in refused(*STAGE_TWO, *pictures, given, "name=b")
+
+
+@pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
+def test_what_the_metadata_names_in_vain_or_not_at_all_is_told_and_listed(stage, pictures, runs, capsys):
+    folder = Path(pictures[1].partition("=")[2])
+    rows_of = [{"file_name": f"{i:02d}.png", "text": "a wall"} for i in range(20) if i != 13]
+    lines = [json.dumps(row) for row in [*rows_of, {"file_name": "gone.png", "text": "nothing"}]]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    call(*stage, *pictures, "train.steps=1", "name=run")
+    assert (
+        "; 1 that the metadata names cannot be used; 5 that no metadata names are left out" in capsys.readouterr().out
+    )
+    assert [entry["id"] for entry in bad(runs / "run")] == ["gone.png"]

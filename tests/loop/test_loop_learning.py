@@ -120,6 +120,14 @@ def test_a_bad_gradient_reaches_no_weight_and_is_counted(stage, runs, monkeypatc
     assert [name for row in rows(runs / "run") for name, value in row.items() if value is None] == ["grad_norm"]
 
 
+@pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
+def test_fp16_trains_once_its_scale_is_found(stage, runs):
+    call(*stage, *SMALL, "train.precision=fp16", "train.steps=24", "name=run")
+    loss = column(runs / "run", "nll" if stage is STAGE_ONE else "loss")
+    assert column(runs / "run", "skipped")[-4:] == [0] * 4
+    assert mean(loss[-3:]) < mean(loss[:3])
+
+
 # ---- stage two
 
 

@@ -84,6 +84,7 @@ TWO = {
     ("conditions.0.tokenizer=nowhere.json",): ["nowhere.json"],
     ("conditions.1.dim=3",): ["conditions has no item '1'"],
     ("unet.norm_groups=7",): ["norm_groups"],
+    ("preview=" + "star " * 40,): ["40 tokens", "at most 30"],
 }
 
 

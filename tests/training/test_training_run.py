@@ -7,6 +7,7 @@ import torch
 
 from latentdiff.config import UserError
 from latentdiff.training import checkpoint, run
+from latentdiff.training.log import Log
 from latentdiff.training.settings import Train
 from latentdiff.training.world import World
 
@@ -103,3 +104,21 @@ def test_a_second_interrupt_leaves_at_once():
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ranks_ask_each_other_whether_to_leave_only_every_so_often(monkeypatch):
+    stop, asked = run.Stop(), []
+    monkeypatch.setattr(World, "agree", lambda world, own: asked.append(own) or True)
+    two = World(0, 2, ALONE.device)
+    assert [done for done in range(1, 11) if stop.wanted(two, done, 5)] == [5, 10]
+    assert asked == [False, False]
+    assert stop.wanted(ALONE, 3, 5) and len(asked) == 3  # alone it costs nothing
+
+
+def test_a_finished_run_leaves_its_weights_and_curve(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')
+    log = Log(tmp_path, ALONE, 0, Train())
+    run.finish(log, {"w": torch.ones(2)}, {"latentdiff.step": "2"}, ("loss",))
+    assert checkpoint.read_tensors(tmp_path / "model.safetensors")["w"].tolist() == [1, 1]
+    assert checkpoint.read_metadata(tmp_path / "model.safetensors")["latentdiff.step"] == "2"
+    assert (tmp_path / "curve.png").exists()

@@ -73,9 +73,12 @@ def batches(
     """Batches from step `first` on: one per micro-batch, each a dict of stacked tensors and lists."""
     order = _Order(first, steps, micro)
     options = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
-    return iter(DataLoader(
-        Stream(data, seed, batch_size), batch_sampler=order, collate_fn=collate, num_workers=workers, **options
-    ))  # fmt: skip
+    try:
+        yield from DataLoader(
+            Stream(data, seed, batch_size), batch_sampler=order, collate_fn=collate, num_workers=workers, **options
+        )
+    except UserError as error:  # a worker's comes wrapped in its traceback
+        raise UserError(str(error).rpartition("UserError: ")[2]) from None
 
 
 def in_order(data: Any, indices: range, batch_size: int) -> Iterator[dict]:

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -98,12 +99,22 @@ class BadList:
 
     def add(self, id: str, reason: str) -> None:
         """Counts and lists a picture once; UserError when more than `max_bad` of `total` are bad."""
-        if id not in self.listed:
-            self.listed.add(id)
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"id": id, "reason": reason}) + "\n")
+        self.enter([(id, reason)])
         self.bad[id] = reason
         refuse_too_many(list(self.bad.items()), self.total, self.max_bad, f"; all of them: {self.path}")
+
+    def enter(self, entries: Iterable[tuple[str, str]]) -> None:
+        """Into the file alone, each once: what was counted, and judged, elsewhere."""
+        for id, reason in entries:
+            if id not in self.listed:
+                self.listed.add(id)
+                with open(self.path, "a") as file:
+                    file.write(json.dumps({"id": id, "reason": reason}) + "\n")
+
+    def note(self, entries: Iterable[tuple[str, str]]) -> None:
+        """The "bad" of a batch."""
+        for entry in entries:
+            self.add(*entry)
 
     def _read(self) -> set[str]:
         text = self.path.read_text() if self.path.exists() else ""

@@ -24,7 +24,7 @@ class Log:
     """Collects numbers on the device and reads them once per report, so that no step waits for the host."""
 
     def __init__(self, folder: Path, world: World, first: int, train: Train, report_to: str | None = None) -> None:
-        self.path, self.world, self.train = folder / "metrics.jsonl", world, train
+        self.folder, self.path, self.world, self.train = folder, folder / "metrics.jsonl", world, train
         self.sums: dict[str, Tensor] = {}
         self.first, self.report_to = first, report_to
         self.rows = [row for row in read_metrics(self.path) if row["step"] <= first]  # of earlier starts
@@ -39,7 +39,7 @@ class Log:
                 aside = self.path.with_name(".metrics.tmp")
                 aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
                 os.replace(aside, self.path)
-            self.reporter = _reporter(self.report_to, self.path.parent)
+            self.reporter = _reporter(self.report_to, self.folder)
             self.bar = _bar(self.first, self.train.steps)
         self.window_start, self.window_step, self.away = time.monotonic(), self.first, 0.0
 
@@ -88,6 +88,11 @@ class Log:
             if self.reporter is not None:
                 self.reporter(step, {name: value for name, value in values.items() if math.isfinite(value)})
 
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of held-out data: written and shown."""
+        self.write(step, **values)
+        self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
     def say(self, text: str) -> None:
         """A line for the reader, above the bar."""
         if self.world.is_main:
@@ -107,7 +112,8 @@ class Log:
     def _show(self, step: int, values: dict[str, float], left: float) -> None:
         if not self.world.is_main:
             return
-        shown = {name: values[name] for name in SHOWN if name in values}
+        components = [name for name in values if name.startswith("grad_") and name not in SHOWN]
+        shown = {name: values[name] for name in (*SHOWN, *components) if name in values}
         if self.bar is not None:
             self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
         else:

@@ -73,7 +73,11 @@ def scale(scaler: torch.amp.GradScaler | None) -> float:
 
 def fp16_scaler(train: Train, device: torch.device) -> torch.amp.GradScaler | None:
     """fp16 gradients underflow without a scaler; no other type needs one."""
-    return torch.amp.GradScaler(device.type) if precision(train.precision, device) == torch.float16 else None
+    if precision(train.precision, device) != torch.float16:
+        return None
+    scaler = torch.amp.GradScaler(device.type)
+    scaler.scale(torch.zeros((), device=device))  # it has no scale before its first use
+    return scaler
 
 
 # ---- saving

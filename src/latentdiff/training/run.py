@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from latentdiff import config
 from latentdiff.config import UserError
-from latentdiff.training import checkpoint
+from latentdiff.training import checkpoint, pictures
+from latentdiff.training.log import Log
 from latentdiff.training.settings import FREE_ON_RESUME
 from latentdiff.training.world import World
 
@@ -58,6 +61,14 @@ def begin(folder: Path, recipe: Any, world: World, parts: Callable[[], None] = l
     world.barrier()
 
 
+def finish(log: Log, weights: dict[str, Tensor], about: dict[str, str], names: tuple[str, ...]) -> None:
+    """Leave the averaged weights, which are what is used, and the curve of what `names` name."""
+    if log.world.is_main:
+        checkpoint.write_tensors(log.folder / "model.safetensors", weights, about)
+        pictures.curve(log.folder / "metrics.jsonl", log.folder / "curve.png", names)
+    log.close()
+
+
 def read_recipe(folder: Path, *roots: type) -> Any:
     """The resolved recipe of a run, as one of the root classes."""
     try:
@@ -79,6 +90,10 @@ class Stop:
         self.asked = False
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
             signal.signal(getattr(signal, name), self._ask)
+
+    def wanted(self, world: World, done: int, every: int) -> bool:
+        """Whether to leave after `done` steps. Ranks ask each other only every so often: the answer is waited for."""
+        return world.agree(self.asked) if world.size == 1 or done % every == 0 else False
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True

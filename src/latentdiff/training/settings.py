@@ -44,6 +44,10 @@ class Train:
         if self.schedule not in ("constant", "cosine", "linear"):
             raise UserError(f"train.schedule is {self.schedule!r}; it must be constant, cosine or linear")
 
+    def due(self, done: int, every: int) -> bool:
+        """Whether to look, or to save, after `done` steps: every so often, and at the end."""
+        return done % every == 0 or done == self.steps
+
 
 # what may change when a run is resumed: how long, how it is watched, and on what it runs
 FREE_ON_RESUME = (

@@ -99,6 +99,24 @@ def start(device: str = "auto", deterministic: bool = False, timeout_minutes: fl
     return World(rank, size, chosen)
 
 
+def said(text: str, rank: int, local: int, patience: float = 5) -> bool:
+    """Whether another rank tells the reader of this error: rank 0, if it meets the same within `patience` seconds.
+
+    Before the ranks have met, the first of each machine speaks.
+    """
+    if not dist.is_initialized():
+        return local != 0
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        store.set("refused", text)
+        return False
+    try:
+        store.wait(["refused"], datetime.timedelta(seconds=patience))
+        return store.get("refused").decode() == text
+    except RuntimeError:  # rank 0 trains on, or is gone
+        return False
+
+
 def precision(name: str, device: torch.device) -> torch.dtype:
     """The type autocast computes in: float32 means no autocast. Measured: bf16 halves a step on CPUs that have it."""
     if name == "auto":

@@ -1,0 +1,82 @@
+"""The discriminator of stage one as the loop uses it: with its optimiser, when it learns, and what it says of y."""
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.autoencoder import discriminator
+from latentdiff.autoencoder.discriminator import DiscriminatorConfig
+from latentdiff.training import optim
+from latentdiff.training.settings import Train
+from latentdiff.training.world import World, autocast, precision
+
+
+class Critic:
+    """Without a discriminator (config None, or weight 0) `network` is None and every method does nothing."""
+
+    def __init__(self, config: DiscriminatorConfig | None, train: Train, world: World) -> None:
+        self.config, self.train, self.world, self.network = config, train, world, None
+        if config is None or config.weight == 0:
+            return
+        torch.manual_seed(train.seed + 1)
+        network = discriminator.Discriminator(config)
+        if config.norm == "batch" and world.size > 1 and world.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = world.place(network)
+        self.parallel = world.parallel(self.network, broadcast_buffers=config.norm == "batch")
+        self.optimizer, self.learned = optim.adamw(self.network, train), False
+        self.dtype = precision(train.precision, world.device)
+        discriminator.plan(config, train.steps)  # refused now rather than at its first step
+
+    def weight_at(self, step: int) -> float:
+        """What its term weighs in the autoencoder's loss."""
+        return discriminator.weight_at(self.config, step, self.train.steps) if self.network is not None else 0.0
+
+    def generator_loss(self, y: Tensor) -> Tensor:
+        """-E D(y) with D frozen: its parameters take no part, so nothing of this step is left in it."""
+        self.network.requires_grad_(False)
+        with self.world.no_sync(self.parallel, True):
+            g = discriminator.generator_loss(self.parallel(y))
+        self.network.requires_grad_(True)
+        return g
+
+    def learn(self, x: Tensor, y: Tensor, step: int, more: bool, share: float) -> dict[str, Tensor]:
+        """The backward pass of D's own loss, once it learns; numbers for the log.
+
+        more: further pieces of this batch follow. share: of this piece in the batch.
+        """
+        if self.network is None or not discriminator.learns_at(self.config, step, self.train.steps):
+            return {}
+        with self.world.no_sync(self.parallel, more):
+            with autocast(x.device, self.dtype):
+                real, fake = self.judge(x, y)
+                disc_loss = discriminator.LOSSES[self.config.loss](real, fake)
+            (disc_loss * share).backward()
+        self.learned = True
+        right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        return {"disc_loss": disc_loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "disc_right": right}
+
+    def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of real and drawn pictures; in one batch where the norm does not look at the batch."""
+        if self.config.norm == "batch":
+            return self.parallel(x), self.parallel(y)
+        return self.parallel(torch.cat([x, y])).chunk(2)
+
+    def step(self, step: int) -> None:
+        """At the autoencoder's rate."""
+        if self.network is not None and self.learned:
+            optim.step(self.optimizer, self.train, optim.rate(self.train, step))
+            self.learned = False
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The files of a checkpoint."""
+        if self.network is None:
+            return {}
+        return {
+            "discriminator": self.network.state_dict(),
+            "discriminator_optimizer": optim.state_tensors(self.optimizer),
+        }
+
+    def load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        if self.network is not None:
+            self.network.load_state_dict(tensors["discriminator"])
+            optim.load_state(self.optimizer, None, tensors["discriminator_optimizer"], {})

@@ -1,0 +1,58 @@
+"""What stage two trains on: the latents and conditions of a batch, from the cache or from the pictures."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentdiff import keyed, recipe
+from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.data import cache as latent_cache
+from latentdiff.data import loader
+from latentdiff.data.tokenizer import CaptionTokenizer
+from latentdiff.recipe import DiffusionRecipe
+from latentdiff.training import run
+from latentdiff.training.log import Log
+from latentdiff.training.world import World, autocast, precision
+
+
+class Latents:
+    """`rows` is the data set to read from; a call turns one of its batches into z and what the conditions read."""
+
+    def __init__(
+        self, r: DiffusionRecipe, world: World, autoencoder: Autoencoder, tokenizer: CaptionTokenizer | None, data,
+        log: Log,
+    ) -> None:  # fmt: skip
+        self.seed, self.device, self.autoencoder, self.tokenizer = r.train.seed, world.device, autoencoder, tokenizer
+        self.dtype = precision(r.train.precision, world.device)
+        self.bad = recipe.bad_list(r, log.folder, data)
+        self.rows, statistics = data, None
+        if r.cache.enabled:
+            weights = autoencoder.weights_hash()
+            name = f"{weights[:12]}-{data.fingerprint()[:12]}-{r.cache.copies}"
+            where = Path(r.cache.path or run.runs_root() / "cache" / name)
+            made = latent_cache.open_cache(where, r.cache, data, weights, self.moments, world, log.say)
+            self.rows, statistics = latent_cache.CachedLatents(data, made), made.statistics()
+        recipe.choose_statistics(r, autoencoder, statistics, log.say)
+
+    @torch.no_grad()
+    def moments(self, batch: dict) -> tuple[Tensor, Tensor | None]:
+        with autocast(self.device, self.dtype):
+            mean, logvar = self.autoencoder.moments(loader.images(batch, self.device))
+        return mean.float(), None if logvar is None else logvar.float()
+
+    def __call__(self, batch: dict, step: int, positions: range) -> tuple[Tensor, dict]:
+        """A posterior sample z [B, C, h, w], drawn anew at every step, and the fields that the conditions read."""
+        self.bad.note(batch["bad"])
+        if "mean" in batch:
+            mean, logvar = (batch[name].to(self.device) if name in batch else None for name in ("mean", "logvar"))
+        else:
+            mean, logvar = self.moments(batch)
+        noise = keyed.normal(keyed.keys(self.seed, step, positions, "posterior", self.device), mean.shape[1:])
+        return self.autoencoder.normalise(mean, logvar, noise), self.fields(batch)
+
+    def fields(self, batch: dict) -> dict:
+        fields = {name: x.to(self.device) for name, x in batch.items() if isinstance(x, Tensor)}
+        if self.tokenizer is not None:
+            fields["tokens"] = self.tokenizer.encode(batch["caption"]).to(self.device)
+        return fields

@@ -1,0 +1,54 @@
+"""What learns: a network with its average, its optimiser and, in fp16, its scaler, saved and resumed as one."""
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff.training import optim, world
+from latentdiff.training.ema import EMA
+from latentdiff.training.settings import Train
+
+
+class Learner:
+    """The trained network `model`; `ema.model` is its average, which is watched, kept and used."""
+
+    def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
+        self.model, self.train, self.device = model, train, device
+        self.ema = EMA(model, train.ema)
+        self.optimizer = optim.adamw(model, train)
+        self.scaler = optim.fp16_scaler(train, device)
+        self.dtype = world.precision(train.precision, device)
+
+    def autocast(self) -> torch.autocast:
+        return world.autocast(self.device, self.dtype)
+
+    @property
+    def scale(self) -> float:
+        """What a loss is multiplied by so that its fp16 gradients do not underflow; 1 in other types."""
+        return optim.scale(self.scaler)
+
+    def norms(self) -> dict[str, Tensor]:
+        """The gradient norm of each component, to be asked before the step."""
+        return {f"grad_{name}": optim.norm_of(part) / self.scale for name, part in self.model.named_children()}
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """The step numbered `step`, counted from 0, at its rate, and the average after it; numbers for the log."""
+        norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler)
+        self.ema.update(step, norm)
+        return {"grad_norm": norm, "skipped": (~torch.isfinite(norm)).float()}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The files of a checkpoint."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": optim.state_tensors(self.optimizer),
+        }
+
+    def state(self) -> dict:
+        """What of a checkpoint is no tensor."""
+        return optim.state(self.scaler)
+
+    def load(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
+        self.model.load_state_dict(tensors["model"])
+        self.ema.model.load_state_dict(tensors["ema"])
+        optim.load_state(self.optimizer, self.scaler, tensors["optimizer"], state)

@@ -1,0 +1,185 @@
+"""What is looked at while a run trains, one class per stage: held-out data, pictures, and plain words.
+
+Both look at the averaged weights, which are what the run leaves.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from latentdiff import keyed, recipe
+from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.autoencoder.bottleneck import VQ
+from latentdiff.autoencoder.perceptual import LPIPSDistance
+from latentdiff.data import loader
+from latentdiff.data.picture import BadList
+from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.latents import Latents
+from latentdiff.metrics.reconstruction import psnr, ssim
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.training import pictures
+from latentdiff.training.health import Health, Rule
+from latentdiff.training.log import Log
+from latentdiff.training.world import World, autocast, precision
+
+ITEMS = 256  # held-out items that are looked at
+
+STAGE_ONE = (
+    Rule("disc_right", 0.0, 0.97, "for {steps} steps the discriminator has been right {value:.0%} of the time: it wins "
+         "and its gradient says little; fewer discriminator.channels or layers, or a smaller weight, would help"),
+    Rule("disc_right", 0.52, 1.0, "for {steps} steps the discriminator has been right {value:.0%} of the time: it "
+         "guesses and tells the autoencoder nothing; let it learn earlier (discriminator.learn_from), at a larger "
+         "train.lr, or give it more channels; or save its time with discriminator=none"),
+    Rule("logits_real", -20, 20, "for {steps} steps the discriminator's logits have been far from 0 ({value:.0f}): it "
+         "runs away; lower train.lr"),
+    Rule("code_recent", 0.2, 1.0, "for {steps} steps only {value:.0%} of the codebook has been in use; a smaller "
+         "autoencoder.bottleneck.codebook_size or revive_after would help"),
+    Rule("latent_std", 0.05, 50, "for {steps} steps the latents' standard deviation has been {value:.3g}, where 0.1 to "
+         "10 is usual; change autoencoder.bottleneck.weight (a larger one draws it towards 1)"),
+    Rule("idle_channels", 0, 0.5, "for {steps} steps {value:.0%} of the latent channels have held noise alone; lower "
+         "autoencoder.bottleneck.weight, or use fewer autoencoder.z_channels"),
+    Rule("skipped", 0, 0.2, "for {steps} steps {value:.0%} of the gradients have not been finite; lower train.lr, or "
+         "use train.precision=fp32"),
+)  # fmt: skip
+STAGE_TWO = (
+    Rule("text_gap", 0.0003, float("inf"), "for {steps} steps others' captions have done as well as the true ones "
+         "(text_gap {value:.5f}): the text is not used yet; are the captions right, and do they differ?"),
+    STAGE_ONE[-1],
+)  # fmt: skip
+
+
+class ReconstructionWatch:
+    """Stage one: PSNR, SSIM and LPIPS of held-out pictures, and a grid of reconstructions."""
+
+    PICTURES = 8
+
+    def __init__(
+        self, r: AutoencoderRecipe, world: World, held_out, distance: nn.Module | None, bad: BadList, log: Log
+    ) -> None:
+        self.r, self.world, self.log, self.bad = r, world, log, bad
+        self.dtype = precision(r.train.precision, world.device)
+        self.lpips = distance if isinstance(distance, LPIPSDistance) else None
+        self.batches = list(loader.in_order(held_out, range(min(ITEMS, len(held_out))), 32))
+        self.best = -1.0
+        self.health = Health(STAGE_ONE, r.train.steps, log.say)
+
+    @torch.no_grad()
+    def reconstruct(self, model: Autoencoder, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """x, y [B, 3, H, W] in [-1, 1], and the moments of the latent before normalisation."""
+        x = loader.images(batch, self.world.device)
+        with autocast(x.device, self.dtype):
+            mean, logvar = model.moments(x)
+            return x, model.decode(model.normalise(mean)).clamp(-1, 1), mean, logvar
+
+    @torch.no_grad()
+    def validate(self, model: Autoencoder, step: int) -> None:
+        """psnr, ssim, lpips, and how far the latents spread."""
+        scores, sums = {}, []
+        for batch in self.batches:
+            self.bad.note(batch["bad"])
+            x, y, mean, logvar = self.reconstruct(model, batch)
+            found = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
+            if self.lpips is not None:
+                found["lpips"] = self.lpips(y, x).flatten()
+            for name, value in found.items():
+                scores.setdefault(name, []).append(value)
+            noise = torch.zeros_like(mean) if logvar is None else logvar.exp()
+            sums.append(torch.stack([v.double().mean((0, 2, 3)) for v in (mean, mean**2, noise)]))  # [3, C]
+        if scores:
+            self.report(step, {name: torch.cat(value).mean().item() for name, value in scores.items()}, sums)
+
+    def report(self, step: int, values: dict[str, float], sums: list[Tensor]) -> None:
+        mean, squares, noise = torch.stack(sums).mean(0)
+        spread = squares - mean**2  # per channel
+        if not isinstance(self.r.autoencoder.bottleneck, VQ):
+            values["latent_std"] = spread.mean().sqrt().item()
+            values["idle_channels"] = (spread < 0.1 * (spread + noise)).double().mean().item()
+        self.log.validation(step, values)
+        self.health.look(step, values)
+        if values["psnr"] < self.best - 3:
+            self.log.say(
+                f"WARNING: PSNR fell from {self.best:.1f} to {values['psnr']:.1f} dB. If the discriminator has just "
+                f"begun to weigh, give it a longer discriminator.ramp or a smaller weight; otherwise lower train.lr"
+            )
+        self.best = max(self.best, values["psnr"])
+
+    def draw(self, model: Autoencoder, step: int) -> None:
+        """samples/<step>.png: pictures above their reconstructions."""
+        if self.world.is_main and self.batches:
+            x, y, *_ = self.reconstruct(model, self.batches[0])
+            count = min(self.PICTURES, len(x))
+            pictures.save_grid(
+                torch.cat([x[:count], y[:count]]), self.log.folder / "samples" / f"{step:08d}.png", count
+            )
+
+
+class DenoisingWatch:
+    """Stage two: the loss and the text gap on held-out data, and fixed prompts drawn from fixed noise."""
+
+    PICTURES = 16
+
+    def __init__(self, r: DiffusionRecipe, world: World, latents: Latents, held_out, log: Log) -> None:
+        self.r, self.world, self.latents, self.log = r, world, latents, log
+        self.batches = list(loader.in_order(held_out, range(min(ITEMS, len(held_out))), 64))
+        captions = [c for b in self.batches for c in b.get("caption", [])]
+        self.prompts = list(r.preview) or captions[: self.PICTURES] or [""]
+        self.best = float("inf")
+        self.health = Health(STAGE_TWO, r.train.steps, log.say)
+
+    @torch.no_grad()
+    def validate(self, model: LatentDiffusion, step: int) -> None:
+        """val_loss, and text_gap: the loss with the next item's caption minus the loss with the true one.
+
+        Neighbours with the same caption have a gap of 0, so a set of few captions has a smaller gap.
+        """
+        gaps, losses = [], []
+        for i, batch in enumerate(self.batches):
+            count = len(batch["index"])
+            z, fields = self.latents(batch, -1, range(i * 64, i * 64 + count))
+            keys = keyed.keys(self.r.train.seed, -1, range(i * 64, i * 64 + count), "validation", z.device)
+            t, eps = model.draw_timesteps(keys), keyed.normal(keys, z.shape[1:])
+            shown = [torch.zeros(count, dtype=torch.bool, device=z.device) for _ in model.conditioner.parts]
+            with autocast(z.device, self.latents.dtype):
+                losses.append(model(z, fields, t, eps, shown))
+                if "tokens" in fields:
+                    others = fields | {"tokens": fields["tokens"].roll(1, dims=0)}
+                    gaps.append(model(z, others, t, eps, shown) - losses[-1])
+        if losses:
+            values = {"val_loss": torch.cat(losses).mean().item()}
+            self.report(step, values | ({"text_gap": torch.cat(gaps).mean().item()} if gaps else {}))
+
+    def report(self, step: int, values: dict[str, float]) -> None:
+        self.log.validation(step, values)
+        self.health.look(step, values)
+        if values["val_loss"] > 1.2 * self.best:
+            self.log.say(
+                f"WARNING: val_loss was {self.best:.4f} at its best and is {values['val_loss']:.4f} now: the model "
+                f"learns its training data by heart. More data, fewer train.steps or a smaller unet would help"
+            )
+        self.best = min(self.best, values["val_loss"])
+
+    @torch.no_grad()
+    def draw(self, model: LatentDiffusion, step: int) -> None:
+        """samples/<step>.png: the preview prompts, or as many unprompted pictures; from the same noise every time."""
+        count, fields = self.previewed(model)
+        if not self.world.is_main or not count:
+            return
+        with autocast(self.world.device, self.latents.dtype):
+            for z in model.draw(fields, list(range(count)), self.shape(), self.r.sampling):
+                pass
+            x = self.latents.autoencoder.decode(z)
+        pictures.save_grid(x, self.log.folder / "samples" / f"{step:08d}.png", columns=8 if count > 8 else 4)
+
+    def previewed(self, model: LatentDiffusion) -> tuple[int, dict]:
+        """How many pictures are drawn while training, and the fields of their conditions."""
+        if self.latents.tokenizer is not None:
+            return len(self.prompts), {"tokens": self.latents.tokenizer.encode(self.prompts).to(self.world.device)}
+        if not model.conditioner.parts:
+            return self.PICTURES, {}
+        fields = self.latents.fields(self.batches[0]) if self.batches else {}
+        fields = {name: x[: self.PICTURES] for name, x in fields.items()}
+        return len(next(iter(fields.values()), ())), fields
+
+    def shape(self) -> tuple[int, int, int]:
+        """Of a latent of the training size."""
+        (height, width), autoencoder = recipe.size_of(self.r), self.latents.autoencoder
+        return autoencoder.z_channels, height // autoencoder.factor, width // autoencoder.factor
