@@ -26,7 +26,7 @@ recipe = DiffusionRecipe(
     schedule=ScheduleConfig(kind="flow", shift=3.0),  # colour and outline are decided where the noise is high
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=10000,
+        steps=9000,
         batch_size=16,
         lr=1e-3,
         schedule="cosine",
