@@ -19,7 +19,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentdiff import recipe
-from latentdiff.conditioning.coordinates import CoordinatesCondition
 from latentdiff.conditioning.text import TextCondition
 from latentdiff.config import UserError
 from latentdiff.latent_diffusion import LatentDiffusion
@@ -140,10 +139,7 @@ def newest_run(with_prompt: bool) -> Path:
     for path in sorted(run.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime):
         kind = json.loads((path.parent / "recipe.json").read_text())
         wants = ["Text"] if with_prompt else []
-        if (
-            kind["type"] == "DiffusionRecipe"
-            and [c["type"] for c in kind["conditions"] if c["type"] != "Coordinates"] == wants
-        ):
+        if kind["type"] == "DiffusionRecipe" and [c["type"] for c in kind["conditions"]] == wants:
             return path.parent
     wants = "a prompt" if with_prompt else "no prompt"
     raise UserError(f"no finished diffusion run in {run.runs_root()} takes {wants}; train one, or name it with --run")
@@ -154,8 +150,7 @@ def check_inputs(model: LatentDiffusion, folder: Path, prompts: list[str]) -> No
         raise UserError(f"run {folder} draws from text: give it --prompt")
     if model.tokenizer is None and prompts:
         raise UserError(f"run {folder} was trained without text; it takes no --prompt")
-    given = (TextCondition, CoordinatesCondition)
-    others = [type(part).__name__ for part in model.conditioner.parts if not isinstance(part, given)]
+    others = [type(part).__name__ for part in model.conditioner.parts if not isinstance(part, TextCondition)]
     if others:
         raise UserError(f"run {folder} has conditions that sample.py cannot give yet: {', '.join(others)}")
 

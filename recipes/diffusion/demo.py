@@ -1,6 +1,5 @@
 """Text to shapes: the second stage of the embedded default, in minutes on two cores."""
 
-from latentdiff.conditioning.coordinates import Coordinates
 from latentdiff.conditioning.text import Text
 from latentdiff.data.shapes import Shapes
 from latentdiff.diffusion.schedule import ScheduleConfig
@@ -12,10 +11,7 @@ from latentdiff.training.settings import Train
 recipe = DiffusionRecipe(
     autoencoder="demo-autoencoder",
     data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2, wording="full"),
-    conditions=(
-        Text(dim=128, depth=3, heads=4, head_dim=32, length=24, vocab_size=256),
-        Coordinates(),  # "above" asks for a place, and a small network learns where places are too late
-    ),
+    conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=24, vocab_size=256),),
     unet=UNetConfig(
         channels=64,
         channel_mult=(1, 2),
@@ -39,5 +35,5 @@ recipe = DiffusionRecipe(
         sample_every=2000,
         checkpoint_every=1000,
     ),
-    sampling=Sampling(steps=20, guidance_scale=2.0),
+    sampling=Sampling(steps=20, guidance_scale=3.0),
 )

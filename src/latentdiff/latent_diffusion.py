@@ -55,8 +55,7 @@ class LatentDiffusion(nn.Module):
     def forward(self, z: Tensor, batch: dict, t: Tensor, eps: Tensor, drops: list[Tensor]) -> Tensor:
         """The loss of each sample (Rombach et al. 2022, eq. 2 and 3): z, eps [B, C, h, w], t [B] -> [B]."""
         target = prediction.target(self.objective.prediction, z, eps, self.schedule.alpha(t), self.schedule.sigma(t))
-        cond = self.conditioner(batch | {"size": z.shape[2:]}, drops)
-        error = self.unet(self.schedule.diffuse(z, eps, t), t, cond).to(z.dtype) - target
+        error = self.unet(self.schedule.diffuse(z, eps, t), t, self.conditioner(batch, drops)).to(z.dtype) - target
         return (error.abs() if self.objective.loss == "l1" else error.square()).mean(dim=(1, 2, 3))
 
     def draw_timesteps(self, keys: Tensor) -> Tensor:
@@ -110,11 +109,10 @@ class LatentDiffusion(nn.Module):
         self.check(settings)
         device = next(self.unet.parameters()).device
         shown = [torch.zeros(len(seeds), dtype=torch.bool, device=device) for _ in self.conditioner.parts]
-        size = {"size": shape[1:]}
-        cond = self.conditioner(batch | size, shown)
+        cond = self.conditioner(batch, shown)
         if settings.guidance_scale != 1:
             hidden = [d | (part.dropout > 0 and negative is None) for d, part in zip(shown, self.conditioner.parts)]
-            cond = conds.cat([self.conditioner((negative or batch) | size, hidden), cond])
+            cond = conds.cat([self.conditioner(negative or batch, hidden), cond])
         noise = Noise(seeds, shape, device)
         ts = timesteps(settings.steps, self.schedule.T, settings.spacing)
         denoise = self.denoiser(cond, settings)

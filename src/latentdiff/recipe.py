@@ -10,7 +10,6 @@ from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.coordinates import Coordinates, CoordinatesCondition
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.conditioning.text import Text, TextCondition
 from latentdiff.config import UserError
@@ -60,7 +59,7 @@ class DiffusionRecipe:
     autoencoder: FrozenAutoencoder | str = FrozenAutoencoder()  # the frozen first stage
     data: Shapes | Folder = Shapes()  # the pictures and their captions
     cache: Cache = Cache()  # of the latents
-    conditions: tuple[Text | Label | Coordinates, ...] = ()  # what the U-Net is told
+    conditions: tuple[Text | Label, ...] = ()  # what the U-Net is told
     unet: UNetConfig = UNetConfig()  # the denoiser
     schedule: ScheduleConfig = ScheduleConfig()  # signal and noise over time
     objective: Objective = Objective()  # what is predicted, and how errors weigh
@@ -113,10 +112,10 @@ def build_diffusion(recipe: DiffusionRecipe, z_channels: int, tokenizer: Caption
     return model
 
 
-def _build_condition(condition: Text | Label | Coordinates, tokenizer: CaptionTokenizer | None) -> torch.nn.Module:
+def _build_condition(condition: Text | Label, tokenizer: CaptionTokenizer | None):
     if isinstance(condition, Text):
         return TextCondition(condition, tokenizer.pad_id, tokenizer.empty)
-    return {Label: LabelCondition, Coordinates: CoordinatesCondition}[type(condition)](condition)
+    return LabelCondition(condition)
 
 
 def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, say) -> CaptionTokenizer | None:
