@@ -35,5 +35,5 @@ recipe = DiffusionRecipe(
         sample_every=2000,
         checkpoint_every=1000,
     ),
-    sampling=Sampling(steps=20, guidance_scale=3.0),
+    sampling=Sampling(steps=20, guidance_scale=2.0),
 )
