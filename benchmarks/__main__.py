@@ -1,0 +1,13 @@
+"""python -m benchmarks [NAME ARGUMENTS ...]: run one measurement of this folder; without a name, list them."""
+
+import runpy
+import sys
+from pathlib import Path
+
+names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+if len(sys.argv) > 1 and sys.argv[1] in names:
+    sys.argv = sys.argv[1:]
+    runpy.run_module(f"benchmarks.{sys.argv[0]}", run_name="__main__", alter_sys=True)
+else:
+    print(f"measurements: {', '.join(names)}   (python -m benchmarks NAME --help)")
+    sys.exit(2 if len(sys.argv) > 1 else 0)
