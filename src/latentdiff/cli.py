@@ -121,7 +121,7 @@ _SAMPLE = {
 
 def sample_arguments(words: list[str]) -> argparse.Namespace:
     """The options of sample.py; underscores are as good as hyphens."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     for option, (aliases, kind, default) in _SAMPLE.items():
         parser.add_argument(option, *aliases, type=kind, default=default)
     parser.add_argument("--prompt", action="append")
@@ -145,7 +145,9 @@ def seeds(text: str, count: int) -> list[int]:
     return list(range(first, last + 1)) if match[2] else list(range(first, first + count))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Its errors are UserErrors."""
+
     def error(self, message: str) -> None:
         raise UserError(f"{message}; --help lists the options")
 
@@ -172,7 +174,7 @@ def progress(total: int, what: str) -> Any:
 
 def evaluate_arguments(words: list[str]) -> argparse.Namespace:
     """The options of evaluate.py."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("run")
     parser.add_argument("--output")
     parser.add_argument("--summary", action="store_true")
