@@ -23,6 +23,7 @@ class AutoencoderConfig:
     attention_levels: tuple[int, ...] = ()  # levels with attention after each block; 0 is full resolution
     mid_attention: bool = True  # attention in the middle of encoder and decoder
     z_channels: int = 4  # channels of the latent
+    inner_channels: int = 0  # between the networks and the 1x1 convolutions around the latent; 0: as many as it has
     bottleneck: KL | VQ | Identity = KL()  # what holds the latent together: KL, VQ or Identity
     norm_groups: int = 32  # groups of the group norms; must divide every width
     dropout: float = 0.0  # inside the residual blocks
@@ -68,11 +69,15 @@ class Encoder(nn.Module):
         self.norm_out = norm(config.norm_groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], c_out, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the last convolution reads, [B, C, h, w]."""
         h = self.conv_in(x)
         for level in self.down:
             h = level.downsample(level(h))
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))  # [B, c_out, h, w]
+        return F.silu(self.norm_out(self.mid(h)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.features(x))  # [B, c_out, h, w]
 
 
 class Decoder(nn.Module):
@@ -117,12 +122,12 @@ class Autoencoder(nn.Module):
         self.config, self.z_channels = config, config.z_channels
         self.factor = 2 ** max(0, len(config.channel_mult) - 1)
         self.quantize = MODULES[type(config.bottleneck)](config.bottleneck, config.z_channels)
-        c_moments = self.quantize.moments * config.z_channels
+        moments, z, inner = self.quantize.moments, config.z_channels, config.inner_channels or config.z_channels
         pixels = not config.channel_mult
-        self.encoder = nn.Identity() if pixels else Encoder(config, c_moments)
-        self.decoder = nn.Identity() if pixels else Decoder(config, config.z_channels)
-        self.quant_conv = nn.Identity() if pixels else nn.Conv2d(c_moments, c_moments, 1)
-        self.post_quant_conv = nn.Identity() if pixels else nn.Conv2d(config.z_channels, config.z_channels, 1)
+        self.encoder = nn.Identity() if pixels else Encoder(config, moments * inner)
+        self.decoder = nn.Identity() if pixels else Decoder(config, inner)
+        self.quant_conv = nn.Identity() if pixels else nn.Conv2d(moments * inner, moments * z, 1)
+        self.post_quant_conv = nn.Identity() if pixels else nn.Conv2d(z, inner, 1)
         self.apply(_keep_size)
         if isinstance(config.bottleneck, KL) and not pixels:
             # a posterior that starts at std 1 hides the latent from the decoder for hundreds of steps
