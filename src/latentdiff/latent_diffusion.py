@@ -1,6 +1,6 @@
 """LatentDiffusion: a conditioner, a U-Net and a schedule; the training loss, and drawing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,8 @@ from latentdiff import keyed
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.config import UserError
 from latentdiff.diffusion import guidance, prediction, samplers
-from latentdiff.diffusion.schedule import Schedule, timesteps
+from latentdiff.diffusion.patchwise import patchwise
+from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
 from latentdiff.diffusion.unet import UNet
 
 
@@ -35,6 +36,9 @@ class Sampling:
     guidance_rescale: float = 0.0  # 0 to 1: how far the guided picture's contrast is pulled back (Lin et al. 2023)
     eta: float = 0.0  # noise of ddim: 0 is deterministic, 1 is ancestral
     spacing: str = "trailing"  # of the timesteps: trailing, linspace, or uniform as the original's grid
+    shift: float = 1.0  # more steps where the noise is high, for pictures larger than in training (Esser et al. 2024)
+    tile: int = 0  # larger latents are drawn in tiles of this side, in places of the latent; 0: in one piece
+    overlap: float = 0.25  # share of a tile that it has in common with the next
 
 
 class LatentDiffusion(nn.Module):
@@ -72,10 +76,13 @@ class LatentDiffusion(nn.Module):
 
     def denoiser(self, cond: conds.Cond, settings: Sampling) -> guidance.Denoise:
         """denoise(x, t) -> (x0, eps) with the condition bound; cond holds [uncond, cond] when guidance is on."""
+        network = self.unet
+        if settings.tile:
+            network = patchwise(network, settings.tile, round(settings.tile * settings.overlap))
 
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            return prediction.solve(self.objective.prediction, self.unet(x, t, cond), x, alpha, sigma)
+            return prediction.solve(self.objective.prediction, network(x, t, cond), x, alpha, sigma)
 
         if settings.guidance_scale == 1:
             return denoise
@@ -88,8 +95,17 @@ class LatentDiffusion(nn.Module):
                 f"guidance_scale is {settings.guidance_scale:g}, but no condition was dropped in training, so there is "
                 f"nothing to guide away from; guidance_scale must be 1"
             )
+        if settings.tile < 0 or not 0 <= settings.overlap < 1:
+            raise UserError(
+                f"tile is {settings.tile} with overlap {settings.overlap:g}; tile must be 0 (in one piece) or the side "
+                f"of a tile, overlap a share of it below 1"
+            )
         samplers.check(settings.sampler, settings.eta)
-        timesteps(settings.steps, self.schedule.T, settings.spacing)
+        self.grid(settings)
+
+    def grid(self, settings: Sampling) -> Tensor:
+        """The timesteps that drawing visits, from the noisiest down: float64 [steps], on the CPU."""
+        return shifted(timesteps(settings.steps, self.schedule.T, settings.spacing), self.schedule, settings.shift)
 
     @torch.no_grad()
     def draw(
@@ -99,12 +115,17 @@ class LatentDiffusion(nn.Module):
         shape: tuple[int, int, int],
         settings: Sampling,
         negative: dict | None = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        around: Callable[[guidance.Denoise, "Noise"], guidance.Denoise] | None = None,
     ) -> Iterator[Tensor]:
         """Latents z0 [B, *shape], one guess per sampling step, the last one the result.
 
         batch holds the conditions' fields for B samples; seeds name the pictures: each has a generator of its own on
         the CPU, so a picture is the same in any batch. negative replaces what guidance moves away from (default:
-        hidden).
+        hidden). start [B, *shape] is drawn over: noised as far as the last `strength` of the steps undo (Meng et al.
+        2022); at 1 nothing of it is left. around(denoise, noise) puts more guidance, or known pixels, around the
+        denoiser.
         """
         self.check(settings)
         device = next(self.unet.parameters()).device
@@ -113,10 +134,22 @@ class LatentDiffusion(nn.Module):
         if settings.guidance_scale != 1:
             hidden = [d | (part.dropout > 0 and negative is None) for d, part in zip(shown, self.conditioner.parts)]
             cond = conds.cat([self.conditioner(negative or batch, hidden), cond])
-        noise = Noise(seeds, shape, device)
-        ts = timesteps(settings.steps, self.schedule.T, settings.spacing)
-        denoise = self.denoiser(cond, settings)
-        yield from samplers.sample(settings.sampler, denoise, noise(), ts, self.schedule, settings.eta, noise)
+        noise, ts, denoise = Noise(seeds, shape, device), self.grid(settings), self.denoiser(cond, settings)
+        x = noise()
+        if start is not None:
+            x, ts = self.noised(start, x, ts, strength)
+        if around is not None:
+            denoise = around(denoise, noise)
+        yield from samplers.sample(settings.sampler, denoise, x, ts, self.schedule, settings.eta, noise)
+
+    def noised(self, start: Tensor, eps: Tensor, ts: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+        """Where drawing over `start` begins, and the steps that are left: start, eps [B, ...], ts [steps]."""
+        if not 0 < strength <= 1:
+            raise UserError(f"strength is {strength:g}; it must be above 0 (hardly a change) and at most 1 (all new)")
+        if strength == 1:
+            return eps, ts
+        ts = ts[-max(1, round(strength * len(ts))) :]
+        return self.schedule.diffuse(start, eps, ts[:1].to(start).expand(len(start))), ts
 
     @torch.no_grad()
     def sample(

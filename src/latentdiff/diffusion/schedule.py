@@ -149,3 +149,24 @@ def timesteps(steps: int, T: int, spacing: str = "trailing") -> Tensor:
     if ts[0] > T - 1:
         raise UserError(f"steps is {steps}; the original's uniform grid then leaves 0..{T - 1}; use spacing=trailing")
     return ts
+
+
+def shifted(ts: Tensor, schedule: Schedule, shift: float) -> Tensor:
+    """The timesteps ts moved towards the noise, as Esser et al. 2024 (eq. 23) do for larger pictures: float64 [steps].
+
+    A picture of more pixels needs more noise to be undone as far (the paper's app. D.1 shows it through Var(z)): a
+    share of noise s = sigma / (alpha + sigma), relative to that of the last timestep, becomes
+    shift·s / (1 + (shift - 1)·s). 1 changes nothing; sqrt(pixels / training pixels) keeps a constant image equally
+    uncertain.
+    """
+    if shift <= 0:
+        raise UserError(f"shift is {shift}; it must be above 0 (1 changes nothing)")
+    if shift == 1:
+        return ts
+    with torch.device("cpu"):
+        every = torch.arange(schedule.T, dtype=torch.float64)
+    share = lambda t: schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))  # noqa: E731
+    known, most = share(every), share(every)[-1]
+    s = share(ts) / most
+    wanted = most * shift * s / (1 + (shift - 1) * s)
+    return torch.from_numpy(np.interp(wanted.numpy(), known.numpy(), every.numpy()))

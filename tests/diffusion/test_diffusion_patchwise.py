@@ -1,0 +1,52 @@
+"""A network run on tiles."""
+
+import torch
+from torch import nn
+
+from latentdiff.cond import Cond
+from latentdiff.diffusion.patchwise import patchwise
+from latentdiff.diffusion.unet import UNet, UNetConfig
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X, T, COND = drawn(2, 3, 20, 12), torch.tensor([5.0, 700.0]), Cond(concat=drawn(2, 2, 20, 12, seed=1))
+
+
+def test_a_network_that_looks_at_single_places_sees_no_tiles():
+    def network(x, t, cond):
+        return x.sin() * t.view(-1, 1, 1, 1) + cond.concat.sum(1, keepdim=True)
+
+    assert torch.allclose(patchwise(network, 8, 3)(X, T, COND), network(X, T, COND), rtol=1e-5, atol=1e-4)
+
+
+def test_a_network_that_looks_around_is_itself_far_from_the_borders_of_tiles():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 3, 3, padding=1)
+    network = lambda x, t, cond: conv(torch.cat([x, cond.concat], 1))  # noqa: E731
+    x, cond = X[..., :8], COND.map(lambda c: c[..., :8])  # tiles are rows 0 to 7, 6 to 13 and 12 to 19
+    error = (patchwise(network, 8, 2)(x, T, cond) - network(x, T, cond)).abs().amax((0, 1, 3))
+    assert set(error.gt(1e-5).nonzero().flatten().tolist()) == {6, 7, 12, 13}
+
+
+def test_one_tile_that_holds_all_is_the_network_itself():
+    torch.manual_seed(0)
+    config = UNetConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), norm_groups=4)
+    unet = UNet(config, 5, 3)
+    for p in unet.parameters():
+        nn.init.normal_(p, std=0.1)
+    assert torch.allclose(patchwise(unet, 32, 8)(X, T, COND), unet(X, T, COND), atol=1e-6)
+    assert not torch.allclose(patchwise(unet, 8, 2)(X, T, COND), unet(X, T, COND), atol=1e-3)
+
+
+def test_tiles_are_seen_one_at_a_time():
+    seen = []
+
+    def network(x, t, cond):
+        seen.append(tuple(x.shape[2:]))
+        return x
+
+    patchwise(network, 8, 2)(X, T, COND)
+    assert set(seen) == {(8, 8)} and len(seen) == 6

@@ -1,0 +1,42 @@
+"""The timesteps of a sampler moved for larger pictures."""
+
+import math
+
+import pytest
+import torch
+
+from latentdiff.config import UserError
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, shifted, timesteps
+
+SCHEDULES = [Schedule(ScheduleConfig(kind=kind)) for kind in ("scaled_linear", "cosine", "flow")]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.config.kind)
+def test_shifted_timesteps_still_begin_at_the_noisiest_and_fall(schedule: Schedule) -> None:
+    ts = timesteps(20, schedule.T)
+    for shift in (0.5, 2.0, 4.0):
+        moved = shifted(ts, schedule, shift)
+        assert moved[0] == ts[0] and (moved.diff() < 0).all() and moved.dtype == torch.float64
+        assert ((moved > ts) if shift > 1 else (moved < ts))[1:].all()
+    assert torch.equal(shifted(ts, schedule, 1.0), ts)
+
+
+def test_a_shift_of_the_straight_path_multiplies_sigma_by_alpha() -> None:
+    schedule, ts = Schedule(ScheduleConfig(kind="flow")), timesteps(25, 1000)
+    moved = shifted(ts, schedule, 3.0)
+    difference = (schedule.log_snr(ts) - schedule.log_snr(moved))[1:]
+    assert torch.allclose(difference, torch.full_like(difference, 2 * math.log(3)), atol=1e-3)
+    trained = Schedule(ScheduleConfig(kind="flow", shift=3.0))  # what the same shift in training would visit
+    assert torch.allclose(schedule.sigma(moved), trained.sigma(ts), atol=1e-5)
+
+
+def test_where_the_noise_is_low_a_shift_multiplies_sigma_by_alpha_on_any_schedule() -> None:
+    schedule = Schedule(ScheduleConfig())
+    ts = torch.tensor([999.0, 20.0, 10.0], dtype=torch.float64)
+    ratio = (schedule.log_snr(ts) - schedule.log_snr(shifted(ts, schedule, 2.0)))[1:]
+    assert ratio.numpy() == pytest.approx(2 * math.log(2), rel=0.1)
+
+
+def test_a_shift_that_is_not_above_0_is_refused() -> None:
+    with pytest.raises(UserError, match="shift"):
+        shifted(timesteps(5, 1000), SCHEDULES[0], 0.0)
