@@ -1,7 +1,8 @@
 """Weights of the original release (CompVis/latent-diffusion) <-> ours: names and shapes.
 
 The original numbers its layers where ours have names, and keeps 1x1 convolutions where ours are linear on tokens. Names
-are those inside the U-Net (input_blocks.0.0.weight, ...) and the text encoder (transformer.token_emb.weight, ...).
+are those inside the U-Net (input_blocks.0.0.weight, ...) and the text encoder (transformer.token_emb.weight, ...); those
+of a whole model have UNET or CONDITION in front. The autoencoder's names are ours.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from latentdiff.diffusion.blocks import Downsample, ResBlock, SelfAttention, Tra
 from latentdiff.diffusion.unet import UNet
 
 Weights = dict[str, Tensor]
+UNET, CONDITION, FIRST_STAGE, AVERAGE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model.", "model_ema."
 
 
 # ---- the U-Net
@@ -34,32 +36,36 @@ AXES = {  # axes of size 1 at the end of the original's weights, which are convo
 
 
 class Place(NamedTuple):
+    """Where the original keeps one of our parameters, and how."""
+
     name: str  # the original's
-    axes: int  # of size 1 that its shape has more
-    heads: int  # its rows are ordered [heads, 3, d], ours [3, heads, d]; 0: any other parameter
+    axes: int = 0  # of size 1 that its shape has more
+    heads: int = 0  # its rows are ordered [heads, 3, d], ours [3, heads, d]; 0: any other parameter
+
+    def shape(self, ours: torch.Size) -> list[int]:
+        return [*ours, *[1] * self.axes]
+
+    def to_ours(self, value: Tensor) -> Tensor:
+        value = value.reshape(value.shape[: value.ndim - self.axes])
+        return _regroup(value, self.heads, 3) if self.heads else value
+
+    def to_theirs(self, value: Tensor) -> Tensor:
+        value = _regroup(value, 3, self.heads) if self.heads else value
+        return value.reshape(self.shape(value.shape))
 
 
 def unet_from_original(state: Weights, unet: UNet) -> Weights:
     """The original's weights in our names and shapes; `unet` may stand on the meta device."""
-    mine = {}
-    for name, place in unet_places(unet).items():
-        value = state[place.name]
-        value = value.reshape(value.shape[: value.ndim - place.axes])
-        mine[name] = _regroup(value, place.heads, 3) if place.heads else value
-    return mine
+    return {name: place.to_ours(state[place.name]) for name, place in unet_places(unet).items()}
 
 
 def unet_to_original(state: Weights, unet: UNet) -> Weights:
     """The inverse of unet_from_original."""
-    theirs = {}
-    for name, place in unet_places(unet).items():
-        value = _regroup(state[name], 3, place.heads) if place.heads else state[name]
-        theirs[place.name] = value.reshape(*value.shape, *[1] * place.axes)
-    return theirs
+    return {place.name: place.to_theirs(state[name]) for name, place in unet_places(unet).items()}
 
 
 def unet_places(unet: UNet) -> dict[str, Place]:
-    """Where the original keeps each of our parameters."""
+    """Where the original keeps each of our parameters, but for the vector door: there it has a table of labels."""
     places = {}
     for ours, theirs, layer in _layers(unet):
         for name, _ in layer.named_parameters():
@@ -72,7 +78,6 @@ def unet_places(unet: UNet) -> dict[str, Place]:
 
 def _layers(unet: UNet) -> Iterator[tuple[str, str, nn.Module]]:
     """Our name, the original's, the layer; the original counts layers by their place in a stage."""
-    assert unet.vector is None, "no released U-Net has a vector door"
     yield "time", "time_embed", unet.time
     yield "conv_in", "input_blocks.0.0", unet.conv_in
     yield "norm_out", "out.0", unet.norm_out
@@ -90,7 +95,16 @@ def _regroup(rows: Tensor, outer: int, inner: int) -> Tensor:
     return rows.unflatten(0, (outer, inner, -1)).transpose(0, 1).flatten(0, 2)
 
 
-# ---- the text encoder
+# ---- the conditions
+
+
+def condition_places(part: nn.Module) -> dict[str, Place]:
+    """Where the original keeps the parameters of a condition; a text's or layout's transformer, or names that agree."""
+    names = [name for name, _ in part.named_parameters()]
+    if hasattr(part, "blocks"):
+        theirs = _text_names(len(part.blocks))
+        return {name: Place(theirs[name]) for name in names}
+    return {name: Place(name) for name in names}
 
 
 OUTER = {"tokens": "token_emb", "positions": "pos_emb.emb", "norm": "norm"}
