@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from latentdiff import recipe
+from latentdiff import load, recipe
 from latentdiff.autoencoder import perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.config import UserError
@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
     device = start().device
     folder = run.find_run(options.run)
     r = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    model = recipe.load_run(folder, device)
+    model = load.load_run(folder, device)
     autoencoder = model if isinstance(model, Autoencoder) else model.autoencoder
     first_stage = r if isinstance(r, AutoencoderRecipe) else run.read_recipe(folder / "autoencoder", AutoencoderRecipe)
     figures = {"run": folder.name, "step": newest_step(folder), "split": options.split}

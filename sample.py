@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from latentdiff import recipe
+from latentdiff import load
 from latentdiff.conditioning.text import TextCondition
 from latentdiff.config import UserError
 from latentdiff.latent_diffusion import LatentDiffusion
@@ -31,7 +31,7 @@ def main(words: list[str]) -> None:
     device = start(options.device).device
     prompts = read_prompts(options)
     folder = run.find_run(options.run) if options.run else newest_run(bool(prompts))
-    model = recipe.load_run(folder, device)
+    model = load.load_run(folder, device)
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"run {folder} is a stage-one run; sample.py needs a diffusion run (train_diffusion.py)")
     check_inputs(model, folder, prompts)

@@ -22,6 +22,7 @@ from latentdiff import keyed, recipe, screen
 from latentdiff.autoencoder import discriminator, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import VQ
+from latentdiff.build import build_autoencoder
 from latentdiff.codes import Codes
 from latentdiff.config import UserError, hash_of
 from latentdiff.critic import Critic
@@ -79,7 +80,7 @@ def main(words: list[str]) -> None:
 
 
 def build(r: AutoencoderRecipe, world: World, distance: nn.Module | None) -> Parts:
-    model = world.place(recipe.build_autoencoder(r))
+    model = world.place(build_autoencoder(r))
     critic = Critic(r.discriminator, r.train, world)
     learner = Learner(model, r.train, world.device)
     codes = Codes(learner, r.train.seed, world)

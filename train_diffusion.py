@@ -14,7 +14,7 @@ from latentdiff import cli
 
 cli.answer_help(__doc__)
 
-from latentdiff import keyed, recipe, screen
+from latentdiff import build, keyed, load, recipe, screen
 from latentdiff.config import hash_of
 from latentdiff.data import loader
 from latentdiff.latents import Latents
@@ -37,9 +37,9 @@ def main(words: list[str]) -> None:
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
 
-    autoencoder, first_stage = recipe.open_autoencoder(r, folder, world, log.say)
-    tokenizer = recipe.open_tokenizer(r, folder, data, world, log.say)
-    model = world.place(recipe.build_diffusion(r, autoencoder.z_channels, tokenizer))
+    autoencoder, first_stage = load.open_autoencoder(r, folder, world, log.say)
+    tokenizer = build.open_tokenizer(r, folder, data, world, log.say)
+    model = world.place(build.build_diffusion(r, autoencoder, tokenizer))
     learner = Learner(model, r.train, world.device)
     if newest:
         learner.load(tensors, state)
@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
 
     latents = Latents(r, world, autoencoder, tokenizer, data, log)
     watch = DenoisingWatch(r, world, latents, held_out, log)
-    run.begin(folder, r, world, lambda: recipe.keep_parts(folder, autoencoder, first_stage, tokenizer))
+    run.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, tokenizer))
     if world.is_main:
         latents.bad.enter(getattr(data, "bad", []))
     log.start()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff import recipe
+from latentdiff import load
 from latentdiff.data import loader
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.shapes_reader import wilson
@@ -45,7 +45,7 @@ def main() -> None:
     splits = {split: FolderDataset(Folder(path=options.data, size=64), split) for split in ("train", "val", "test")}
     colours = sorted({colour for row in splits["train"].listing.rows.values() for colour in row["colors"][:1]})
     judge = train_judge(splits["train"], colours, options.steps)
-    model = recipe.load_run(folder)
+    model = load.load_run(folder)
     figures = {"run": folder.name, "judge_steps": options.steps}
     for split in ("val", "test"):
         records = [splits[split].record(i, 0) for i in range(len(splits[split]))]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import latentdiff
-from latentdiff import keyed, recipe
+from latentdiff import build, keyed, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.label import Label, LabelCondition
@@ -14,6 +14,7 @@ from latentdiff.config import UserError
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.latent_diffusion import LatentDiffusion, Noise, Objective, Sampling
+from latentdiff.training import checkpoint
 
 TINY = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), num_heads=2, norm_groups=4)
 KINDS = {"eps": "scaled_linear", "x0": "scaled_linear", "v": "scaled_linear", "flow": "flow"}
@@ -180,7 +181,7 @@ def test_a_stage_one_run_is_an_autoencoder(unbroken_one):
 
 def test_what_is_loaded_does_not_train_and_is_the_average(reader, loaded):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    ema = recipe.checkpoint.read_tensors(reader / "checkpoints" / "step_00000200" / "ema.safetensors")
+    ema = checkpoint.read_tensors(reader / "checkpoints" / "step_00000200" / "ema.safetensors")
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in ema.items())
 
 
@@ -234,7 +235,7 @@ def test_statistics_of_the_frozen_autoencoder_are_checked_against_the_data(loade
     right = (0 * scale, 1 / scale**2)
     for measured, words in ((right, 0), ((right[0], 1.2 * right[1]), 0), ((right[0], 2 * right[1]), 1)):
         said.clear()
-        recipe.choose_statistics(r, autoencoder, measured, said.append)
+        build.choose_statistics(r, autoencoder, measured, said.append)
         assert len(said) == words
     assert "1.41" in said[0] and "autoencoder.statistics=data" in said[0]
 

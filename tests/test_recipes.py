@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, call
 
-from latentdiff import config, recipe
+from latentdiff import build, config, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
@@ -66,22 +66,29 @@ class TestEveryRecipe:
         tree = read(path)
         with torch.device("meta"):
             if isinstance(tree, AutoencoderRecipe):
-                model = recipe.build_autoencoder(tree)
+                model = build.build_autoencoder(tree)
             else:
-                model = recipe.build_diffusion(tree, z_channels=4, tokenizer=meta_tokenizer(tree))
+                model = build.build_diffusion(tree, first_stage(tree), meta_tokenizer(tree))
         assert sum(p.numel() for p in model.parameters()) > 1000
         assert optim.rate(tree.train, 0) > 0
 
     def test_has_a_first_stage_of_the_same_size(self, path):
         tree = read(path)
         if isinstance(tree, DiffusionRecipe):
-            source = tree.autoencoder.path
-            stem = source if source.endswith(".py") else f"recipes/autoencoder/{source.removesuffix('-autoencoder')}.py"
-            first = read(ROOT / stem)
-            assert recipe.size_of(first) == recipe.size_of(tree)
+            assert recipe.size_of(first_recipe(tree)) == recipe.size_of(tree)
             with torch.device("meta"):
-                factor = Autoencoder(first.autoencoder).factor
+                factor = first_stage(tree).factor
             assert not any(side % factor for side in recipe.size_of(tree))
+
+
+def first_recipe(tree):
+    source = tree.autoencoder.path
+    stem = source if source.endswith(".py") else f"recipes/autoencoder/{source.removesuffix('-autoencoder')}.py"
+    return read(ROOT / stem)
+
+
+def first_stage(tree):
+    return Autoencoder(first_recipe(tree).autoencoder)
 
 
 def meta_tokenizer(tree):

@@ -8,6 +8,6 @@ def load_run(path, device="cpu"):
 
     path: the run's folder, or its name under LATENTDIFF_RUNS (default "runs"). The weights are the EMA weights.
     """
-    from latentdiff.recipe import load_run  # torch is imported only when a run is loaded
+    from latentdiff.load import load_run  # torch is imported only when a run is loaded
 
     return load_run(path, device)

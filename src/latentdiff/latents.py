@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff import keyed, recipe
+from latentdiff import build, keyed, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.data import cache as latent_cache
-from latentdiff.data import loader
+from latentdiff.data import fields, loader
 from latentdiff.data.tokenizer import CaptionTokenizer
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import run
@@ -24,6 +24,7 @@ class Latents:
         log: Log,
     ) -> None:  # fmt: skip
         self.seed, self.device, self.autoencoder, self.tokenizer = r.train.seed, world.device, autoencoder, tokenizer
+        self.wanted = recipe.reads(r)
         self.dtype = precision(r.train.precision, world.device)
         self.bad = recipe.bad_list(r, log.folder, data)
         self.rows, statistics = data, None
@@ -32,8 +33,10 @@ class Latents:
             name = f"{weights[:12]}-{data.fingerprint()[:12]}-{r.cache.copies}"
             where = Path(r.cache.path or run.runs_root() / "cache" / name)
             made = latent_cache.open_cache(where, r.cache, data, weights, self.moments, world, log.say)
-            self.rows, statistics = latent_cache.CachedLatents(data, made), made.statistics()
-        recipe.choose_statistics(r, autoencoder, statistics, log.say)
+            pixels = fields.needs_picture(self.wanted, data.record(0, 0))
+            self.rows, statistics = latent_cache.CachedLatents(data, made, pixels), made.statistics()
+        self.rows = recipe.with_fields(r, self.rows)
+        build.choose_statistics(r, autoencoder, statistics, log.say)
 
     @torch.no_grad()
     def moments(self, batch: dict) -> tuple[Tensor, Tensor | None]:
@@ -52,7 +55,8 @@ class Latents:
         return self.autoencoder.normalise(mean, logvar, noise), self.fields(batch)
 
     def fields(self, batch: dict) -> dict:
-        fields = {name: x.to(self.device) for name, x in batch.items() if isinstance(x, Tensor)}
+        """What the conditions read, on the device."""
+        found = {name: fields.stacked(name, batch[name]).to(self.device) for name in self.wanted if name != "caption"}
         if self.tokenizer is not None:
-            fields["tokens"] = self.tokenizer.encode(batch["caption"]).to(self.device)
-        return fields
+            found["tokens"] = self.tokenizer.encode(batch["caption"]).to(self.device)
+        return found

@@ -119,7 +119,7 @@ class DenoisingWatch:
 
     def __init__(self, r: DiffusionRecipe, world: World, latents: Latents, held_out, log: Log) -> None:
         self.r, self.world, self.latents, self.log = r, world, latents, log
-        self.batches = list(loader.in_order(held_out, range(min(ITEMS, len(held_out))), 64))
+        self.batches = list(loader.in_order(recipe.with_fields(r, held_out), range(min(ITEMS, len(held_out))), 64))
         captions = [c for b in self.batches for c in b.get("caption", [])]
         self.prompts = list(r.preview) or captions[: self.PICTURES] or [""]
         self.best = float("inf")
@@ -171,7 +171,7 @@ class DenoisingWatch:
 
     def previewed(self, model: LatentDiffusion) -> tuple[int, dict]:
         """How many pictures are drawn while training, and the fields of their conditions."""
-        if self.latents.tokenizer is not None:
+        if self.latents.wanted == ("caption",):
             return len(self.prompts), {"tokens": self.latents.tokenizer.encode(self.prompts).to(self.world.device)}
         if not model.conditioner.parts:
             return self.PICTURES, {}

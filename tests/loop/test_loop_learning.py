@@ -7,7 +7,7 @@ import torch
 from conftest import STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, rows, tensors_of
 
 import latentdiff
-from latentdiff import recipe
+from latentdiff import build, recipe
 from latentdiff.config import read_recipe
 from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
@@ -77,7 +77,7 @@ TERMS = {
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_of_stage_one_moves_the_weights_by_itself(term, runs):
     call(*STAGE_ONE, *SMALL, *TERMS[term], "discriminator=none", "train.steps=3", "name=run")
-    start = recipe.build_autoencoder(read_recipe("recipes/autoencoder/tiny.py")).state_dict()
+    start = build.build_autoencoder(read_recipe("recipes/autoencoder/tiny.py")).state_dict()
     end = last(runs / "run")
     moved = {name for name, tensor in start.items() if not torch.equal(tensor, end[f"model.{name}"])}
     parts = {"nothing": set(), "kl": {"encoder"}}.get(term, {"encoder", "decoder"})

@@ -61,10 +61,13 @@ class LatentCache:
 
 
 class CachedLatents:
-    """A data set whose items are rows of the cache beside the fields of their item that need no pixels."""
+    """A data set whose items are rows of the cache beside the fields of their item that need no pixels.
 
-    def __init__(self, data: Any, cache: LatentCache) -> None:
-        self.data, self.cache = data, cache
+    pixels: beside the whole item, in the crop and flip that the row shows, for conditions that read pictures or maps.
+    """
+
+    def __init__(self, data: Any, cache: LatentCache, pixels: bool = False) -> None:
+        self.data, self.cache, self.pixels = data, cache, pixels
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -80,7 +83,8 @@ class CachedLatents:
         if not row.pop("ok"):
             self.data.item(i, key)  # says why it cannot be read
             raise BadPicture("could not be read when the latent cache was made; delete the cache to try again")
-        return self.data.record(i, key) | row
+        shown = self.data.item(i, row["key"]) if self.pixels else {}
+        return shown | self.data.record(i, key) | row
 
 
 def open_cache(

@@ -1,0 +1,150 @@
+"""What a recipe builds: the networks, the tokenizer, and what of a run they leave in its folder."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from latentdiff import config
+from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.conditioning.conditioner import Conditioner
+from latentdiff.conditioning.label import Label, LabelCondition
+from latentdiff.conditioning.layout import Layout, LayoutCondition
+from latentdiff.conditioning.spatial import (
+    LowRes,
+    LowResCondition,
+    Masked,
+    MaskedCondition,
+    Semantic,
+    SemanticCondition,
+)
+from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.config import UserError
+from latentdiff.data.degrade import Degrade
+from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer, train_wordpiece
+from latentdiff.diffusion.schedule import Schedule
+from latentdiff.diffusion.unet import UNet
+from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe
+from latentdiff.training import checkpoint
+from latentdiff.training.world import World
+
+
+def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
+    """The autoencoder with weights initialised from the recipe's seed."""
+    torch.manual_seed(recipe.train.seed)
+    return Autoencoder(recipe.autoencoder)
+
+
+def build_diffusion(
+    recipe: DiffusionRecipe, autoencoder: Autoencoder, tokenizer: CaptionTokenizer | None
+) -> LatentDiffusion:
+    """The denoiser with weights initialised from the recipe's seed; of the autoencoder it knows the four names only."""
+    torch.manual_seed(recipe.train.seed)
+    conditioner = Conditioner([_build_condition(c, recipe, autoencoder, tokenizer) for c in recipe.conditions])
+    z_channels = autoencoder.z_channels
+    unet = UNet(
+        recipe.unet, z_channels + conditioner.concat_channels, z_channels,
+        conditioner.context_dim or None, conditioner.vector_dim or None,
+    )  # fmt: skip
+    model = LatentDiffusion(conditioner, unet, Schedule(recipe.schedule), recipe.objective)
+    model.check(recipe.sampling)
+    model.sampling = recipe.sampling
+    return model
+
+
+def _build_condition(
+    condition: Condition, recipe: DiffusionRecipe, autoencoder: Autoencoder, tokenizer: CaptionTokenizer | None
+) -> nn.Module:
+    factor = autoencoder.factor
+    builders = {
+        Text: lambda: TextCondition(condition, tokenizer.pad_id, tokenizer.empty),
+        Label: lambda: LabelCondition(condition),
+        Layout: lambda: LayoutCondition(condition),
+        Semantic: lambda: SemanticCondition(condition, factor),
+        LowRes: lambda: LowResCondition(condition, scale_of(recipe) / factor),
+        Masked: lambda: MaskedCondition(condition, autoencoder.z_channels, factor, lambda x: autoencoder.encode(x)),
+    }
+    return builders[type(condition)]()
+
+
+def scale_of(recipe: DiffusionRecipe) -> int:
+    """How many times larger than low_res the pictures are; 1 where none is read."""
+    return next((field.scale for field in recipe.fields if isinstance(field, Degrade)), 1)
+
+
+def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, say) -> CaptionTokenizer | None:
+    """The run's tokenizer: its own copy, or trained on the captions, or from the file that the recipe names."""
+    text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
+    if text is None:
+        return None
+    path = folder / "tokenizer.json"
+
+    def make() -> bytes:
+        if path.exists():
+            return path.read_bytes()
+        captions = data.captions()
+        if not captions:
+            raise UserError(f"conditions has Text, but {getattr(recipe.data, 'path', 'the data')} has no captions")
+        made = load_tokenizer(text.tokenizer) if text.tokenizer else train_wordpiece(captions, text.vocab_size)
+        tokenizer = CaptionTokenizer(made, text.length)
+        _say_what_is_cut(tokenizer, captions, say)
+        return tokenizer.to_bytes()
+
+    content = world.share("tokenizer", make)
+    tokenizer = CaptionTokenizer.from_bytes(content, text.length)
+    if tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, more than conditions' vocab_size={text.vocab_size}"
+        )
+    tokenizer.encode(recipe.preview, strict=True)  # a caption of ours that is too long is refused, not cut
+    return tokenizer
+
+
+def _say_what_is_cut(tokenizer: CaptionTokenizer, captions: list[str], say, limit: int = 20_000) -> None:
+    """How many captions are too long for the model, of all or of `limit` spread evenly."""
+    some = captions[:: -(-len(captions) // limit)]
+    long = tokenizer.too_long(some)
+    if long:
+        most = max(count for _, count in long) + 2
+        say(
+            f"WARNING: {len(long):,} of {len(some):,} captions have more tokens than conditions' "
+            f"length={tokenizer.length} holds and lose their end in training; length={most} would hold all of them"
+        )
+
+
+def keep_parts(
+    folder: Path, autoencoder: Autoencoder, first_stage: AutoencoderRecipe, tokenizer: CaptionTokenizer | None
+) -> None:
+    """Put the frozen autoencoder and the tokenizer into the run's folder, which is then all that sample.py needs."""
+    own = folder / "autoencoder"
+    own.mkdir(exist_ok=True)
+    checkpoint.write_json(own / "recipe.json", config.to_dict(first_stage))
+    checkpoint.write_tensors(own / "model.safetensors", autoencoder.state_dict())
+    if tokenizer is not None:
+        tokenizer.save(folder / "tokenizer.json")
+
+
+def choose_statistics(recipe: DiffusionRecipe, autoencoder: Autoencoder, measured, say) -> None:
+    """Compare the autoencoder's own statistics with those measured on this data while caching (mean, variance [C]).
+
+    autoencoder.statistics = data puts the measured ones into the run's own copy, identity puts 0 and 1.
+    """
+    wanted = recipe.autoencoder.statistics
+    if wanted == "identity":
+        autoencoder.set_statistics(0.0, 1.0)
+    elif measured is None:
+        if wanted == "data":
+            raise UserError("autoencoder.statistics=data is measured while caching; it needs cache.enabled=true")
+        return
+    elif wanted == "data":
+        mean, variance = (torch.from_numpy(m).float() for m in measured)
+        autoencoder.set_statistics(mean, variance.rsqrt())
+    else:
+        variance = torch.from_numpy(measured[1]) * autoencoder.scale.flatten().double().cpu() ** 2
+        ratio = variance.mean().sqrt().item()
+        if not 0.8 <= ratio <= 1.25:
+            say(
+                f"WARNING: the latents of this data have a standard deviation of {ratio:.2f} after normalisation, "
+                f"where 1 is right; autoencoder.statistics=data would normalise by this data"
+            )

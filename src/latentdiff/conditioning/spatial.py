@@ -1,0 +1,107 @@
+"""Conditions that are pictures themselves, joined to z_t along the channels (paper, sec. 4.3.2, 4.4 and 4.5)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentdiff.cond import Cond
+
+Encode = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Semantic:
+    classes: int = 182  # of the map, numbered 0 to classes - 1
+    channels: int = 3  # that a map becomes
+    dropout: float = 0.0  # share of maps hidden in training, for classifier-free guidance
+
+
+@dataclass(frozen=True)
+class LowRes:
+    dropout: float = 0.0  # share of small pictures hidden in training, for classifier-free guidance
+
+
+@dataclass(frozen=True)
+class Masked:
+    dropout: float = 0.0  # share of masked pictures hidden in training, for classifier-free guidance
+
+
+class SemanticCondition(nn.Module):
+    """batch["segmentation"] int [B, H, W] -> concat [B, channels, h, w].
+
+    The original maps the classes one-hot, halves the map bilinearly until it has the latent's size, and applies a 1x1
+    convolution. All of it is linear, so the convolution may come first: then it is a look-up, and no map of 182
+    channels is ever made. Halving an even side bilinearly is the mean of pairs.
+    """
+
+    context_dim = 0
+    vector_dim = 0
+
+    def __init__(self, config: Semantic, factor: int) -> None:
+        super().__init__()
+        self.dropout, self.concat_channels, self.factor = config.dropout, config.channels, factor
+        self.channel_mapper = nn.Conv2d(config.classes, config.channels, 1, bias=False)
+        nn.init.normal_(self.channel_mapper.weight)  # what it reads is one-hot: an embedding
+
+    def forward(self, batch: dict, drop: Tensor) -> Cond:
+        rows = self.channel_mapper.weight[:, :, 0, 0].T  # [classes, channels]
+        x = F.embedding(batch["segmentation"].long(), rows).permute(0, 3, 1, 2)  # [B, channels, H, W]
+        return _shown(F.avg_pool2d(x, self.factor), drop)
+
+
+class LowResCondition(nn.Module):
+    """batch["low_res"] uint8 [B, H / scale, W / scale, 3] -> concat [B, 3, h, w] in [-1, 1]; ratio: h per its height.
+
+    Where it has the latent's size already, as in the paper, it is used as it is.
+    """
+
+    concat_channels = 3
+    context_dim = 0
+    vector_dim = 0
+
+    def __init__(self, config: LowRes, ratio: float) -> None:
+        super().__init__()
+        self.dropout, self.ratio = config.dropout, ratio
+
+    def forward(self, batch: dict, drop: Tensor) -> Cond:
+        x = to_signed(batch["low_res"])
+        if self.ratio != 1:
+            x = F.interpolate(x, scale_factor=self.ratio, mode="bicubic", antialias=True).clamp(-1, 1)
+        return _shown(x, drop)
+
+
+class MaskedCondition(nn.Module):
+    """batch["image"] uint8 [B, H, W, 3], batch["mask"] [B, H, W], 1 where to fill -> concat [B, C + 1, h, w].
+
+    The latent of the picture with black in the hole, and the mask in [-1, 1] at the latent's size: its top left pixel of
+    each cell (original release, scripts/inpaint.py). `encode` must be a plain function, such as a lambda: a bound
+    method would drag a copy of the autoencoder into every copy of this module, its average above all.
+    """
+
+    context_dim = 0
+    vector_dim = 0
+
+    def __init__(self, config: Masked, z_channels: int, factor: int, encode: Encode) -> None:
+        super().__init__()
+        self.dropout, self.concat_channels = config.dropout, z_channels + 1
+        self.encode, self.factor = encode, factor
+
+    def forward(self, batch: dict, drop: Tensor) -> Cond:
+        mask = (batch["mask"] > 0)[:, None]  # [B, 1, H, W]
+        with torch.no_grad():
+            z = self.encode(to_signed(batch["image"]).masked_fill(mask, -1))
+        small = mask[:, :, :: self.factor, :: self.factor].to(z.dtype) * 2 - 1
+        return _shown(torch.cat([z, small], dim=1), drop)
+
+
+def _shown(x: Tensor, drop: Tensor) -> Cond:
+    """The channels, zeros for the samples from which they are hidden."""
+    return Cond(concat=x.masked_fill(drop[:, None, None, None], 0))
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1

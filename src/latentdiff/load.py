@@ -1,0 +1,78 @@
+"""Weights that were trained before: a frozen first stage, a finished run, a start for the next one."""
+
+from pathlib import Path
+
+import torch
+
+from latentdiff import config
+from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.build import build_autoencoder, build_diffusion
+from latentdiff.conditioning.text import Text
+from latentdiff.config import UserError
+from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
+from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.training import checkpoint, run
+from latentdiff.training.world import World
+
+
+def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:
+    """The frozen autoencoder of a diffusion run and its recipe: the run's own copy, or from where the recipe says."""
+    own, source = folder / "autoencoder", recipe.autoencoder.path
+    if (own / "model.safetensors").exists():
+        first_stage, autoencoder = run.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
+    elif not source:
+        raise UserError(
+            "autoencoder is empty; name a stage-one run (autoencoder=runs/NAME) or an autoencoder recipe (.py)"
+        )
+    elif source.endswith(".py"):
+        first_stage = config.read_recipe(source, AutoencoderRecipe)
+        autoencoder, seed = build_autoencoder(first_stage), first_stage.train.seed
+        say(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {seed}")
+    else:
+        path = run.find_run(source)
+        first_stage, autoencoder = run.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
+    return autoencoder.to(world.device).eval().requires_grad_(False), first_stage
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights to use of a run: the finished model's, or the EMA's of its newest checkpoint."""
+    if (folder / "model.safetensors").is_file():
+        return checkpoint.read_tensors(folder / "model.safetensors")
+    checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
+    if not checkpoints:
+        raise UserError(f"run {folder} has no weights yet; train it until its first checkpoint")
+    return checkpoint.read_tensors(checkpoints[-1] / "ema.safetensors")
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """A stage-one run's autoencoder."""
+    recipe = run.read_recipe(folder, AutoencoderRecipe)
+    autoencoder = Autoencoder(recipe.autoencoder)
+    _load(autoencoder, weights_of(folder), folder)
+    return autoencoder.eval()
+
+
+def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion | Autoencoder:
+    """A trained run as a model: a LatentDiffusion with its autoencoder and tokenizer, or an Autoencoder."""
+    folder = run.find_run(path)
+    recipe = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
+    if isinstance(recipe, AutoencoderRecipe):
+        return load_autoencoder(folder).to(device)
+    text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
+    tokenizer = CaptionTokenizer(load_tokenizer(folder / "tokenizer.json"), text.length) if text else None
+    autoencoder = load_autoencoder(folder / "autoencoder")
+    model = build_diffusion(recipe, autoencoder, tokenizer)
+    _load(model, weights_of(folder), folder)
+    model.autoencoder, model.tokenizer = autoencoder, tokenizer
+    model.size = size_of(recipe)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise UserError(
+            f"the weights of {folder} do not fit its recipe: {len(missing)} tensors missing "
+            f"({', '.join(missing[:3])}), {len(unexpected)} unexpected ({', '.join(unexpected[:3])})"
+        )
