@@ -140,11 +140,15 @@ class Autoencoder(nn.Module):
         """The decoder's last convolution."""
         return self.decoder.conv_out
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x [B, 3, H, W] in [-1, 1] -> mean, logvar [B, C, h, w] before normalisation; logvar is None without KL."""
+    def check_size(self, x: Tensor) -> None:
+        """Refuse pictures that the encoder cannot halve to the end."""
         height, width = x.shape[2:]
         if height % self.factor or width % self.factor:
             raise UserError(f"a picture is {width}x{height}; this autoencoder takes multiples of {self.factor}")
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x [B, 3, H, W] in [-1, 1] -> mean, logvar [B, C, h, w] before normalisation; logvar is None without KL."""
+        self.check_size(x)
         return self.quantize.split(self.quant_conv(self.encoder(x)))
 
     def normalise(self, mean: Tensor, logvar: Tensor | None = None, noise: Tensor | None = None) -> Tensor:

@@ -1,0 +1,139 @@
+"""Tiled decoding and encoding: the same numbers, less memory."""
+
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from latentdiff.autoencoder import tiled
+from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from latentdiff.autoencoder.bottleneck import VQ, Identity
+from latentdiff.config import UserError
+
+ATTENDING = AutoencoderConfig(channels=8, channel_mult=(1, 2, 2), num_res_blocks=1, attention_levels=(2,),
+                              norm_groups=4)  # fmt: skip
+CONFIGS = {
+    "kl": ATTENDING,
+    "vq": AutoencoderConfig(channels=8, channel_mult=(2, 1), num_res_blocks=2, bottleneck=VQ(codebook_size=16),
+                            mid_attention=False, norm_groups=4),
+    "flat": AutoencoderConfig(channels=8, channel_mult=(1,), num_res_blocks=1, bottleneck=Identity(), norm_groups=8),
+}  # fmt: skip
+
+
+def made(config: AutoencoderConfig) -> Autoencoder:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(config).eval()
+    for name, p in autoencoder.named_parameters():
+        if "norm" in name:  # so that no norm is a plain one
+            torch.nn.init.normal_(p, mean=1.0, std=0.3)
+    autoencoder.set_statistics(0.3, 1.7)
+    return autoencoder
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_tiled_decoding_is_decoding(name: str, rows: int) -> None:
+    autoencoder = made(CONFIGS[name])
+    z = drawn(2, autoencoder.z_channels, 7, 5)
+    with torch.no_grad():
+        whole = autoencoder.decode(z)
+    assert (tiled.decode(autoencoder, z, rows) - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_tiled_encoding_is_encoding(name: str, rows: int) -> None:
+    autoencoder = made(CONFIGS[name])
+    x = drawn(2, 3, 7 * autoencoder.factor, 5 * autoencoder.factor)
+    with torch.no_grad():
+        whole = autoencoder.encode(x)
+    assert (tiled.encode(autoencoder, x, rows) - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_statistics_of_a_single_strip_are_not_enough() -> None:
+    """What the test above would miss if a picture were alike everywhere: it is brighter below."""
+    autoencoder = made(ATTENDING)
+    z = drawn(1, 4, 16, 8) + torch.linspace(-2, 2, 16).view(1, 1, -1, 1)
+    with torch.no_grad():
+        whole = autoencoder.decode(z)
+        halves = torch.cat([autoencoder.decode(half) for half in z.split(8, dim=2)], dim=2)
+    assert (tiled.decode(autoencoder, z, 8) - whole).abs().max() < 1e-4
+    assert (halves - whole)[:, :, :8].abs().max() > 0.05  # far from the cut
+
+
+def test_a_large_offset_does_not_spoil_the_statistics() -> None:
+    norm, x = torch.nn.GroupNorm(4, 8), 1000 + drawn(1, 8, 32, 16)
+    scale, shift = tiled.affine(norm, list(x.double().split(5, dim=2)))
+    assert torch.allclose(x.double() * scale + shift, norm.double()(x.double()), atol=1e-6)
+
+
+def test_pixel_space_passes_through_and_sizes_are_checked() -> None:
+    pixels = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
+    x = drawn(1, 3, 6, 6)
+    assert torch.equal(tiled.decode(pixels, x), x) and torch.equal(tiled.encode(pixels, x), x)
+    with pytest.raises(UserError, match="multiples of 4"):
+        tiled.encode(made(ATTENDING), drawn(1, 3, 10, 8))
+
+
+def test_blended_tiles_are_the_picture_where_statistics_do_not_matter() -> None:
+    autoencoder = made(CONFIGS["flat"])
+    for module in autoencoder.modules():  # without norms only the borders of tiles differ, and they weigh little
+        for name in ("norm1", "norm2", "norm_out"):
+            if hasattr(module, name):
+                setattr(module, name, torch.nn.Identity())
+    autoencoder.decoder.mid = torch.nn.Identity()
+    z = drawn(1, 4, 40, 24)
+    with torch.no_grad():
+        whole = autoencoder.decode(z)
+    error = (tiled.blended(autoencoder, z, 24, 16) - whole).abs().amax((0, 1, 3))
+    assert error[:8].max() < 1e-5 and error[32:].max() < 1e-5  # a single tile, too far to feel its border
+    assert tiled.blended(autoencoder, z, 40, 0).sub(whole).abs().max() < 1e-5
+
+
+class Live(TorchDispatchMode):
+    """The largest number of bytes that tensors made inside hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.now, self.most = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage._cdata not in self.held:
+                self.held[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.free, storage._cdata)
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+        return out
+
+    def free(self, name: int) -> None:
+        self.now -= self.held.pop(name)
+
+
+def peak(function) -> int:
+    with torch.no_grad(), Live() as live:
+        function()
+    return live.most
+
+
+@pytest.mark.parametrize("config", [
+    AutoencoderConfig(channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, mid_attention=False, norm_groups=8),
+    AutoencoderConfig(channels=16, channel_mult=(1, 2, 4, 4), norm_groups=8),
+], ids=["demo", "like the published"])  # fmt: skip
+def test_tiles_take_half_the_memory_and_blended_ones_a_quarter(config: AutoencoderConfig) -> None:
+    with torch.device("meta"):
+        ours = Autoencoder(config).eval()
+        z, x = torch.empty(1, 4, 512 // ours.factor, 256 // ours.factor), torch.empty(1, 3, 512, 256)
+    untiled = peak(lambda: ours.decode(z))
+    assert peak(lambda: tiled.decode(ours, z, 4)) < untiled / 2
+    assert peak(lambda: tiled.blended(ours, z, 16, 4)) < untiled / 4
+    assert peak(lambda: tiled.encode(ours, x, 4)) < 0.6 * peak(lambda: ours.encode(x))
