@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +33,24 @@ def backward(model, seed, poison=None):
 def test_the_rate_warms_up_and_stays():
     rates = [optim.rate(settings(warmup=4), step) for step in range(6)]
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+VECTOR = json.loads((FIXTURES / "vectors" / "lr_schedulers.json").read_text())
+RELEASED = {  # the two schedules of the released models, as the original release computes them
+    "churches_linear": Train(steps=500_000, lr=1.0, warmup=10_000, lr_start=1e-6),
+    "inpainting_cosine": Train(
+        steps=360_000, lr=0.1, schedule="cosine", warmup=1000, lr_start=0.01, decay_steps=50_000, lr_end=0.001
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_rate_is_that_of_the_released_models(name):
+    rates = {step: optim.rate(RELEASED[name], int(step)) for step in VECTOR[name]}
+    assert rates == pytest.approx(VECTOR[name], rel=1e-9)
+    late = {step: optim.rate(RELEASED[name], int(step) + 1) for step in VECTOR[name]}
+    assert late != pytest.approx(VECTOR[name], rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule, half", [("cosine", 0.5), ("linear", 0.5)])

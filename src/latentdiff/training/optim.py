@@ -12,8 +12,9 @@ from latentdiff.training.world import precision
 def rate(train: Train, step: int) -> float:
     """The learning rate at a step counted from 0: warm-up, then constant, cosine or linear."""
     if step < train.warmup:
-        return train.lr * (step + 1) / train.warmup
-    done = min(1.0, (step - train.warmup) / max(1, train.steps - train.warmup))
+        start = train.lr_start
+        return train.lr * (start + (1 - start) * step / train.warmup if start else (step + 1) / train.warmup)
+    done = min(1.0, (step - train.warmup) / max(1, (train.decay_steps or train.steps) - train.warmup))
     share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.schedule]
     floor = 1.0 if train.schedule == "constant" else train.lr_end
     return train.lr * (floor + (1 - floor) * share)

@@ -1,0 +1,12 @@
+"""The training config that the release offers for f = 8: kl-f8 on ImageNet, in two pieces of 12 pictures."""
+
+from dataclasses import replace
+
+from latentdiff.config import load
+
+base = load("kl-f8.py")
+recipe = replace(
+    base,
+    data=replace(base.data, path="data/imagenet"),
+    train=replace(base.train, batch_size=24, accumulate=2, lr=1.08e-4),
+)

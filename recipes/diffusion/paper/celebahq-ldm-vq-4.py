@@ -1,0 +1,5 @@
+"""The training config that the release offers for CelebA-HQ: that of the released model."""
+
+from latentdiff.config import load
+
+recipe = load("celeba256.py")

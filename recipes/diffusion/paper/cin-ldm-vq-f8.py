@@ -1,0 +1,5 @@
+"""The training config that the release offers for ImageNet at f = 8: that of the released model."""
+
+from latentdiff.config import load
+
+recipe = load("cin256.py")

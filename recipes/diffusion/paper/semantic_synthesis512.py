@@ -1,0 +1,13 @@
+"""Semantic maps to landscapes of 512 pixels: the smaller model trained on (paper, sec. 4.3.2)."""
+
+from dataclasses import replace
+
+from latentdiff.config import load
+
+base = load("semantic_synthesis256.py")
+recipe = replace(
+    base,
+    data=replace(base.data, size=512),
+    init="semantic_synthesis256",
+    train=replace(base.train, steps=50_000, batch_size=8, lr=8e-6),  # how many steps is not published
+)
