@@ -9,6 +9,8 @@ from torch import Tensor
 from latentdiff.diffusion.samplers import Denoise
 from latentdiff.diffusion.schedule import Schedule, column
 
+Guider = Callable[[Tensor], Tensor]  # x0 [B, ...] -> loss [B]
+
 
 def classifier_free(denoise: Denoise, scale: float | Tensor, rescale: float, schedule: Schedule) -> Denoise:
     """uncond + scale·(cond - uncond) (Ho & Salimans 2021, eq. 6, with scale = w + 1); scale a number or one each, [B].
@@ -30,18 +32,52 @@ def classifier_free(denoise: Denoise, scale: float | Tensor, rescale: float, sch
     return guided
 
 
-def image_guidance(denoise: Denoise, loss: Callable[[Tensor], Tensor], scale: float, schedule: Schedule) -> Denoise:
+def image_guidance(
+    denoise: Denoise, loss: Guider, scale: float | Callable[[Tensor], Tensor], schedule: Schedule
+) -> Denoise:
     """Follow p(x)·exp(-scale·loss(x0)): loss takes x0 [B, ...] to [B] (paper, app. C, eq. 16 with the sign put right:
-    the score is -eps / sigma, so eps gains +sigma·grad loss)."""
+    the score is -eps / sigma, so eps gains +sigma·grad loss). scale is a number, or a function of t [B] such as
+    `trust`."""
 
     def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             x0, eps = denoise(x, t)
             (gradient,) = torch.autograd.grad(loss(x0).sum(), x)
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
-        step = torch.where(alpha > 0, scale * sigma**2 / alpha, 0)  # without signal nothing can be steered
-        return _moved(x0.detach(), eps.detach(), -step * gradient, t, schedule)
+        s = column(scale(t), x) if callable(scale) else scale
+        return _followed(x0.detach(), eps.detach(), -s * gradient, t, schedule)
+
+    return guided
+
+
+def trust(deviation: float, schedule: Schedule) -> Callable[[Tensor], Tensor]:
+    """The scale at t of a loss |observation - x0|² / 2 whose noise has this standard deviation: t [B] -> [B].
+
+    Not 1 / deviation², but less where x_t leaves x0 uncertain, by Var(x0 | x_t) for data of unit variance (Song et al.
+    2023, "Pseudoinverse-guided diffusion models", sec. 3). On Gaussians it gives the exact posterior.
+    """
+
+    def scale(t: Tensor) -> Tensor:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return 1 / (deviation**2 + sigma**2 / (alpha**2 + sigma**2))
+
+    return scale
+
+
+def classifier_guidance(
+    denoise: Denoise, log_p: Callable[[Tensor, Tensor], Tensor], scale: float, schedule: Schedule
+) -> Denoise:
+    """Follow p(x)·p(y | x_t)^scale: eps - scale·sigma·grad log p(y | x_t) (Dhariwal & Nichol 2021, alg. 2).
+
+    log_p takes x_t [B, ...] and t [B] to [B]: a classifier that knows noisy x.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        x0, eps = denoise(x, t)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_p(x, t).sum(), x)
+        return _followed(x0, eps, scale * gradient, t, schedule)
 
     return guided
 
@@ -59,6 +95,13 @@ def blend_known(
 
 def _contrast(x: Tensor) -> Tensor:
     return x.flatten(1).std(dim=1)  # [B, ...] -> [B]
+
+
+def _followed(x0: Tensor, eps: Tensor, gradient: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """x0 and eps with `gradient`, of a log-probability by x, added to the score -eps / sigma."""
+    alpha, sigma = column(schedule.alpha(t), x0), column(schedule.sigma(t), x0)
+    step = torch.where(alpha > 0, sigma**2 / alpha, 0)  # without signal nothing can be steered
+    return _moved(x0, eps, step * gradient, t, schedule)
 
 
 def _moved(x0: Tensor, eps: Tensor, by: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:

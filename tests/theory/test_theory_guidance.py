@@ -1,0 +1,144 @@
+"""Guidance on Gaussians, whose posteriors are known: what is drawn has the posterior's mean and spread."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentdiff.diffusion.guidance import blend_known, classifier_guidance, image_guidance, trust
+from latentdiff.diffusion.samplers import Denoise, sample
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
+
+# that end in pure noise, so that the noise drawn below is a fair start
+SCHEDULES = {kind: Schedule(ScheduleConfig(kind=kind)) for kind in ("cosine", "flow")}
+ON_SCHEDULES = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+TS = timesteps(100, 1000, "quadratic")
+
+
+def normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Denoise:
+    """The exact denoiser of data N(mean, std²)."""
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        z = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
+        return mean + alpha * std**2 * z, sigma * z
+
+    return denoise
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(denoise: Denoise, schedule: Schedule, x: Tensor) -> Tensor:
+    *_, x0 = sample("ddim", denoise, x, TS, schedule)
+    return x0
+
+
+# ---- image guidance: y = u·x + noise is observed, u a direction; across it nothing is known
+
+
+Y, DEVIATION, U = 2.0, 0.5, torch.tensor([3 / 5, 4 / 5], dtype=torch.float64)
+
+
+def observed(x0: Tensor) -> Tensor:
+    return (x0 @ U - Y).square() / 2
+
+
+@ON_SCHEDULES
+def test_image_guidance_draws_from_the_posterior(schedule: Schedule) -> None:
+    x0 = drawn(image_guidance(normal(schedule), observed, trust(DEVIATION, schedule), schedule), schedule,
+               noise(4000, 2))  # fmt: skip
+    along, across = x0 @ U, x0 @ torch.stack([-U[1], U[0]])
+    assert along.mean().item() == pytest.approx(Y / (1 + DEVIATION**2), abs=0.03)
+    assert along.std().item() == pytest.approx(DEVIATION / math.sqrt(1 + DEVIATION**2), rel=0.05)
+    assert across.mean().item() == pytest.approx(0, abs=0.05) and across.std().item() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("wrong", [lambda t: -trust(DEVIATION, SCHEDULES["cosine"])(t), 1 / DEVIATION**2, 0.0],
+                         ids=["the paper's sign", "no uncertainty", "nothing"])  # fmt: skip
+def test_damaged_image_guidance_misses_the_posterior(wrong) -> None:
+    schedule = SCHEDULES["cosine"]
+    x0 = drawn(image_guidance(normal(schedule), observed, wrong, schedule), schedule, noise(4000, 2))
+    assert abs((x0 @ U).mean().item() - Y / (1 + DEVIATION**2)) > 0.15
+    if callable(wrong):
+        assert (x0 @ U).mean() < -1  # away from y = 2
+
+
+# ---- classifier guidance: two classes at -1 and 1
+
+
+def mixture(schedule: Schedule, std: float) -> tuple[Denoise, object]:
+    """The exact denoiser of the even mixture of N(-1, std²) and N(1, std²), and log p(second | x_t), summed."""
+    low, high = normal(schedule, -1.0, std), normal(schedule, 1.0, std)
+
+    def log_p(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        return torch.nn.functional.logsigmoid(2 * alpha * x / (alpha**2 * std**2 + sigma**2)).sum(1)
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        p = log_p(x, t).exp()[:, None]
+        return tuple((1 - p) * a + p * b for a, b in zip(low(x, t), high(x, t)))
+
+    return denoise, log_p
+
+
+@ON_SCHEDULES
+def test_classifier_guidance_of_scale_1_draws_the_class(schedule: Schedule) -> None:
+    denoise, log_p = mixture(schedule, 0.5)
+    x0 = drawn(classifier_guidance(denoise, log_p, 1.0, schedule), schedule, noise(4000, 1))
+    assert x0.mean().item() == pytest.approx(1, abs=0.03) and x0.std().item() == pytest.approx(0.5, rel=0.05)
+    plain = drawn(denoise, schedule, noise(4000, 1))
+    assert plain.mean().item() == pytest.approx(0, abs=0.06)
+    assert plain.std().item() == pytest.approx(math.sqrt(1.25), rel=0.05)
+
+
+def test_the_wrong_sign_draws_the_other_class_and_more_scale_goes_further() -> None:
+    schedule = SCHEDULES["cosine"]
+    denoise, log_p = mixture(schedule, 0.5)
+    means = [drawn(classifier_guidance(denoise, log_p, s, schedule), schedule, noise(1000, 1)).mean().item()
+             for s in (-1.0, 0.0, 0.5, 1.0, 3.0)]  # fmt: skip
+    assert means == sorted(means) and means[0] < -0.3 and means[-1] > 1.05
+
+
+@ON_SCHEDULES
+def test_guidance_leaves_x_where_it_is(schedule: Schedule) -> None:
+    x, t = noise(5, 2), torch.tensor([10.0, 300.0, 600.0, 900.0, 990.0], dtype=torch.float64)
+    alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+    denoise, log_p = mixture(schedule, 0.5)
+    for guided in (
+        classifier_guidance(denoise, log_p, 3.0, schedule),
+        image_guidance(denoise, observed, 3.0, schedule),
+    ):
+        x0, eps = guided(x, t)
+        assert torch.allclose(alpha * x0 + sigma * eps, x) and not torch.allclose(x0, denoise(x, t)[0], atol=1e-3)
+
+
+# ---- known pixels: two correlated pixels, one is known
+
+
+def correlated(schedule: Schedule, rho: float) -> Denoise:
+    """The exact denoiser of two pixels [B, 1, 1, 2] of unit variance and correlation rho."""
+    covariance = torch.tensor([[1, rho], [rho, 1]], dtype=torch.float64)
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (f(t)[0].item() for f in (schedule.alpha, schedule.sigma))
+        z = x @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(2, dtype=torch.float64))
+        return alpha * z @ covariance, sigma * z
+
+    return denoise
+
+
+@pytest.mark.parametrize("rho", [0.9, 0.0])
+def test_blending_known_pixels_draws_the_others_to_fit(rho: float) -> None:
+    schedule, ts = SCHEDULES["cosine"], timesteps(250, 1000)
+    known = torch.tensor([1.5, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
+    mask = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
+    seeds: Iterator[int] = iter(range(1000))
+    fresh = lambda: noise(2000, 1, 1, 2, seed=next(seeds))  # noqa: E731
+    denoise = blend_known(correlated(schedule, rho), known, mask, fresh, schedule)
+    *_, x0 = sample("ddpm", denoise, fresh(), ts, schedule, noise=fresh)
+    assert x0[..., 0].sub(1.5).abs().max() < 0.1
+    assert 0.6 * 1.5 * rho <= x0[..., 1].mean().item() + 0.05 <= 1.5 * rho + 0.1  # replacement falls short, never over
