@@ -27,7 +27,6 @@ from latentdiff.codes import Codes
 from latentdiff.config import UserError, hash_of
 from latentdiff.critic import Critic
 from latentdiff.data import loader
-from latentdiff.data.picture import BadList
 from latentdiff.recipe import AutoencoderRecipe
 from latentdiff.training import checkpoint, optim, run
 from latentdiff.training.learner import Learner
@@ -49,9 +48,12 @@ class Parts(NamedTuple):
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return self.learner.tensors() | self.critic.tensors() | self.codes.tensors()
 
+    def state(self) -> dict:
+        return self.learner.state() | self.critic.state()
+
     def load(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
         self.learner.load(tensors, state)
-        self.critic.load(tensors)
+        self.critic.load(tensors, state)
         self.codes.load(tensors)
 
 
@@ -59,7 +61,7 @@ def main(words: list[str]) -> None:
     r, report_to = cli.training_recipe(words, AutoencoderRecipe, "recipes/autoencoder/demo.py")
     if not r.autoencoder.channel_mult:
         raise UserError("autoencoder.channel_mult is empty: pixel space has no first stage to train")
-    world = start(r.train.device, deterministic=r.train.deterministic)
+    world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
     distance = perceptual.build(r.loss.perceptual)
@@ -75,21 +77,22 @@ def main(words: list[str]) -> None:
     watch = ReconstructionWatch(r, world, held_out, parts.distance, bad, log)
     run.begin(folder, r, world, lambda: bad.enter(getattr(data, "bad", [])))
     log.start()
-    if train(r, world, parts, data, bad, watch, log):
-        finish(r, world, parts.learner.ema.model, data, log)
+    with run.Stop() as stop:
+        train(r, world, parts, data, watch, stop, log)
+    finish(r, world, parts.learner.ema.model, data, log)
 
 
 def build(r: AutoencoderRecipe, world: World, distance: nn.Module | None) -> Parts:
     model = world.place(build_autoencoder(r))
     critic = Critic(r.discriminator, r.train, world)
-    learner = Learner(model, r.train, world.device)
+    learner = Learner(model, r.train, world)
     codes = Codes(learner, r.train.seed, world)
     return Parts(learner, critic, codes, None if distance is None else distance.to(world.device))
 
 
-def train(r, world: World, parts: Parts, data, bad: BadList, watch: ReconstructionWatch, log: Log) -> bool:
-    """The loop; whether it came to its end. `micro`: the positions in the batch that this rank computes, by pieces."""
-    (learner, critic, codes, distance), t, stop = parts, r.train, run.Stop()
+def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop: run.Stop, log: Log) -> None:
+    """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
+    (learner, critic, codes, distance), t = parts, r.train
     model, parallel = learner.model, world.parallel(learner.model, broadcast_buffers=False)
     micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
     stream = loader.batches(data, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
@@ -97,7 +100,7 @@ def train(r, world: World, parts: Parts, data, bad: BadList, watch: Reconstructi
         weight = critic.weight_at(step)
         for positions in micro:
             batch, more = next(stream), positions is not micro[-1]
-            bad.note(batch["bad"])
+            watch.bad.note(batch["bad"])
             x = loader.images(batch, world.device)
             shape = (model.z_channels, *(side // model.factor for side in x.shape[2:]))
             noise = keyed.normal(keyed.keys(t.seed, step, positions, "posterior", x.device), shape)
@@ -114,30 +117,27 @@ def train(r, world: World, parts: Parts, data, bad: BadList, watch: Reconstructi
             log.add(**critic.learn(x, y.detach(), step, more, 1 / len(micro)))
             log.add(**codes.count(out.bottleneck))
         log.add(**learner.step(step))
-        critic.step(step)
+        log.add(**critic.step(step))
         log.add(**codes.revive(step))
         done = step + 1
         watch.health.look(done, log.report(done, lr=optim.rate(t, step), disc_weight=weight))
 
-        leave = stop.wanted(world, done, t.log_every)
+        leave = stop.wanted(world)
         with log.aside():
             if t.due(done, t.val_every):
                 watch.validate(learner.ema.model, done)
             if t.due(done, t.sample_every):
                 watch.draw(learner.ema.model, done)
             if world.is_main and (leave or t.due(done, t.checkpoint_every)):
-                checkpoint.save(log.folder / "checkpoints", done, parts.tensors(), learner.state(), t.keep)
+                checkpoint.save(log.folder / "checkpoints", done, parts.tensors(), parts.state(), t.keep)
         if leave:
-            log.say(f"stopped after step {done}; start again with the same command to go on")
-            return False
-    return True
+            stop.leave(log, done, leave)
 
 
 def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Log) -> None:
     """Measure the latents over the whole training set and leave the averaged weights, normalised."""
     shift, scale = statistics(r, world, model, data)
     model.set_statistics(shift, scale)
-    log.write(r.train.steps, latent_scale=scale.mean().item())
     deviations = ", ".join(f"{1 / s:.3f}" for s in dict.fromkeys(scale.flatten().tolist()))
     if isinstance(r.autoencoder.bottleneck, VQ):
         log.say("latents: the codebook's own scale is kept")

@@ -30,7 +30,7 @@ CURVES = ("loss", "val_loss", "text_gap", "grad_norm")
 
 def main(words: list[str]) -> None:
     r, report_to = cli.training_recipe(words, DiffusionRecipe, "recipes/diffusion/demo.py")
-    world = start(r.train.device, deterministic=r.train.deterministic)
+    world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
     folder, newest = run.open_run(r, world)
@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
     autoencoder, first_stage = load.open_autoencoder(r, folder, world, log.say)
     tokenizer = build.open_tokenizer(r, folder, data, world, log.say)
     model = world.place(build.build_diffusion(r, autoencoder, tokenizer))
-    learner = Learner(model, r.train, world.device)
+    learner = Learner(model, r.train, world)
     if newest:
         learner.load(tensors, state)
     objective, networks = f"{r.objective.prediction} on {r.schedule.kind}", dict(model.named_children())
@@ -53,15 +53,16 @@ def main(words: list[str]) -> None:
     if world.is_main:
         latents.bad.enter(getattr(data, "bad", []))
     log.start()
-    if train(r, world, learner, latents, watch, log):
-        about = {"latentdiff.recipe": hash_of(r), "latentdiff.step": str(r.train.steps)}
-        run.finish(log, learner.ema.model.state_dict(), about, CURVES)
-        log.say(f"done: {folder}  (python sample.py --run {folder}{' --prompt ...' if tokenizer else ''})")
+    with run.Stop() as stop:
+        train(r, world, learner, latents, watch, stop, log)
+    about = {"latentdiff.recipe": hash_of(r), "latentdiff.step": str(r.train.steps)}
+    run.finish(log, learner.ema.model.state_dict(), about, CURVES)
+    log.say(f"done: {folder}  (python sample.py --run {folder}{' --prompt ...' if tokenizer else ''})")
 
 
-def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingWatch, log: Log) -> bool:
-    """The loop; whether it came to its end. `micro`: the positions in the batch that this rank computes, by pieces."""
-    model, t, stop = learner.model, r.train, run.Stop()
+def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingWatch, stop: run.Stop, log: Log) -> None:
+    """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
+    model, t = learner.model, r.train
     parallel = world.parallel(model, broadcast_buffers=False)
     if t.compile:
         model.unet.compile()
@@ -84,7 +85,7 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
         log.add(**learner.step(step))
         watch.health.look(done, log.report(done, lr=optim.rate(t, step)))
 
-        leave = stop.wanted(world, done, t.log_every)
+        leave = stop.wanted(world)
         with log.aside():
             if t.due(done, t.val_every):
                 watch.validate(learner.ema.model, done)
@@ -93,9 +94,7 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
             if world.is_main and (leave or t.due(done, t.checkpoint_every)):
                 checkpoint.save(log.folder / "checkpoints", done, learner.tensors(), learner.state(), t.keep)
         if leave:
-            log.say(f"stopped after step {done}; start again with the same command to go on")
-            return False
-    return True
+            stop.leave(log, done, leave)
 
 
 if __name__ == "__main__":

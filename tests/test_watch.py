@@ -38,7 +38,7 @@ def test_every_rule_says_for_how_long_and_what_would_help(rule):
 
 def test_pictures_that_get_worse_are_told(watch, capsys):
     watch = watch(1)
-    spread = [torch.tensor([[0.0] * 4, [1.0] * 4, [0.0] * 4])]  # mean, mean square and noise per channel
+    spread = torch.tensor([[1.0] * 4, [0.0] * 4, [1.0] * 4, [0.0] * 4])  # count, mean, mean square, noise per channel
     for step, psnr in ((10, 20.0), (20, 18.0), (30, 16.0)):
         watch.report(step, {"psnr": psnr}, spread)
     out = capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_pictures_that_get_worse_are_told(watch, capsys):
 
 def test_a_channel_that_holds_noise_alone_is_counted(watch):
     watch, values = watch(1), {"psnr": 20.0}
-    watch.report(10, values, [torch.tensor([[1.0, 0.0], [5.0, 0.01], [0.0, 1.0]], dtype=torch.float64)])
+    watch.report(10, values, torch.tensor([[1.0, 1.0], [1.0, 0.0], [5.0, 0.01], [0.0, 1.0]], dtype=torch.float64))
     assert values["idle_channels"] == 0.5 and values["latent_std"] == pytest.approx(((4 + 0.01) / 2) ** 0.5)
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,28 +63,60 @@ def _take(words: list[str], option: str) -> str | None:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call main with the command line's words; a UserError ends as one line and exit code 2.
+    """Call main with the command line's words; a UserError, or a disk that refuses, ends as one line and exit code 2.
 
-    Ranks that fail alike say it once, on rank 0; one that fails alone says so with its number.
+    Ranks that fail alike say it once, on rank 0; one that fails alone says so with its number. A signal ends with
+    128 + its number, the loss of another rank with 1.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm announces the end of a job by the last
+        signal.signal(number, _leave)
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        text, rank = " ".join(str(error).split()), os.environ.get("RANK", "0")
-        if not _said(text, rank):
-            print(f"error: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    except (UserError, OSError) as error:
+        _fail(error)
+    except Exception as error:
+        _mourn(error)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
+    if "RANK" in os.environ:
+        from latentdiff.training import world
+
+        world.end()
 
 
-def _said(text: str, rank: str) -> bool:
-    """Whether another rank says this error."""
+def _leave(number: int, frame: Any) -> None:
+    """A signal while nothing is to be saved."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
+
+
+def _fail(error: Exception) -> None:
+    text, rank = " ".join(str(error).split()), os.environ.get("RANK", "0")
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or 'writing'}: {error.strerror}; what was finished before is kept"
+    if "RANK" in os.environ:
+        from latentdiff.training import world
+
+        if world.said(text, int(rank), int(os.environ.get("LOCAL_RANK", rank))):
+            sys.exit(2)
+    print(f"error: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _mourn(error: Exception) -> None:
+    """If the error is that another rank is gone, say which, once, and leave."""
     if "RANK" not in os.environ:
-        return False
+        return
     from latentdiff.training import world
 
-    return world.said(text, int(rank), int(os.environ.get("LOCAL_RANK", rank)))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left, and would cut the sentence short
+    text = world.lost(error)
+    if text:
+        print(f"error: {text}; start again to go on from the last checkpoint", file=sys.stderr, flush=True)
+    if text is not None:
+        sys.exit(1)
 
 
 # ---- sample.py

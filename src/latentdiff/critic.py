@@ -24,6 +24,8 @@ class Critic:
         self.network = world.place(network)
         self.parallel = world.parallel(self.network, broadcast_buffers=config.norm == "batch")
         self.optimizer, self.learned = optim.adamw(self.network, train), False
+        self.scaler = optim.fp16_scaler(train, world.device)  # its own: the two losses differ in size
+        self.sound = [b.clone() for b in self.network.buffers()]  # the batch norm's, after the last good step
         self.dtype = precision(train.precision, world.device)
         discriminator.plan(config, train.steps)  # refused now rather than at its first step
 
@@ -50,7 +52,7 @@ class Critic:
             with autocast(x.device, self.dtype):
                 real, fake = self.judge(x, y)
                 disc_loss = discriminator.LOSSES[self.config.loss](real, fake)
-            (disc_loss * share).backward()
+            optim.backward(disc_loss * share, self.scaler)
         self.learned = True
         right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         return {"disc_loss": disc_loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "disc_right": right}
@@ -61,11 +63,18 @@ class Critic:
             return self.parallel(x), self.parallel(y)
         return self.parallel(torch.cat([x, y])).chunk(2)
 
-    def step(self, step: int) -> None:
-        """At the autoencoder's rate."""
-        if self.network is not None and self.learned:
-            optim.step(self.optimizer, self.train, optim.rate(self.train, step))
-            self.learned = False
+    @torch.no_grad()
+    def step(self, step: int) -> dict[str, Tensor]:
+        """At the autoencoder's rate; a bad step leaves no trace, in the running statistics either."""
+        if self.network is None or not self.learned:
+            return {}
+        norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler, self.world)
+        bad, self.learned = ~torch.isfinite(norm), False
+        for now, before in zip(self.network.buffers(), self.sound):
+            before.copy_(now.copy_(torch.where(bad, before, now)))
+        if step % 10 == 9:
+            optim.mend(self.optimizer)
+        return {"disc_skipped": bad.float()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The files of a checkpoint."""
@@ -76,7 +85,13 @@ class Critic:
             "discriminator_optimizer": optim.state_tensors(self.optimizer),
         }
 
-    def load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def state(self) -> dict:
+        """What of a checkpoint is no tensor."""
+        return {"discriminator": optim.state(self.scaler)} if self.network is not None else {}
+
+    def load(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
         if self.network is not None:
             self.network.load_state_dict(tensors["discriminator"])
-            optim.load_state(self.optimizer, None, tensors["discriminator_optimizer"], {})
+            self.sound = [b.clone() for b in self.network.buffers()]
+            scale = state.get("discriminator", {})
+            optim.load_state(self.optimizer, self.scaler, tensors["discriminator_optimizer"], scale)

@@ -22,6 +22,7 @@ from latentdiff.training.log import Log
 from latentdiff.training.world import World, autocast, precision
 
 ITEMS = 256  # held-out items that are looked at
+BATCH = 32  # of them at once
 
 STAGE_ONE = (
     Rule("disc_right", 0.0, 0.97, "for {steps} steps the discriminator has been right {value:.0%} of the time: it wins "
@@ -58,8 +59,9 @@ class ReconstructionWatch:
         self.r, self.world, self.log, self.bad = r, world, log, bad
         self.dtype = precision(r.train.precision, world.device)
         self.lpips = distance if isinstance(distance, LPIPSDistance) else None
-        self.batches = list(loader.in_order(held_out, range(min(ITEMS, len(held_out))), 32))
-        self.best = -1.0
+        self.batches = list(loader.in_order(held_out, range(min(ITEMS, len(held_out))), BATCH))
+        self.batches = self.batches[world.rank :: world.size]
+        self.best = max((row["psnr"] for row in log.rows if row.get("psnr")), default=-1.0)
         self.health = Health(STAGE_ONE, r.train.steps, log.say)
 
     @torch.no_grad()
@@ -72,23 +74,25 @@ class ReconstructionWatch:
 
     @torch.no_grad()
     def validate(self, model: Autoencoder, step: int) -> None:
-        """psnr, ssim, lpips, and how far the latents spread."""
-        scores, sums = {}, []
+        """psnr, ssim, lpips, and how far the latents spread; each rank looks at its share."""
+        names = ("psnr", "ssim", "lpips")[: 2 if self.lpips is None else 3]
+        scores = torch.zeros(1 + len(names), dtype=torch.float64, device=self.world.device)  # pictures, sums
+        spread = torch.zeros(4, model.z_channels, dtype=torch.float64, device=self.world.device)
         for batch in self.batches:
             self.bad.note(batch["bad"])
             x, y, mean, logvar = self.reconstruct(model, batch)
-            found = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
-            if self.lpips is not None:
-                found["lpips"] = self.lpips(y, x).flatten()
-            for name, value in found.items():
-                scores.setdefault(name, []).append(value)
+            found = [psnr(x, y), ssim(x, y), *([] if self.lpips is None else [self.lpips(y, x).flatten()])]
+            scores += torch.stack([torch.ones_like(found[0]), *found]).double().sum(1)
             noise = torch.zeros_like(mean) if logvar is None else logvar.exp()
-            sums.append(torch.stack([v.double().mean((0, 2, 3)) for v in (mean, mean**2, noise)]))  # [3, C]
-        if scores:
-            self.report(step, {name: torch.cat(value).mean().item() for name, value in scores.items()}, sums)
+            ones = torch.ones_like(mean)
+            spread += torch.stack([v.double().sum((0, 2, 3)) for v in (ones, mean, mean**2, noise)])  # [4, C]
+        count, *scores = self.world.sum(scores).tolist()
+        spread = self.world.sum(spread)
+        if count:
+            self.report(step, {name: total / count for name, total in zip(names, scores)}, spread)
 
-    def report(self, step: int, values: dict[str, float], sums: list[Tensor]) -> None:
-        mean, squares, noise = torch.stack(sums).mean(0)
+    def report(self, step: int, values: dict[str, float], sums: Tensor) -> None:
+        mean, squares, noise = sums[1:] / sums[0]
         spread = squares - mean**2  # per channel
         if not isinstance(self.r.autoencoder.bottleneck, VQ):
             values["latent_std"] = spread.mean().sqrt().item()
@@ -119,33 +123,37 @@ class DenoisingWatch:
 
     def __init__(self, r: DiffusionRecipe, world: World, latents: Latents, held_out, log: Log) -> None:
         self.r, self.world, self.latents, self.log = r, world, latents, log
-        self.batches = list(loader.in_order(recipe.with_fields(r, held_out), range(min(ITEMS, len(held_out))), 64))
+        self.batches = list(loader.in_order(recipe.with_fields(r, held_out), range(min(ITEMS, len(held_out))), BATCH))
         captions = [c for b in self.batches for c in b.get("caption", [])]
         self.prompts = list(r.preview) or captions[: self.PICTURES] or [""]
-        self.best = float("inf")
+        self.best = min((row["val_loss"] for row in log.rows if row.get("val_loss")), default=float("inf"))
         self.health = Health(STAGE_TWO, r.train.steps, log.say)
 
     @torch.no_grad()
     def validate(self, model: LatentDiffusion, step: int) -> None:
         """val_loss, and text_gap: the loss with the next item's caption minus the loss with the true one.
 
-        Neighbours with the same caption have a gap of 0, so a set of few captions has a smaller gap.
+        Neighbours with the same caption have a gap of 0, so a set of few captions has a smaller gap. The ranks take
+        turns with the batches, which are the same for any number of ranks.
         """
-        gaps, losses = [], []
-        for i, batch in enumerate(self.batches):
+        sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)  # items, their loss; with text, their gap
+        for i in range(self.world.rank, len(self.batches), self.world.size):
+            batch = self.batches[i]
             count = len(batch["index"])
-            z, fields = self.latents(batch, -1, range(i * 64, i * 64 + count))
-            keys = keyed.keys(self.r.train.seed, -1, range(i * 64, i * 64 + count), "validation", z.device)
+            z, fields = self.latents(batch, -1, range(i * BATCH, i * BATCH + count))
+            keys = keyed.keys(self.r.train.seed, -1, range(i * BATCH, i * BATCH + count), "validation", z.device)
             t, eps = model.draw_timesteps(keys), keyed.normal(keys, z.shape[1:])
             shown = [torch.zeros(count, dtype=torch.bool, device=z.device) for _ in model.conditioner.parts]
             with autocast(z.device, self.latents.dtype):
-                losses.append(model(z, fields, t, eps, shown))
+                loss = model(z, fields, t, eps, shown)
+                sums[:2] += torch.stack([torch.ones_like(loss), loss]).double().sum(1)
                 if "tokens" in fields:
                     others = fields | {"tokens": fields["tokens"].roll(1, dims=0)}
-                    gaps.append(model(z, others, t, eps, shown) - losses[-1])
-        if losses:
-            values = {"val_loss": torch.cat(losses).mean().item()}
-            self.report(step, values | ({"text_gap": torch.cat(gaps).mean().item()} if gaps else {}))
+                    gap = model(z, others, t, eps, shown) - loss
+                    sums[2:] += torch.stack([torch.ones_like(gap), gap]).double().sum(1)
+        items, loss, texts, gap = self.world.sum(sums).tolist()
+        if items:
+            self.report(step, {"val_loss": loss / items} | ({"text_gap": gap / texts} if texts else {}))
 
     def report(self, step: int, values: dict[str, float]) -> None:
         self.log.validation(step, values)

@@ -11,11 +11,11 @@ stage = script(sys.argv.pop(1))
 train = stage.train
 
 
-def train_and_keep(r, world, parts, *servants) -> bool:
-    ended, learner, folder = train(r, world, parts, *servants), getattr(parts, "learner", parts), servants[-1].folder
+def train_and_keep(r, world, parts, *servants) -> None:
+    train(r, world, parts, *servants)
+    learner, folder = getattr(parts, "learner", parts), servants[-1].folder
     checkpoint.write_tensors(folder / f"model{world.rank}.safetensors", learner.model.state_dict())
     checkpoint.write_tensors(folder / f"ema{world.rank}.safetensors", learner.ema.model.state_dict())
-    return ended
 
 
 stage.train = train_and_keep

@@ -54,8 +54,10 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(stage, unbroken, runs, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Log, "report", stopping)
-        call(*STAGES[stage], *TWENTY, "name=run")
-    assert "stopped after step 7" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as leaving:
+            call(*STAGES[stage], *TWENTY, "name=run")
+    assert leaving.value.code == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step 7" in capsys.readouterr().out
     assert not (runs / "run" / "model.safetensors").exists()
     call(*STAGES[stage], *TWENTY, "name=run")
     assert "resumed at step 7" in capsys.readouterr().out

@@ -91,28 +91,35 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path, monkeypatch):
         begun(Recipe())
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_signals_ask_to_stop(name):
-    stop = run.Stop()
-    assert not stop.asked
-    os.kill(os.getpid(), getattr(signal, name))
-    assert stop.asked
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_ask_to_stop_and_end_the_process_with_their_number(number, tmp_path, capsys):
+    with pytest.raises(SystemExit) as leaving, run.Stop() as stop:
+        assert stop.wanted(ALONE) == 0
+        os.kill(os.getpid(), number)
+        assert stop.wanted(ALONE) == number
+        stop.leave(Log(tmp_path, ALONE, 0, Train()), 7, stop.wanted(ALONE))
+    assert leaving.value.code == 128 + number
+    assert f"stopped by {number.name} after step 7; start again" in capsys.readouterr().out
 
 
 def test_a_second_interrupt_leaves_at_once():
-    run.Stop()
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), run.Stop():
+        os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ranks_ask_each_other_whether_to_leave_only_every_so_often(monkeypatch):
-    stop, asked = run.Stop(), []
-    monkeypatch.setattr(World, "agree", lambda world, own: asked.append(own) or True)
-    two = World(0, 2, ALONE.device)
-    assert [done for done in range(1, 11) if stop.wanted(two, done, 5)] == [5, 10]
-    assert asked == [False, False]
-    assert stop.wanted(ALONE, 3, 5) and len(asked) == 3  # alone it costs nothing
+def test_a_signal_that_comes_with_the_last_step_is_obeyed_after_the_loop():
+    got = []
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    with run.Stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not got
+    assert got == [signal.SIGTERM]
+    os.kill(os.getpid(), signal.SIGTERM)  # the handler from before is back
+    assert got == [signal.SIGTERM] * 2
 
 
 def test_a_finished_run_leaves_its_weights_and_curve(tmp_path):

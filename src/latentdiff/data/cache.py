@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -108,14 +110,16 @@ def open_cache(
     missing = [shard for shard, name in enumerate(_shard_names(identity)) if not (folder / name).exists()]
     if missing:
         say(f"encoding {identity['rows']} latents into {folder}" + _left(missing, identity))
-        try:
+    try:
+        if missing:
             _write_manifest(folder / "manifest.json", identity)
-            for shard in missing:
-                if shard % world.size == world.rank:
-                    _write_shard(folder, shard, identity, config, data, encode)
-        except OSError as error:
-            raise UserError(f"cannot write the latent cache {folder}: {error.strerror}") from error
-    world.barrier()  # all shards are there
+            _clear(folder)
+        for first in range(0, len(_shard_names(identity)), world.size):
+            if first + world.rank in missing:
+                _write_shard(folder, first + world.rank, identity, config, data, encode)
+            world.barrier()  # in step: no rank waits for longer than a shard takes
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the latent cache {folder}: {error}; its whole shards are kept") from error
     return LatentCache(folder, identity)
 
 
@@ -175,8 +179,13 @@ def _write_shard(folder: Path, shard: int, identity: dict, config: Cache, data: 
     tensors["sums"] = _sums(tensors)
     path = folder / _shard_names(identity)[shard]
     aside = _aside(path)
-    save_file(tensors, aside)
-    aside.replace(path)
+    try:
+        save_file(tensors, aside)
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _sums(tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -218,6 +227,13 @@ def _id_hash(item_id: str) -> int:
 
 def _shard_names(manifest: dict) -> list[str]:
     return [f"shard_{shard:05d}.safetensors" for shard in range(-(-manifest["rows"] // manifest["shard_rows"]))]
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a kill left half-written: files aside that nobody has touched for an hour."""
+    for path in folder.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > 3600:
+            path.unlink(missing_ok=True)
 
 
 def _aside(path: Path) -> Path:

@@ -19,21 +19,35 @@ def save(folder: Path, step: int, parts: dict[str, Tensors], state: dict, keep: 
     final = folder / f"step_{step:08d}"
     aside = folder / f".{final.name}.tmp"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        _clear(folder)
         aside.mkdir(parents=True)
         for name, tensors in parts.items():
             write_tensors(aside / f"{name}.safetensors", tensors)
         sizes = {p.name: p.stat().st_size for p in aside.iterdir()}
         write_json(aside / "state.json", state | {"step": step, "sizes": sizes})
-        shutil.rmtree(final, ignore_errors=True)
+        _flush(aside)
+        if final.exists():
+            _hide(final)
         os.rename(aside, final)
         _flush(folder)
-    except (OSError, SafetensorError) as error:
+        for old in list_checkpoints(folder)[:-keep]:
+            _hide(old)
+        _clear(folder)
+    except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"cannot write the checkpoint {final}: {error}; the last one is intact") from error
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
     return final
+
+
+def _hide(checkpoint: Path) -> None:
+    """Take its name away before it is deleted: what has a name is complete at every moment."""
+    os.rename(checkpoint, checkpoint.with_name(f".{checkpoint.name}.old"))
+
+
+def _clear(folder: Path) -> None:
+    """Delete what is hidden: of an older checkpoint, or of a write that was killed."""
+    for hidden in folder.glob(".step_*"):
+        shutil.rmtree(hidden)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -56,15 +70,20 @@ def load(path: Path) -> tuple[dict[str, Tensors], dict]:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, atomically."""
-    aside = path.with_name(f".{path.name}.tmp")
-    save_file(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        aside,
-        metadata={"format": "pt"} | (metadata or {}),
-    )
-    _flush(aside)
-    os.replace(aside, path)
+    """One safetensors file, atomically. Weights that are tied are written under each of their names."""
+    aside, plain, seen = path.with_name(f".{path.name}.tmp"), {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    try:
+        save_file(plain, aside, metadata={"format": "pt"} | (metadata or {}))
+        _flush(aside)
+        os.replace(aside, path)
+    except (OSError, SafetensorError) as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def read_tensors(path: Path) -> Tensors:

@@ -3,23 +3,24 @@
 import torch
 from torch import Tensor, nn
 
-from latentdiff.training import optim, world
+from latentdiff.training import optim
 from latentdiff.training.ema import EMA
 from latentdiff.training.settings import Train
+from latentdiff.training.world import World, autocast, precision
 
 
 class Learner:
     """The trained network `model`; `ema.model` is its average, which is watched, kept and used."""
 
-    def __init__(self, model: nn.Module, train: Train, device: torch.device) -> None:
-        self.model, self.train, self.device = model, train, device
+    def __init__(self, model: nn.Module, train: Train, world: World) -> None:
+        self.model, self.train, self.world, self.device = model, train, world, world.device
         self.ema = EMA(model, train.ema)
         self.optimizer = optim.adamw(model, train)
-        self.scaler = optim.fp16_scaler(train, device)
-        self.dtype = world.precision(train.precision, device)
+        self.scaler = optim.fp16_scaler(train, world.device)
+        self.dtype = precision(train.precision, world.device)
 
     def autocast(self) -> torch.autocast:
-        return world.autocast(self.device, self.dtype)
+        return autocast(self.device, self.dtype)
 
     @property
     def scale(self) -> float:
@@ -32,8 +33,10 @@ class Learner:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """The step numbered `step`, counted from 0, at its rate, and the average after it; numbers for the log."""
-        norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler)
+        norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler, self.world)
         self.ema.update(step, norm)
+        if step % 10 == 9:
+            optim.mend(self.optimizer)
         return {"grad_norm": norm, "skipped": (~torch.isfinite(norm)).float()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:

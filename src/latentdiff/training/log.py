@@ -29,6 +29,7 @@ class Log:
         self.first, self.report_to = first, report_to
         self.rows = [row for row in read_metrics(self.path) if row["step"] <= first]  # of earlier starts
         self.earlier = self.rows[-1]["seconds"] if self.rows else 0.0  # seconds of training in them
+        self.bad_steps = max((row.get("bad_steps") or 0 for row in self.rows), default=0)
         self.started = time.monotonic()
         self.bar = self.reporter = None
 
@@ -39,7 +40,7 @@ class Log:
                 aside = self.path.with_name(".metrics.tmp")
                 aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
                 os.replace(aside, self.path)
-            self.reporter = _reporter(self.report_to, self.folder)
+            self.reporter = _reporter(self.report_to, self.folder, self.first)
             self.bar = _bar(self.first, self.train.steps)
         self.window_start, self.window_step, self.away = time.monotonic(), self.first, 0.0
 
@@ -68,6 +69,9 @@ class Log:
         now, done = time.monotonic(), step - self.window_step
         pace = done / max(now - self.window_start - self.away, 1e-9)
         self.window_start, self.window_step, self.away = now, step, 0.0
+        if "skipped" in values:
+            self.bad_steps += round(values["skipped"] * done)
+            values["bad_steps"] = self.bad_steps
         if values.get("skipped") == 1 and done >= 20:
             raise UserError(
                 f"no gradient of the last {done} steps was finite, so nothing was learned; a smaller train.lr, "
@@ -83,10 +87,13 @@ class Log:
         if self.world.is_main:
             row = {"step": step, "seconds": round(self.seconds, 2)}
             row |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
-            with open(self.path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with open(self.path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error}; the last checkpoint is intact") from error
             if self.reporter is not None:
-                self.reporter(step, {name: value for name, value in values.items() if math.isfinite(value)})
+                self.reporter.add(step, {name: value for name, value in values.items() if math.isfinite(value)})
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Numbers of held-out data: written and shown."""
@@ -106,8 +113,9 @@ class Log:
         self.away += time.monotonic() - began
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        for open_one in (self.bar, self.reporter):
+            if open_one is not None:
+                open_one.close()
 
     def _show(self, step: int, values: dict[str, float], left: float) -> None:
         if not self.world.is_main:
@@ -151,19 +159,36 @@ def _bar(first: int, steps: int):
     return tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
 
 
-def _reporter(name: str | None, folder: Path):
-    """report(step, values) to TensorBoard or W&B; none unless asked for."""
-    if name is None:
-        return None
-    if name == "tensorboard":
+class _TensorBoard:
+    def __init__(self, folder: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(folder / "tensorboard")
-        return lambda step, values: [writer.add_scalar(f"train/{k}", v, step) for k, v in values.items()]
-    import wandb
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=first + 1)  # hides what a resumed run repeats
 
-    started = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
-    return lambda step, values: started.log(values, step=step)
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Wandb:
+    def __init__(self, folder: Path, first: int) -> None:
+        import wandb
+
+        self.run = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)  # steps that it has already it keeps as they are
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _reporter(name: str | None, folder: Path, first: int) -> _TensorBoard | _Wandb | None:
+    """Where numbers go besides metrics.jsonl; nowhere unless asked for."""
+    return {"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, first) if name else None
 
 
 def plan(rows: dict[str, str]) -> str:

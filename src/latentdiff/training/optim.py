@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.training.settings import Train
-from latentdiff.training.world import precision
+from latentdiff.training.world import ALONE, World, precision
 
 
 def rate(train: Train, step: int) -> float:
@@ -31,12 +31,16 @@ def adamw(module: nn.Module, train: Train) -> torch.optim.AdamW:
 
 
 def step(
-    optimizer: torch.optim.Optimizer, train: Train, lr: float, scaler: torch.amp.GradScaler | None = None
+    optimizer: torch.optim.Optimizer,
+    train: Train,
+    lr: float,
+    scaler: torch.amp.GradScaler | None = None,
+    world: World = ALONE,
 ) -> Tensor:
-    """One step, clipped; returns the gradient norm before clipping, a tensor on the device.
+    """One step, clipped; returns the gradient norm before clipping, a tensor on the device, NaN for a bad step.
 
-    A gradient that is not finite changes nothing, neither weights nor moments: the fused kernel is told through
-    `found_inf`, so the host never waits. The gradients are already averaged over ranks, so all ranks decide alike.
+    A gradient or moment that is not finite, on whichever rank, changes nothing, neither weights nor moments: the fused
+    kernel is told through `found_inf`, so the host never waits. fp16's scaler is only asked for the scale.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -44,18 +48,31 @@ def step(
         scaler.unscale_(optimizer)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
+    found_inf = world.sum((~torch.isfinite(norm + 0 * norm_of_moments(optimizer))).float()).clamp(max=1)
+    norm = norm.masked_fill(found_inf > 0, math.nan)
     if train.clip > 0:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grads_with_norm_(parameters, train.clip, norm)
+    optimizer.found_inf = found_inf
+    optimizer.step()
+    del optimizer.found_inf
     if scaler is not None:
-        scaler.step(optimizer)  # its own found_inf, from unscaling
         scaler.update()
-    else:
-        optimizer.found_inf = (~torch.isfinite(norm)).float()
-        optimizer.step()
-        del optimizer.found_inf
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def norm_of_moments(optimizer: torch.optim.Optimizer) -> Tensor | float:
+    moments = [m for named in optimizer.state.values() for m in named.values() if m.ndim]
+    return torch.nn.utils.get_total_norm(moments) if moments else 0.0
+
+
+@torch.no_grad()
+def mend(optimizer: torch.optim.Optimizer) -> None:
+    """Moments that are not finite begin anew. Ours never become so; memory that fails makes them so, for good."""
+    for named in optimizer.state.values():
+        for moment in named.values():
+            moment.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def norm_of(module: nn.Module) -> Tensor:

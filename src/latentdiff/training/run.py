@@ -84,17 +84,32 @@ def read_recipe(folder: Path, *roots: type) -> Any:
 
 
 class Stop:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask the loop to save and leave; a second Ctrl-C leaves at once."""
+    """`with Stop() as stop:` inside, Ctrl-C, SIGTERM and SIGUSR1 ask to save and leave; a second Ctrl-C is obeyed."""
 
     def __init__(self) -> None:
-        self.asked = False
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-            signal.signal(getattr(signal, name), self._ask)
+        self.asked = 0  # the signal's number
 
-    def wanted(self, world: World, done: int, every: int) -> bool:
-        """Whether to leave after `done` steps. Ranks ask each other only every so often: the answer is waited for."""
-        return world.agree(self.asked) if world.size == 1 or done % every == 0 else False
+    def __enter__(self) -> "Stop":
+        self.before = {n: signal.signal(n, self._ask) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if kind is None and self.asked:  # too late for the loop, not for what comes after it
+            os.kill(os.getpid(), self.asked)
+
+    def wanted(self, world: World) -> int:
+        """The signal that any rank was given, 0 for none; every rank gets the same answer."""
+        return world.agree(self.asked)
+
+    def leave(self, log: Log, done: int, number: int) -> None:
+        """End the process, after `done` steps and a checkpoint, as the signal would have: code 128 + number."""
+        name = signal.Signals(number).name
+        log.say(f"stopped by {name} after step {done}; start again with the same command to go on")
+        log.close()
+        raise SystemExit(128 + number)
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.asked = number
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,6 +26,7 @@ class Train:
     compile: bool = False  # torch.compile the network in place: pays on CUDA, not in short CPU runs
     seed: int = 0  # of weights, order, noise, everything
     workers: int = 0  # processes per rank that decode pictures ahead
+    timeout: float = 30.0  # minutes that ranks wait for one of them before the run ends and names it
     log_every: int = 50  # steps between lines of metrics.jsonl
     val_every: int = 1000  # steps between validations
     sample_every: int = 1000  # steps between pictures in samples/
@@ -39,6 +40,8 @@ class Train:
         for name in whole.split():
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.timeout > 0:
+            raise UserError(f"train.timeout is {self.timeout}; it must be above 0 minutes")
         if not self.lr > 0:
             raise UserError(f"train.lr is {self.lr}; it must be above 0")
         if len(self.betas) != 2:
@@ -54,6 +57,6 @@ class Train:
 # what may change when a run is resumed: how long, how it is watched, and on what it runs
 FREE_ON_RESUME = (
     "train.steps", "train.log_every", "train.val_every", "train.sample_every", "train.checkpoint_every", "train.keep",
-    "train.workers", "train.device", "train.precision", "train.accumulate", "train.compile", "train.deterministic",
-    "preview",
+    "train.workers", "train.timeout", "train.device", "train.precision", "train.accumulate", "train.compile",
+    "train.deterministic", "preview",
 )  # fmt: skip

@@ -3,6 +3,8 @@
 import contextlib
 import datetime
 import os
+import socket
+import time
 from dataclasses import dataclass
 
 import torch
@@ -37,22 +39,24 @@ class World:
         return x
 
     def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+        self.agree(0)
 
     def share(self, name: str, make, patience: float = 24 * 3600) -> bytes:
         """Bytes that rank 0 makes and all ranks get, through the store: slow work trips no watchdog."""
         if self.size == 1:
             return make()
-        store = dist.distributed_c10d._get_default_store()
+        store = _store()
         if self.is_main:
             store.set(name, make())
         store.wait([name], datetime.timedelta(seconds=patience))
         return store.get(name)
 
-    def agree(self, asked: bool) -> bool:
-        """Whether any rank asks; the same answer on all."""
-        return asked if self.size == 1 else self.sum(torch.tensor(float(asked), device=self.device)).item() > 0
+    def agree(self, asked: int) -> int:
+        """The largest of what the ranks ask for; over the CPUs, so that no device is waited for."""
+        answer = torch.tensor(asked)
+        if self.size > 1:
+            dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return int(answer)
 
     def place(self, module: nn.Module) -> nn.Module:
         """The module on the device, in the memory format that is fastest there (channels_last is slower on CPUs)."""
@@ -76,8 +80,14 @@ class World:
         return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
 
-def start(device: str = "auto", deterministic: bool = False, timeout_minutes: float = 30) -> World:
-    """Join the world that torchrun describes in the environment, or be alone. Call before any other tensor is made."""
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def start(device: str = "auto", deterministic: bool = False, timeout: float = 30) -> World:
+    """Join the world that torchrun describes in the environment, or be alone. Call before any other tensor is made.
+
+    timeout: minutes that ranks wait for one another before they end with an error.
+    """
     torch.set_flush_denormal(True)  # threads that start later inherit it; a denormal costs tens of times a normal
     torch.set_float32_matmul_precision("high")
     rank, size, local = (int(os.environ.get(name, default)) for name, default in
@@ -94,9 +104,23 @@ def start(device: str = "auto", deterministic: bool = False, timeout_minutes: fl
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic)
     if size > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout))
+        _store().set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     return World(rank, size, chosen)
+
+
+def end() -> None:
+    """Leave the world in good order."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# ---- ranks that fail
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 def said(text: str, rank: int, local: int, patience: float = 5) -> bool:
@@ -106,15 +130,54 @@ def said(text: str, rank: int, local: int, patience: float = 5) -> bool:
     """
     if not dist.is_initialized():
         return local != 0
-    store = dist.distributed_c10d._get_default_store()
-    if rank == 0:
-        store.set("refused", text)
-        return False
     try:
-        store.wait(["refused"], datetime.timedelta(seconds=patience))
-        return store.get("refused").decode() == text
+        _store().set(f"reason/{rank}", text)
+        if rank == 0:
+            return False
+        _store().wait(["reason/0"], datetime.timedelta(seconds=patience))
+        return _store().get("reason/0").decode() == text
     except RuntimeError:  # rank 0 trains on, or is gone
         return False
+
+
+def lost(error: Exception, patience: float = 5) -> str | None:
+    """What an error says of the other ranks: None if it is this rank's own; else which are gone, and why.
+
+    Of the ranks that are left, all but the first get "", so that the reader is told once.
+    """
+    if not dist.is_initialized():
+        return None
+    rank, size, text = dist.get_rank(), dist.get_world_size(), str(error)
+    if not isinstance(error, dist.DistError) and not any(w in text for w in ("gloo", "NCCL", "Connection", "Socket")):
+        said(f"{type(error).__name__}: {text}", rank, 0, patience=0)
+        return None
+    try:
+        left, gone = _roll_call(rank, size, patience)
+        if left[0] != rank:
+            return ""
+        late = "did not answer in time (train.timeout)" if "imed out" in text else "is gone without a word (killed?)"
+        return "; ".join(f"rank {r} ({_word(f'place/{r}')}) {_word(f'reason/{r}') or late}" for r in gone) or text
+    except RuntimeError:  # the ranks met at rank 0
+        return "rank 0 is gone"
+
+
+def _roll_call(rank: int, size: int, patience: float) -> tuple[list[int], list[int]]:
+    """Ranks that have lost another one, this one included, and ranks that are lost."""
+    _store().set(f"here/{rank}", "")
+    until = time.monotonic() + patience
+    while True:
+        left = [r for r in range(size) if _store().check([f"here/{r}"])]
+        known = [r for r in range(size) if r in left or _store().check([f"reason/{r}"])]
+        if len(known) == size or time.monotonic() > until:
+            return left, [r for r in range(size) if r not in left]
+        time.sleep(0.1)
+
+
+def _word(key: str) -> str:
+    return _store().get(key).decode() if _store().check([key]) else ""
+
+
+# ---- what is computed in
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
