@@ -1,12 +1,27 @@
-"""Measure a trained run: figures as JSON, and on the screen.
+"""Measure a trained run, or a folder of pictures: figures as JSON, on the screen, and a page to look at.
 
-    python evaluate.py RUN [--output FILE.json] [--split val] [--prompts N] [--summary]
+    python evaluate.py RUN [--count N] [--features NAME|FILE] [--split val] ...
+    python evaluate.py --samples DIR --reference DIR
+    torchrun --nproc_per_node=8 evaluate.py RUN --count 50000
 
-RUN            a run's folder or name, of either stage
---output FILE  where the figures go (default: evaluation.json in the run's folder)
---split NAME   which pictures are reconstructed: val (default), test or train
---summary      also write summary.json: psnr, prompt_accuracy and the seconds from the first training step to here
---prompts N    prompts of the drawn-shapes accuracy (default 500)
+RUN               a run's folder or name, of either stage
+--output FILE     where the figures go (default: evaluation.json in the run's folder); report.html goes beside it
+--split NAME      which pictures are reconstructed, and whose conditions are drawn: val (default), test or train
+--count N         pictures to draw, and at most to reconstruct (default 1000; with --prompts-file one per line)
+--seed N          picture i is drawn with seed N + i (default 0)
+--sampler NAME --steps N --guidance-scale S      instead of the run's own
+--batch-size N    pictures drawn at once (default 50)
+--features X      how pictures are seen: auto (Inception where its weights lie, else own), inception (downloads it),
+                  own (a small network that learns the data's labels and captions, kept in the run's folder),
+                  autoencoder, or a file: SqueezeNet, MobileNetV2, another run's features.safetensors
+--prompts-file F  draw these captions, one per line, and not the data's (as for 30,000 captions of COCO)
+--prompts N       prompts of the drawn-shapes accuracy (default 500)
+--clip DIR        a folder with a CLIP model: adds clip_score
+--reference DIR   real pictures to compare with, preprocessed as in training (default: the training data)
+--samples DIR     pictures that are measured instead of drawing any
+--no-report       no page
+--summary         only what is quick: psnr, ssim, lpips, prompt_accuracy; and summary.json: psnr, prompt_accuracy, and
+                  the seconds from the first training step to here
 """
 
 from latentdiff import cli
@@ -16,103 +31,68 @@ cli.answer_help(__doc__)
 import time
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from latentdiff import load, recipe
-from latentdiff.autoencoder import perceptual
-from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.config import UserError
-from latentdiff.data import loader, shapes_reader
-from latentdiff.data.shapes import Shapes, prompts
 from latentdiff.latent_diffusion import LatentDiffusion
-from latentdiff.metrics.reconstruction import psnr, ssim
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training import checkpoint, pictures, run
+from latentdiff.metrics import measure, report, stage_two
+from latentdiff.metrics.measure import Subject
+from latentdiff.training import checkpoint, run
 from latentdiff.training.log import read_metrics
-from latentdiff.training.world import autocast, precision, start
-
-PROMPT_SEED = 20_000_000  # scenes of their own: neither training nor validation draws from it
+from latentdiff.training.world import World, start
 
 
 def main(words: list[str]) -> None:
     options = cli.evaluate_arguments(words)
-    started = time.perf_counter()
-    device = start().device
-    folder = run.find_run(options.run)
-    r = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    model = load.load_run(folder, device)
-    autoencoder = model if isinstance(model, Autoencoder) else model.autoencoder
-    first_stage = r if isinstance(r, AutoencoderRecipe) else run.read_recipe(folder / "autoencoder", AutoencoderRecipe)
-    figures = {"run": folder.name, "step": newest_step(folder), "split": options.split}
-    figures |= reconstruction(autoencoder, recipe.open_data(r, options.split), find_lpips(first_stage))
-    if isinstance(model, LatentDiffusion) and model.tokenizer is not None and isinstance(r.data, Shapes):
-        figures |= prompt_accuracy(model, r.data, options.prompts, folder)
-    checkpoint.write_json(Path(options.output or folder / "evaluation.json"), figures)
-    for name, value in figures.items():
-        print(f"  {name:<28}{value:.4f}" if isinstance(value, float) else f"  {name:<28}{value}")
+    started, world = time.perf_counter(), start()
+    if options.run is None:
+        figures, protocol = measure.folders(options, world)
+        return tell(figures, protocol, Path(options.output or "evaluation.json"), world)
+    subject = measure.open_subject(options.run, world)
+    parts = [measure.reconstructions]
+    if isinstance(subject.model, LatentDiffusion):
+        parts += [measure.prompted] if options.summary else [measure.prompted, measure.samples]
+    figures, protocol = {}, {}
+    for part in parts:
+        found, how = part(subject, options, world)
+        figures, protocol = figures | found, protocol | how
+    output = Path(options.output or subject.folder / "evaluation.json")
+    tell(figures, protocol, output, world)
     if options.summary:
-        if "prompt_accuracy" not in figures:
-            raise UserError(f"--summary is for text-to-image runs on drawn shapes; run {folder} is none")
-        seconds = training_seconds(r, folder) + time.perf_counter() - started
-        names = ("psnr", "prompt_accuracy")
-        checkpoint.write_json(folder / "summary.json", {n: figures[n] for n in names} | {"seconds": round(seconds, 1)})
+        summarise(subject, figures, time.perf_counter() - started, world)
+    elif options.report and world.is_main:
+        path = output.with_name("report.html")
+        report.write(path, subject, figures, protocol, options)
+        print(f"look at {path}")
+    world.barrier()
+
+
+def tell(figures: dict, protocol: dict, path: Path, world: World) -> None:
+    """To the file and to the screen."""
+    if not world.is_main:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(path, stage_two.finite(figures) | {"protocol": protocol})
+    for name, value in figures.items():
+        print(f"  {name:<32}{value:.4f}" if isinstance(value, float) else f"  {name:<32}{value}")
+    for name, value in protocol.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        print(f"  {'measured with ' + name:<32}{value}")
+
+
+def summarise(subject: Subject, figures: dict, seconds: float, world: World) -> None:
+    names = ("psnr", "prompt_accuracy")
+    if "prompt_accuracy" not in figures:
+        raise UserError(f"--summary is for text-to-image runs on drawn shapes; run {subject.folder} is none")
+    seconds = round(seconds + training_seconds(subject), 1)
+    if world.is_main:
+        checkpoint.write_json(subject.folder / "summary.json", {n: figures[n] for n in names} | {"seconds": seconds})
         print(f"  seconds, from the first training step to the last sample: {seconds:.0f}")
 
 
-@torch.no_grad()
-def reconstruction(autoencoder: Autoencoder, data, distance: nn.Module | None, limit: int = 1000) -> dict:
-    """PSNR, SSIM and LPIPS of reconstructions of held-out pictures, from the mean of the posterior."""
-    scores, device = {}, next(autoencoder.buffers()).device
-    for batch in loader.in_order(data, range(min(limit, len(data))), 64):
-        x = loader.images(batch, device)
-        y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)
-        found = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
-        if distance is not None:
-            found["lpips"] = distance.to(device)(y, x).flatten()
-        for name, values in found.items():
-            scores.setdefault(name, []).append(values)
-    if not scores:
-        raise UserError("there are no held-out pictures to reconstruct; --split train takes those of the training")
-    figures = {name: torch.cat(values).mean().item() for name, values in scores.items()}
-    return {"reconstructions": min(limit, len(data))} | figures
-
-
-def find_lpips(r: AutoencoderRecipe) -> perceptual.LPIPSDistance | None:
-    """The distance that the autoencoder was trained with; without one there is no LPIPS figure."""
-    return perceptual.build(r.loss.perceptual) if isinstance(r.loss.perceptual, perceptual.LPIPS) else None
-
-
-def prompt_accuracy(model: LatentDiffusion, data: Shapes, count: int, folder: Path) -> dict:
-    """The share of pictures in which a reader finds all that the prompt names and nothing else."""
-    figures = {}
-    for suffix, left_out, n in (("", False, count), ("_left_out", True, count // 2)):
-        captions = prompts(data, n, PROMPT_SEED, left_out=left_out)
-        x = torch.cat([draw(model, captions[i : i + 50], i) for i in range(0, n, 50)])
-        result = shapes_reader.prompt_accuracy(x, captions)
-        low, high = shapes_reader.wilson(sum(result.correct), n)
-        figures |= {f"prompt_accuracy{suffix}": sum(result.correct) / n, f"prompt_accuracy{suffix}_low": low,
-                    f"prompt_accuracy{suffix}_high": high, f"prompts{suffix}": n}  # fmt: skip
-        figures |= {f"right_{name}{suffix}": rate for name, rate in result.rates.items() if name != "all"}
-        pictures.save_grid(x[:64], folder / "samples" / f"evaluated{suffix}.png", columns=8)
-    return figures
-
-
-def draw(model: LatentDiffusion, captions: list[str], seed: int) -> torch.Tensor:
-    device = next(model.parameters()).device
-    with autocast(device, precision("auto", device)):
-        return model.sample(captions, seed=seed).float()
-
-
-def newest_step(folder: Path) -> int:
-    rows = read_metrics(folder / "metrics.jsonl")
-    return rows[-1]["step"] if rows else 0
-
-
-def training_seconds(r: DiffusionRecipe, folder: Path) -> float:
+def training_seconds(subject: Subject) -> float:
     """What both stages took, by their own clocks: training, validation, statistics, cache, samples."""
-    first_stage = run.find_run(r.autoencoder.path)
-    return sum(read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (first_stage, folder))
+    first_stage = run.find_run(subject.recipe.autoencoder.path)
+    return sum(read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (first_stage, subject.folder))
 
 
 if __name__ == "__main__":

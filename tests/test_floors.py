@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "latentdiff"
 FLOORS = {
     "layers": 0, "cond": 0, "config": 0, "keyed": 0, "tiles": 0,
-    "autoencoder": 1, "diffusion": 1, "conditioning": 1, "data": 1, "training": 1,
-    "latent_diffusion": 2, "critic": 2, "codes": 2,
-    "recipe": 3, "build": 4, "load": 5,
+    "cli": 1, "autoencoder": 1, "diffusion": 1, "conditioning": 1, "data": 1, "training": 1,
+    "latent_diffusion": 2, "critic": 2, "codes": 2, "guiders": 2,
+    "recipe": 3, "modelspec": 4, "build": 4, "load": 5,
     "metrics": 6, "convert": 6, "latents": 6, "screen": 6,
     "watch": 7,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -11,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latentdiff import config
+from latentdiff import config, needs
 from latentdiff.config import UserError
 
 
-def answer_help(doc: str) -> None:
-    """--help without a recipe: print how the script is called, before anything slow is imported."""
+def answer_help(doc: str, more: Callable[[list[str]], str] = lambda words: "") -> None:
+    """--help without a recipe: print how the script is called, before anything slow is imported; `more` by its words."""
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words) and not any(word.endswith(".py") for word in words):
-        print(doc.strip())
+        print(doc.strip() + more(words))
         sys.exit(0)
 
 
@@ -125,6 +126,14 @@ SAMPLE_OPTIONS = """\
   --run RUN              a run's folder or name (default: the newest finished run that takes these inputs)
   --prompt TEXT          what to draw; may be given several times
   --prompts-file FILE    one prompt per line (also --from-file)
+  --class C              a class's number or name; this and the next five may be given several times
+  --layout FILE          boxes and their classes, JSON           (a folder stands for its files)
+  --segmentation FILE    a map: an image of class numbers
+  --low-res FILE         a small picture to be enlarged
+  --image FILE           a picture to be filled ...
+  --mask FILE            ... where this one, of the same size, is white; what is black stays to the bit
+  --init-image FILE      a picture to draw over, with any run
+  --strength S           how much of it is drawn anew: above 0 to 1 (default 0.6)
   --negative-prompt TEXT what guidance moves away from
   --seed N | A-B         the first picture's seed, or a range (default 0)
   --num-images N         pictures per prompt, with seeds N, N+1, ... (also --n_samples)
@@ -133,6 +142,9 @@ SAMPLE_OPTIONS = """\
   --guidance-scale S     of classifier-free guidance; 1 is none (also --scale, --cfg-scale)
   --guidance-rescale R   0 to 1: pull the contrast back that guidance adds
   --eta E                noise of ddim: 0 deterministic, 1 ancestral
+  --shift X              above 1: more steps where the noise is high, for pictures larger than in training
+  --tile N               draw larger pictures in overlapping tiles of N pixels, in bounded memory
+  --progressive          beside each picture a row of how it came to be
   --height H --width W   in pixels, multiples of the autoencoder's factor (also --H, --W); default: the training size
   --batch-size N         pictures drawn at once (default 16); changes no picture
   --precision P          auto, fp32, bf16 or fp16 (default fp32)
@@ -148,7 +160,8 @@ _SAMPLE = {
     "--guidance-scale": (("--scale", "--cfg-scale"), float, None), "--guidance-rescale": ((), float, None),
     "--eta": (("--ddim-eta",), float, None), "--height": (("--H",), int, None), "--width": (("--W",), int, None),
     "--batch-size": ((), int, 16), "--precision": ((), str, "fp32"), "--device": ((), str, "auto"),
-    "--output": (("--outdir", "--output-dir"), str, "outputs"),
+    "--output": (("--outdir", "--output-dir"), str, "outputs"), "--init-image": (("--init-img",), str, None),
+    "--strength": ((), float, None), "--shift": ((), float, None), "--tile": ((), int, 0),
 }  # fmt: skip
 
 
@@ -157,7 +170,9 @@ def sample_arguments(words: list[str]) -> argparse.Namespace:
     parser = Parser(add_help=False, allow_abbrev=False)
     for option, (aliases, kind, default) in _SAMPLE.items():
         parser.add_argument(option, *aliases, type=kind, default=default)
-    parser.add_argument("--prompt", action="append")
+    for option in ("--prompt", "--class", "--layout", "--segmentation", "--low-res", "--image", "--mask"):
+        parser.add_argument(option, action="append")
+    parser.add_argument("--progressive", action="store_true")
     parser.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args([_hyphens(word) for word in words])
     for name in ("num_images", "steps", "batch_size"):
@@ -165,6 +180,24 @@ def sample_arguments(words: list[str]) -> argparse.Namespace:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     return options
+
+
+def about_run(words: list[str]) -> str:
+    """What --help adds where --run names one: what that run draws from."""
+    name = _take(list(words), "--run")
+    for folder in (Path(name or ""), Path(os.environ.get("LATENTDIFF_RUNS", "runs")) / (name or "")):
+        if name and (folder / "recipe.json").is_file():
+            recipe = read_json(folder / "recipe.json")
+            if recipe["type"] == "DiffusionRecipe":
+                return "\n\n" + needs.describe(folder, recipe)
+    return ""
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def seeds(text: str, count: int) -> list[int]:
@@ -206,11 +239,24 @@ def progress(total: int, what: str) -> Any:
 
 
 def evaluate_arguments(words: list[str]) -> argparse.Namespace:
-    """The options of evaluate.py."""
+    """The options of evaluate.py; those of what is drawn are None where the run's own are used."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("run")
-    parser.add_argument("--output")
-    parser.add_argument("--summary", action="store_true")
+    parser.add_argument("run", nargs="?")
+    for option in ("--output", "--sampler", "--prompts-file", "--clip", "--reference", "--samples"):
+        parser.add_argument(option)
+    parser.add_argument("--features", default="auto")
     parser.add_argument("--split", choices=("val", "test", "train"), default="val")
-    parser.add_argument("--prompts", type=int, default=500)
-    return parser.parse_args(words)
+    for option, default in (("--count", None), ("--steps", None), ("--prompts", 500), ("--batch-size", 50)):
+        parser.add_argument(option, type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--report", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args([_hyphens(word) for word in words])
+    for name, least in (("count", 2), ("steps", 1), ("prompts", 2), ("batch_size", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if options.run is None and not (options.samples and options.reference):
+        raise UserError("evaluate.py needs a run, or two folders of pictures: --samples DIR --reference DIR")
+    return options

@@ -14,6 +14,7 @@ from latentdiff.config import UserError
 from latentdiff.metrics import judge
 from latentdiff.metrics.judge import resize
 from latentdiff.training import checkpoint
+from latentdiff.training.world import World
 
 INCEPTION = ("weights-inception-2015-12-05-6726825d.pth", "6726825d")  # torch-fidelity's file, first digits of its hash
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pictures in [0, 1]
@@ -21,22 +22,25 @@ CHOICES = "auto, inception, own, autoencoder, or a file (squeezenet, mobilenet, 
 
 
 class Extractor(NamedTuple):
+    """Pictures [B, 3, H, W] in [-1, 1] -> features [B, D] and, where the network names classes, logits [B, K]."""
+
     about: dict  # which network, from where, at what size: stands beside every number
-    network: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # x [B, 3, H, W] in [-1, 1] -> [B, D], logits [B, K]
+    network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
-def find(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path, device: torch.device) -> Extractor:
+def find(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path, world: World) -> Extractor:
     """auto: Inception where its weights lie, else a network that learns the data's labels and captions.
 
     That network is kept as features.safetensors in `folder`; data that says nothing is seen by the autoencoder.
     """
-    own = folder / "features.safetensors"
+    own, device = folder / "features.safetensors", world.device
     if choice == "auto":
         choice = "inception" if _inception_file() else "own"
     if choice == "inception":
         return _inception(device)
     if choice == "own" and (own.exists() or judge.can_learn(data)):
-        return _judge(own, data, device)
+        world.share("features", lambda: _learn(own, data))
+        return _own(own, device)
     if choice in ("own", "autoencoder"):
         return _autoencoder(autoencoder, device)
     if Path(choice).is_file():
@@ -44,28 +48,12 @@ def find(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path, 
     raise UserError(f"--features {choice}: there is no such file; it can be {CHOICES}")
 
 
-@torch.no_grad()
-def extract(extractor: Extractor, batches: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Features [N, D] and logits [N, K] of batches of pictures [B, 3, H, W] in [-1, 1], as float32 on the CPU.
-
-    Pictures are first rounded to the 256 levels of a file, so that drawn and stored ones are treated alike.
-    """
-    found = []
-    for x in batches:
-        x = (((x.to(device).clamp(-1, 1) + 1) * 127.5).round() / 127.5) - 1
-        found.append([None if f is None else f.float().cpu() for f in extractor.network(x)])
-    if not found:
-        return torch.zeros(0), None
-    features, logits = zip(*found)
-    return torch.cat(features), None if logits[0] is None else torch.cat(logits)
-
-
-def _judge(path: Path, data: Any, device: torch.device) -> Extractor:
-    """Trained anew where the file is not there; it is written before it is used, so that all ranks use the same."""
+def _learn(path: Path, data: Any) -> bytes:
+    """Train the small network where its file is not there yet."""
     if not path.exists():
         picture = data.item(0, 0)["image"]
         judge.save(judge.train(data, 32 if max(picture.shape[:2]) <= 48 else 64), path)
-    return _own(path, device)
+    return b"done"
 
 
 def _own(path: Path, device: torch.device) -> Extractor:
