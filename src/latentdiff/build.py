@@ -8,6 +8,7 @@ from torch import nn
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.conditioning.conditioner import Conditioner
+from latentdiff.conditioning.given import Given, GivenCondition
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.conditioning.layout import Layout, LayoutCondition
 from latentdiff.conditioning.spatial import (
@@ -64,6 +65,7 @@ def _build_condition(
         Semantic: lambda: SemanticCondition(condition, factor),
         LowRes: lambda: LowResCondition(condition, scale_of(recipe) / factor),
         Masked: lambda: MaskedCondition(condition, autoencoder.z_channels, factor, lambda x: autoencoder.encode(x)),
+        Given: lambda: GivenCondition(condition),
     }
     return builders[type(condition)]()
 

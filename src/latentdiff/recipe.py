@@ -6,6 +6,7 @@ from pathlib import Path
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
+from latentdiff.conditioning.given import Given
 from latentdiff.conditioning.label import Label
 from latentdiff.conditioning.layout import Layout
 from latentdiff.conditioning.spatial import LowRes, Masked, Semantic
@@ -24,10 +25,10 @@ from latentdiff.diffusion.unet import UNetConfig
 from latentdiff.latent_diffusion import Objective, Sampling
 from latentdiff.training.settings import Train
 
-Condition = Text | Label | Layout | Semantic | LowRes | Masked
+Condition = Text | Label | Layout | Semantic | LowRes | Masked | Given
 READS = {  # what each kind of condition reads of a batch
     Text: ("caption",), Label: ("label",), Layout: ("boxes",), Semantic: ("segmentation",), LowRes: ("low_res",),
-    Masked: ("image", "mask"),
+    Masked: ("image", "mask"), Given: (),
 }  # fmt: skip
 MAKES = {Degrade: "low_res", Masks: "mask"}  # fields that are made from the picture
 DATASETS = {Shapes: ShapesDataset, Folder: FolderDataset}
@@ -66,7 +67,7 @@ class DiffusionRecipe:
     data: Shapes | Folder = Shapes()  # the pictures and their captions
     cache: Cache = Cache()  # of the latents
     fields: tuple[Degrade | Masks, ...] = ()  # what is made from each picture for the conditions to read
-    conditions: tuple[Text | Label | Layout | Semantic | LowRes | Masked, ...] = ()  # what the U-Net is told
+    conditions: tuple[Text | Label | Layout | Semantic | LowRes | Masked | Given, ...] = ()  # what the U-Net is told
     unet: UNetConfig = UNetConfig()  # the denoiser
     schedule: ScheduleConfig = ScheduleConfig()  # signal and noise over time
     objective: Objective = Objective()  # what is predicted, and how errors weigh
