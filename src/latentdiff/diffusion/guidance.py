@@ -32,36 +32,34 @@ def classifier_free(denoise: Denoise, scale: float | Tensor, rescale: float, sch
     return guided
 
 
-def image_guidance(
-    denoise: Denoise, loss: Guider, scale: float | Callable[[Tensor], Tensor], schedule: Schedule
-) -> Denoise:
-    """Follow p(x)·exp(-scale·loss(x0)): loss takes x0 [B, ...] to [B] (paper, app. C, eq. 16 with the sign put right:
-    the score is -eps / sigma, so eps gains +sigma·grad loss). scale is a number, or a function of t [B] such as
-    `trust`."""
+def image_guidance(denoise: Denoise, loss: Guider, scale: float, schedule: Schedule) -> Denoise:
+    """Draw from p(x)·exp(-scale·loss(x0)), for a loss that takes x0 [B, ...] to [B] (paper, app. C, eq. 16 with the
+    sign put right: the score is -eps / sigma, so eps gains what the loss grows by).
+
+    The paper's step, a constant times grad loss(x0(x_t)), is as long for an x0 still unsure as for one that is settled,
+    and overshoots. x0 has the covariance V = sigma² / alpha · dx0/dx given x_t (Tweedie), so x0 moves by -k·V·grad loss
+    here, k being where scale·loss, a parabola through its values at both ends, and the distance from the model's
+    guess, d·V⁻¹·d / 2, are least together. On Gaussians with one number observed that is exact.
+    """
 
     def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             x0, eps = denoise(x, t)
-            (gradient,) = torch.autograd.grad(loss(x0).sum(), x)
-        s = column(scale(t), x) if callable(scale) else scale
-        return _followed(x0.detach(), eps.detach(), -s * gradient, t, schedule)
+            guess = x0.detach().requires_grad_()
+            before = loss(guess)
+            (slope,) = torch.autograd.grad(before.sum(), guess)
+            (pulled,) = torch.autograd.grad(x0, x, slope)
+        x0, eps, before = x0.detach(), eps.detach(), before.detach()
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        step = -torch.where(alpha > 0, sigma**2 / alpha, 0) * pulled  # without signal nothing can be steered
+        fall = -(slope * step).flatten(1).sum(1)
+        with torch.no_grad():
+            bend = (loss(x0 + step) - before + fall).clamp(min=0)
+        k = torch.where(fall > 0, scale * fall / (2 * abs(scale) * bend + fall), 0)
+        return _moved(x0, eps, column(k, x) * step, t, schedule)
 
     return guided
-
-
-def trust(deviation: float, schedule: Schedule) -> Callable[[Tensor], Tensor]:
-    """The scale at t of a loss |observation - x0|² / 2 whose noise has this standard deviation: t [B] -> [B].
-
-    Not 1 / deviation², but less where x_t leaves x0 uncertain, by Var(x0 | x_t) for data of unit variance (Song et al.
-    2023, "Pseudoinverse-guided diffusion models", sec. 3). On Gaussians it gives the exact posterior.
-    """
-
-    def scale(t: Tensor) -> Tensor:
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        return 1 / (deviation**2 + sigma**2 / (alpha**2 + sigma**2))
-
-    return scale
 
 
 def classifier_guidance(
@@ -77,7 +75,9 @@ def classifier_guidance(
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_p(x, t).sum(), x)
-        return _followed(x0, eps, scale * gradient, t, schedule)
+        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        step = torch.where(alpha > 0, scale * sigma**2 / alpha, 0) * gradient  # without signal nothing can be steered
+        return _moved(x0.detach(), eps.detach(), step, t, schedule)
 
     return guided
 
@@ -95,13 +95,6 @@ def blend_known(
 
 def _contrast(x: Tensor) -> Tensor:
     return x.flatten(1).std(dim=1)  # [B, ...] -> [B]
-
-
-def _followed(x0: Tensor, eps: Tensor, gradient: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """x0 and eps with `gradient`, of a log-probability by x, added to the score -eps / sigma."""
-    alpha, sigma = column(schedule.alpha(t), x0), column(schedule.sigma(t), x0)
-    step = torch.where(alpha > 0, sigma**2 / alpha, 0)  # without signal nothing can be steered
-    return _moved(x0, eps, step * gradient, t, schedule)
 
 
 def _moved(x0: Tensor, eps: Tensor, by: Tensor, t: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
