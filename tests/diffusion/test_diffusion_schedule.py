@@ -8,6 +8,9 @@ import torch
 from latentdiff.config import UserError
 from latentdiff.diffusion.schedule import SPACINGS, Schedule, ScheduleConfig, timesteps
 
+VP, FLOW = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(kind="flow"))
+ZERO = Schedule(ScheduleConfig(zero_terminal_snr=True))
+
 
 @pytest.mark.parametrize("kind", ["scaled_linear", "flow"])
 def test_numbers_come_in_the_precision_of_t(kind: str) -> None:
@@ -33,23 +36,32 @@ def test_a_flow_has_no_alphas_cumprod() -> None:
         _ = Schedule(ScheduleConfig(kind="flow")).alphas_cumprod
 
 
+@pytest.mark.parametrize("schedule", [VP, FLOW, ZERO], ids=["vp", "flow", "zero"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 20, 1000])
-def test_timesteps_fall_and_stay_inside(spacing: str, steps: int) -> None:
+def test_timesteps_fall_and_stay_inside(spacing: str, steps: int, schedule: Schedule) -> None:
     if spacing == "uniform" and steps == 1000:
         pytest.skip("the original's grid leaves the schedule there; parity tests the message")
-    ts = timesteps(steps, 1000, spacing)
+    ts = timesteps(steps, schedule, spacing)
     assert len(ts) == steps and (ts.diff() < 0).all() and ts.min() >= 0 and ts.max() <= 999
     assert spacing == "uniform" or ts[0] == 999
-    assert spacing not in ("linspace", "quadratic") or steps == 1 or ts[-1] == 0
+    assert spacing in ("uniform", "trailing") or steps == 1 or ts[-1] == 0
+
+
+@pytest.mark.parametrize("schedule", [VP, FLOW, ZERO], ids=["vp", "flow", "zero"])
+def test_strides_are_equal_where_the_spacing_says_so(schedule: Schedule) -> None:
+    noise = {spacing: -schedule.log_snr(timesteps(20, schedule, spacing)) / 2 for spacing in ("log_snr", "karras")}
+    for stretched in (noise["log_snr"], torch.exp(noise["karras"] / 7)):
+        strides = stretched[2:-2].diff()  # at the ends the table's own strides show
+        assert torch.allclose(strides, strides.mean(), rtol=0.05)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: timesteps(0, 1000), "steps is 0"),
-        (lambda: timesteps(1001, 1000), "1 to 1000"),
-        (lambda: timesteps(10, 1000, "even"), "spacing is 'even'"),
+        (lambda: timesteps(0, VP), "steps is 0"),
+        (lambda: timesteps(1001, VP), "1 to 1000"),
+        (lambda: timesteps(10, VP, "even"), "spacing is 'even'"),
         (lambda: Schedule(ScheduleConfig(kind="lin")), "schedule.kind is 'lin'"),
         (lambda: Schedule(ScheduleConfig(shift=0.0)), "schedule.shift is 0.0"),
     ],

@@ -45,21 +45,21 @@ def test_the_uniform_grid_equals_the_original_and_refuses_what_crashed_there() -
     want = json.loads((vectors.FOLDER / "ddim_timesteps.json").read_text())
     refused = set(want["uniform_index_error_for_T1000"])
     for steps in (1, 2, 5, 7, 20, 50, 64, 200, 400, 500):
-        grid = timesteps(steps, 1000, "uniform").flip(0).tolist()
+        grid = timesteps(steps, CELEBA, "uniform").flip(0).tolist()
         assert len(grid) == want["uniform"][str(steps)]["n"] and grid[-1] == want["uniform"][str(steps)]["last"][-1]
         assert steps not in refused
     for steps, grid in want["uniform_full"].items():
         if int(steps) not in refused:
-            assert timesteps(int(steps), 1000, "uniform").flip(0).tolist() == grid
+            assert timesteps(int(steps), CELEBA, "uniform").flip(0).tolist() == grid
     for steps in sorted(refused):
         with pytest.raises(UserError, match="trailing"):
-            timesteps(steps, 1000, "uniform")
+            timesteps(steps, CELEBA, "uniform")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_draws_the_original_amount_of_noise(eta: float) -> None:
     tables = load_file(vectors.FOLDER / "ddim_parameters.safetensors")
-    x, ts = torch.zeros(1, 1, dtype=torch.float64), timesteps(20, 1000, "uniform")
+    x, ts = torch.zeros(1, 1, dtype=torch.float64), timesteps(20, CELEBA, "uniform")
     nothing, one = torch.zeros_like(x), torch.ones_like(x)
     drawn = [x for x, _ in ddim(lambda x, t: (nothing, nothing), x, ts, CELEBA, eta, lambda: one, last=0.0)]
     kept = [x for x, _ in ddim(lambda x, t: (one, nothing), x, ts, CELEBA, eta, lambda: nothing, last=0.0)]
@@ -83,7 +83,7 @@ def denoiser(schedule: Schedule) -> Denoise:
 
 GIVEN = vectors.inputs(vectors.case("ddim_uncond")[1], torch.float64)
 WANT = vectors.outputs(vectors.case("ddim_uncond")[1], torch.float64)
-UNIFORM = timesteps(5, 1000, "uniform")
+UNIFORM = timesteps(5, CELEBA, "uniform")
 QUAD = torch.tensor([801, 451, 201, 51, 1])
 
 

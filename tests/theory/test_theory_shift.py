@@ -13,7 +13,7 @@ SCHEDULES = [Schedule(ScheduleConfig(kind=kind)) for kind in ("scaled_linear", "
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.config.kind)
 def test_shifted_timesteps_still_begin_at_the_noisiest_and_fall(schedule: Schedule) -> None:
-    ts = timesteps(20, schedule.T)
+    ts = timesteps(20, schedule)
     for shift in (0.5, 2.0, 4.0):
         moved = shifted(ts, schedule, shift)
         assert moved[0] == ts[0] and (moved.diff() < 0).all() and moved.dtype == torch.float64
@@ -22,7 +22,7 @@ def test_shifted_timesteps_still_begin_at_the_noisiest_and_fall(schedule: Schedu
 
 
 def test_a_shift_of_the_straight_path_multiplies_sigma_by_alpha() -> None:
-    schedule, ts = Schedule(ScheduleConfig(kind="flow")), timesteps(25, 1000)
+    schedule, ts = Schedule(ScheduleConfig(kind="flow")), timesteps(25, Schedule(ScheduleConfig(kind="flow")))
     moved = shifted(ts, schedule, 3.0)
     difference = (schedule.log_snr(ts) - schedule.log_snr(moved))[1:]
     assert torch.allclose(difference, torch.full_like(difference, 2 * math.log(3)), atol=1e-3)
@@ -39,4 +39,4 @@ def test_where_the_noise_is_low_a_shift_multiplies_sigma_by_alpha_on_any_schedul
 
 def test_a_shift_that_is_not_above_0_is_refused() -> None:
     with pytest.raises(UserError, match="shift"):
-        shifted(timesteps(5, 1000), SCHEDULES[0], 0.0)
+        shifted(timesteps(5, SCHEDULES[0]), SCHEDULES[0], 0.0)

@@ -26,14 +26,9 @@ Last = float | None
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoise,
-    x: Tensor,
-    ts: Tensor,
-    schedule: Schedule,
-    eta: float = 0.0,
-    noise: Noise = None,
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
     last: Last = None,
-) -> Steps:
+) -> Steps:  # fmt: skip
     """DDIM (Song et al. 2021, eq. 12 and 16). eta = 0 is deterministic, eta = 1 is ancestral DDPM."""
     for here, there in _steps(x, ts, schedule, last):
         x0, eps = denoise(x, here.t)
@@ -46,14 +41,9 @@ def ddim(
 
 @torch.no_grad()
 def dpmpp_2m(
-    denoise: Denoise,
-    x: Tensor,
-    ts: Tensor,
-    schedule: Schedule,
-    eta: float = 0.0,
-    noise: Noise = None,
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
     last: Last = None,
-) -> Steps:
+) -> Steps:  # fmt: skip
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2): DDIM with x0 extrapolated along log-SNR. eta = 1 is its SDE form."""
     x0_before, h_before = 0.0, math.inf
     for here, there in _steps(x, ts, schedule, last):
@@ -70,35 +60,108 @@ def dpmpp_2m(
 
 @torch.no_grad()
 def heun(
-    denoise: Denoise,
-    x: Tensor,
-    ts: Tensor,
-    schedule: Schedule,
-    eta: float = 0.0,
-    noise: Noise = None,
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
     last: Last = None,
-) -> Steps:
+) -> Steps:  # fmt: skip
     """Heun's method (Karras et al. 2022, alg. 1) on dx = x0·dalpha + eps·dsigma: a DDIM step, then the trapezoid."""
-    assert eta == 0, "heun is deterministic; eta must be 0"
     for here, there in _steps(x, ts, schedule, last):
         x0, eps = denoise(x, here.t)
         x = there.alpha * x0 + there.sigma * eps
         if there.t is not None:
             x0_there, eps_there = denoise(x, there.t)
-            x = (
-                x
-                + (there.alpha - here.alpha) * (x0_there - x0) / 2
-                + (there.sigma - here.sigma) * (eps_there - eps) / 2
-            )
+            x0_mean, eps_mean = (x0 + x0_there) / 2, (eps + eps_there) / 2
+            x = x + (there.alpha - here.alpha) * (x0_mean - x0) + (there.sigma - here.sigma) * (eps_mean - eps)
         yield x, x0
+
+
+@torch.no_grad()
+def unipc(
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
+    last: Last = None,
+) -> Steps:  # fmt: skip
+    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, alg. 2): DPM-Solver++(2M), whose x is corrected, for the next
+    step, by what the network then says of it; third order at no further evaluation."""
+    x0_before, change, h_before, r = 0.0, 0.0, math.inf, math.inf
+    for here, there in _steps(x, ts, schedule, last):
+        x0, eps = denoise(x, here.t)
+        if math.isfinite(h_before):  # here.alpha·(1 - e^-h)·change / 2 is what the last step had guessed
+            guessed, measured = _unic(h_before, r)
+            correction = (guessed - 0.5) * change + measured * (x0 - x0_before)
+            eps = eps - here.alpha / here.sigma * math.expm1(-h_before) * correction
+        h = there.lam - here.lam
+        r = h_before / h
+        change = 0.0 if math.isinf(h) or math.isinf(r) else (x0 - x0_before) / r
+        x = there.alpha * (x0 - math.expm1(-h) * change / 2) + there.sigma * eps
+        yield x, x0
+        x0_before, h_before = x0, h
+
+
+def _unic(h: float, r: float) -> tuple[float, float]:
+    """How much of the change of x0 over a step h in log(alpha / sigma), after one of r·h, is to come from the guess
+    before it and from the measurement after it (Zhao et al. 2023, eq. 4, with data prediction)."""
+    b1 = -1 / math.expm1(-h) - 1 / h
+    b2 = -1 / math.expm1(-h) - 2 * b1 / h
+    guessed = (b1 - b2) / (1 + r)
+    return (0.5, 0.5) if math.isinf(r) else (guessed, b1 - guessed)
+
+
+@torch.no_grad()
+def ipndm(
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
+    last: Last = None,
+) -> Steps:  # fmt: skip
+    """iPNDM (Zhang & Chen 2023, sec. 4): PLMS without its first step of two evaluations."""
+    history: list[Tensor] = []
+    for here, there in _steps(x, ts, schedule, last):
+        x0, eps = denoise(x, here.t)
+        history = [eps, *history[:3]]
+        x = _carried(x0, eps, _adams(history), here, there)
+        yield x, x0
+
+
+@torch.no_grad()
+def plms(
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
+    last: Last = None,
+) -> Steps:  # fmt: skip
+    """PLMS (Liu et al. 2022, eq. 12): DDIM with eps extrapolated from four steps; the first takes two evaluations."""
+    history: list[Tensor] = []
+    for here, there in _steps(x, ts, schedule, last):
+        x0, eps = denoise(x, here.t)
+        history = [eps, *history[:3]]
+        ahead = _adams(history)
+        if len(history) == 1 and there.t is not None:
+            ahead = (eps + denoise(_carried(x0, eps, eps, here, there), there.t)[1]) / 2
+        x = _carried(x0, eps, ahead, here, there)
+        yield x, x0
+
+
+ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def _adams(history: list[Tensor]) -> Tensor:
+    """The Adams-Bashforth extrapolation of up to four values, the newest first."""
+    return sum(weight * eps for weight, eps in zip(ADAMS[len(history) - 1], history))
+
+
+def _carried(x0: Tensor, eps: Tensor, ahead: Tensor, here: "Level", there: "Level") -> Tensor:
+    """The DDIM step from x = alpha·x0 + sigma·eps along `ahead` in place of eps, which moves x0 with it.
+
+    x0 stays where alpha grows more than tenfold in a step, or from nothing: an error of `ahead` would grow as much.
+    """
+    ratio = here.sigma / here.alpha if there.alpha <= 10 * here.alpha else 0.0
+    return there.alpha * (x0 + ratio * (eps - ahead)) + there.sigma * ahead
 
 
 SAMPLERS = {  # name -> function, and its eta where that is not the caller's choice
     "ddpm": (ddim, 1.0),  # Ho et al. 2020, alg. 2, with the posterior variance
     "ddim": (ddim, None),
+    "plms": (plms, 0.0),
     "heun": (heun, 0.0),
     "dpmpp_2m": (dpmpp_2m, 0.0),
     "dpmpp_2m_sde": (dpmpp_2m, 1.0),
+    "unipc": (unipc, 0.0),
+    "ipndm": (ipndm, 0.0),
 }
 
 

@@ -121,33 +121,49 @@ def _precision(value: Tensor, t: Tensor) -> Tensor:
 # ---- which timesteps a sampler visits
 
 
-SPACINGS = {
-    "trailing": lambda steps, T: T - 1 - torch.arange(steps, dtype=torch.float64) * T / steps,
-    "linspace": lambda steps, T: (T - 1) * _falling(steps),
-    "quadratic": lambda steps, T: (T - 1) * _falling(steps) ** 2,
-    "uniform": lambda steps, T: torch.arange(0, T, T // steps, dtype=torch.float64).flip(0) + 1,
-}
-
-
 def _falling(steps: int) -> Tensor:
     return torch.linspace(1, 0, steps, dtype=torch.float64)  # one step: 1
 
 
-def timesteps(steps: int, T: int, spacing: str = "trailing") -> Tensor:
+def _between(share: Tensor, schedule: Schedule, rho: float) -> Tensor:
+    """The t at which (sigma / alpha)^(1/rho), or its logarithm for rho 0, has fallen to `share` of its range."""
+    every = torch.arange(schedule.T, dtype=torch.float64)
+    noise = -schedule.log_snr(every) / 2  # log(sigma / alpha), rising
+    most = noise.isfinite().sum()  # without signal it is infinite: the range then ends one timestep earlier
+    scale = torch.exp(noise[:most] / rho) if rho else noise[:most]
+    wanted = scale[0] + share * (scale[-1] - scale[0])
+    ts = torch.from_numpy(np.interp(wanted.numpy(), scale.numpy(), every[:most].numpy()))
+    return torch.cat([every[-1:], ts[1:]])
+
+
+SPACINGS = {
+    "trailing": lambda steps, s: s.T - 1 - torch.arange(steps, dtype=torch.float64) * s.T / steps,
+    "linspace": lambda steps, s: (s.T - 1) * _falling(steps),
+    "quadratic": lambda steps, s: (s.T - 1) * _falling(steps) ** 2,
+    "log_snr": lambda steps, s: _between(_falling(steps), s, 0.0),
+    "karras": lambda steps, s: _between(_falling(steps), s, 7.0),
+    "uniform": lambda steps, s: torch.arange(0, s.T, s.T // steps, dtype=torch.float64).flip(0) + 1,
+}
+
+
+def timesteps(steps: int, schedule: Schedule, spacing: str = "trailing") -> Tensor:
     """Timesteps from the noisiest down: float64 [steps], on the CPU.
 
     trailing begins at T-1 and falls in equal strides (Lin et al. 2023); linspace also ends at 0; quadratic does so in
-    ever shorter strides, where few steps err least (Song et al. 2021, app. D.2); uniform is the grid of the original
-    release, one above the multiples of T // steps, so that it may hold more steps than asked for.
+    ever shorter strides, where few steps err least (Song et al. 2021, app. D.2); log_snr takes equal strides in
+    log-SNR (Lu et al. 2022); karras in the seventh root of sigma / alpha (Karras et al. 2022, eq. 5); uniform is the
+    grid of the original release, one above the multiples of T // steps, so that it may hold more steps than asked for.
     """
     if spacing not in SPACINGS:
         raise UserError(f"spacing is {spacing!r}; it can be {', '.join(SPACINGS)}")
-    if not 1 <= steps <= T:
-        raise UserError(f"steps is {steps}; it can be 1 to {T}, the timesteps of the schedule")
+    if not 1 <= steps <= schedule.T:
+        raise UserError(f"steps is {steps}; it can be 1 to {schedule.T}, the timesteps of the schedule")
     with torch.device("cpu"):
-        ts = SPACINGS[spacing](steps, T)
-    if ts[0] > T - 1:
-        raise UserError(f"steps is {steps}; the original's uniform grid then leaves 0..{T - 1}; use spacing=trailing")
+        ts = SPACINGS[spacing](steps, schedule)
+    if ts[0] > schedule.T - 1:
+        raise UserError(
+            f"steps is {steps}; the original's uniform grid then leaves 0..{schedule.T - 1}; use spacing=trailing"
+        )
     return ts
 
 

@@ -1,0 +1,106 @@
+"""Samplers give the numbers of diffusers' schedulers, where those have the same."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentdiff.diffusion.prediction import MIX, solve
+from latentdiff.diffusion.samplers import Denoise, sample
+from latentdiff.diffusion.samplers import ipndm as our_ipndm
+from latentdiff.diffusion.samplers import plms as our_plms
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
+
+diffusers = pytest.importorskip("diffusers")
+
+PATH = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+TRAILING = {"timestep_spacing": "trailing"}
+SCHEDULE = Schedule(ScheduleConfig())
+X, NOISE = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+KINDS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+PAIRS = {  # our name -> theirs, and what makes them the same
+    "ddim": ("DDIMScheduler", TRAILING | {"clip_sample": False}),
+    "ddpm": ("DDIMScheduler", TRAILING | {"clip_sample": False}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", TRAILING),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", TRAILING | {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", TRAILING),
+}
+
+
+def network(x: Tensor, t: Tensor) -> Tensor:
+    """Not linear in x and different at every t, so that no step hides behind another."""
+    return torch.sin(2 * x + t.to(x.dtype).view(-1, 1, 1, 1) / 300) + 0.3 * x.flip(-1)
+
+
+def denoiser(kind: str) -> Denoise:
+    return lambda x, t: solve(kind, network(x, t), x, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+
+
+def theirs(scheduler, steps: int, extra: dict) -> Tensor:
+    scheduler.set_timesteps(steps)
+    x = X
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t[None]), t, x, **extra).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 25])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_sampler_equals_that_of_diffusers(name: str, kind: str, steps: int) -> None:
+    their_name, options = PAIRS[name]
+    scheduler = getattr(diffusers, their_name)(**PATH, **options, prediction_type=KINDS[kind])
+    if their_name == "DDIMScheduler":
+        scheduler.final_alpha_cumprod = torch.tensor(1.0)
+    extra = {"ddpm": {"eta": 1.0, "variance_noise": NOISE}, "dpmpp_2m_sde": {"variance_noise": NOISE}}.get(name, {})
+    *_, ours = sample(name, denoiser(kind), X, timesteps(steps, SCHEDULE), SCHEDULE, noise=lambda: NOISE)
+    want = theirs(scheduler, steps, extra)
+    assert torch.allclose(ours, want, atol=2e-4 * want.abs().max()), (ours - want).abs().max()
+
+
+def test_another_sampler_does_not_equal_it() -> None:
+    want = theirs(diffusers.UniPCMultistepScheduler(**PATH, **TRAILING), 10, {})
+    for name in ("ddim", "dpmpp_2m", "heun", "plms", "ipndm"):
+        *_, ours = sample(name, denoiser("eps"), X, timesteps(10, SCHEDULE), SCHEDULE)
+        assert not torch.allclose(ours, want, atol=1e-3 * want.abs().max())
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 50])
+def test_plms_equals_that_of_diffusers_which_is_the_originals(steps: int) -> None:
+    """It ends at the noise level of t = 0, as the original does; its second timestep is visited twice."""
+    scheduler = diffusers.PNDMScheduler(**PATH, skip_prk_steps=True, steps_offset=1, timestep_spacing="leading")
+    ts = timesteps(steps, SCHEDULE, "uniform")
+    *_, (ours, _) = our_plms(denoiser("eps"), X, ts, SCHEDULE, last=0.0)
+    scheduler.set_timesteps(steps)
+    assert list(dict.fromkeys(scheduler.timesteps.tolist())) == ts.tolist()
+    want = theirs(scheduler, steps, {})
+    assert torch.allclose(ours, want, atol=1e-5 * want.abs().max()), (ours - want).abs().max()
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 10])
+def test_ipndm_equals_that_of_diffusers_on_its_own_schedule(steps: int) -> None:
+    """Begun one step below its noisiest, where alpha is 0 and theirs divides by it."""
+    scheduler = diffusers.IPNDMScheduler()
+    scheduler.set_timesteps(steps)
+    alphas, sigmas = scheduler.alphas.double(), scheduler.betas.double()
+    levels = lambda table: lambda t: table[(steps - t).long()]  # noqa: E731 - timestep steps - i is their i-th
+    path = SimpleNamespace(
+        alpha=levels(alphas), sigma=levels(sigmas), log_snr=levels(2 * (alphas.clamp(min=1e-9) / sigmas).log())
+    )
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The output is v, and eps = sigma·x + alpha·v."""
+        alpha, sigma = column(path.alpha(t), x), column(path.sigma(t), x)
+        v = network(x, t)
+        return alpha * x - sigma * v, sigma * x + alpha * v
+
+    *_, (ours, _) = our_ipndm(denoise, X, torch.arange(steps - 1, 0, -1), path)
+    x = X
+    for i, t in enumerate(scheduler.timesteps[1:], 1):
+        x = scheduler.step(network(x, torch.tensor([float(steps - i)])), t, x).prev_sample
+    assert torch.allclose(ours, x, atol=1e-6 * x.abs().max()), (ours - x).abs().max()
+
+
+def test_every_parameterisation_of_ours_is_compared_or_is_a_flow() -> None:
+    assert set(MIX) == set(KINDS) | {"flow"}
