@@ -13,6 +13,7 @@ from latentdiff.conditioning.spatial import LowRes, Masked, Semantic
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
 from latentdiff.data.cache import Cache
+from latentdiff.data.coco import Coco
 from latentdiff.data.degrade import Degrade
 from latentdiff.data.fields import Fields
 from latentdiff.data.folder import Folder, FolderDataset
@@ -20,6 +21,8 @@ from latentdiff.data.loader import First
 from latentdiff.data.masks import Masks
 from latentdiff.data.picture import BadList
 from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.data.tars import Tars, TarsDataset
+from latentdiff.data.torchvision_sets import Torchvision, TorchvisionDataset
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
 from latentdiff.latent_diffusion import Objective, Sampling
@@ -31,7 +34,10 @@ READS = {  # what each kind of condition reads of a batch
     Masked: ("image", "mask"), Given: (),
 }  # fmt: skip
 MAKES = {Degrade: "low_res", Masks: "mask"}  # fields that are made from the picture
-DATASETS = {Shapes: ShapesDataset, Folder: FolderDataset}
+DATASETS = {
+    Shapes: ShapesDataset, Folder: FolderDataset, Tars: TarsDataset, Coco: FolderDataset,
+    Torchvision: TorchvisionDataset,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class AutoencoderRecipe:
     """Stage one: what to train the autoencoder on, and how."""
 
     name: str = ""  # the run's folder; empty: the recipe file's name with -autoencoder after it
-    data: Shapes | Folder = Shapes()  # the pictures
+    data: Shapes | Folder | Tars | Coco | Torchvision = Shapes()  # the pictures
     autoencoder: AutoencoderConfig = AutoencoderConfig()  # the network
     loss: LossConfig = LossConfig()  # of the reconstruction
     discriminator: DiscriminatorConfig | None = DiscriminatorConfig()  # the adversary; none: train without
@@ -64,7 +70,7 @@ class DiffusionRecipe:
 
     name: str = ""  # the run's folder; empty: the recipe file's name
     autoencoder: FrozenAutoencoder | str = FrozenAutoencoder()  # the frozen first stage
-    data: Shapes | Folder = Shapes()  # the pictures and their captions
+    data: Shapes | Folder | Tars | Coco | Torchvision = Shapes()  # the pictures and their captions
     cache: Cache = Cache()  # of the latents
     fields: tuple[Degrade | Masks, ...] = ()  # what is made from each picture for the conditions to read
     conditions: tuple[Text | Label | Layout | Semantic | LowRes | Masked | Given, ...] = ()  # what the U-Net is told

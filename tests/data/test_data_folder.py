@@ -63,6 +63,11 @@ def test_class_sub_folders_give_labels_and_captions(make):
     assert make({"loose.png": None}).label_names == []  # a picture beside them: they are no classes
 
 
+def test_a_file_without_an_extension_is_taken_by_its_content(make):
+    data = make({"no_extension": None, "LICENSE": "no picture", "b.png": None})
+    assert data.ids == ["b.png", "no_extension"] and data.item(1, 0)["image"].shape == (8, 8, 3)
+
+
 def test_one_sub_folder_is_no_class(make):
     assert records(make({"images/1.png": None, "images/2.png": None}))[0] == {"id": "images/1.png"}
 
@@ -99,6 +104,21 @@ def test_a_metadata_table_in_csv_says_the_same(make):
     data = make({"a.png": None, "b.png": None, "metadata.csv": table})
     first = {"id": "a.png", "label": 1, "label_id": "1", "caption": "one, with a comma"}
     assert records(data) == [first, {"id": "b.png", "label": 0, "label_id": "0", "note": "x", "caption": "two"}]
+
+
+def test_a_map_is_named_by_its_path_and_never_leads_out_of_the_folder(make, tmp_path):
+    rows = [{"file_name": "a.png", "map_file_name": "maps/a.png"}]
+    rows += [{"file_name": "b.png", "map_file_name": name} for name in ("../../etc/passwd",)]
+    data = make({"a.png": None, "b.png": None, "maps/a.png": None, "metadata.jsonl": rows})
+    assert data.record(0, 0)["map_file_name"] == str(tmp_path / "maps/a.png")
+    assert data.orphans == []  # a map is no picture without a row
+    with pytest.raises(BadPicture, match="outside the folder"):
+        data.record(1, 0)
+
+
+def test_a_column_cannot_take_the_place_of_what_the_loader_adds(make):
+    rows = [{"file_name": "a.png", "text": "x", "image": 1, "bad": 2, "key": 3, "tokens": 4, "id": 5, "score": 6}]
+    assert records(make({"a.png": None, "metadata.jsonl": rows})) == [{"id": "a.png", "score": 6, "caption": "x"}]
 
 
 def test_another_column_may_hold_the_captions(make):
@@ -197,18 +217,17 @@ def test_the_fingerprint_follows_pixels_and_preprocessing_but_not_captions(make,
     assert make({}).fingerprint() != before
 
 
-def test_a_bad_picture_raises_its_reason_and_check_lists_it_with_the_broken_rows(make):
+def test_a_bad_picture_raises_its_reason_and_broken_rows_are_listed(make):
     rows = ["{", [1], {"text": "x"}, {"file_name": "gone.png"}, {"file_name": "../../etc/passwd"}]
     rows += [{"file_name": "a.png", "text": "one"}, "", {"file_name": "bad.png", "text": "two"}]
     data = make({"a.png": None, "bad.png": "no picture", "metadata.jsonl": rows}, max_bad=0.8)
     with pytest.raises(BadPicture, match="no picture"):
         data.item(1, 0)
-    reasons = dict(data.check())
+    reasons = dict(data.bad)
     assert list(reasons) == ["metadata.jsonl:1", "metadata.jsonl:2", "metadata.jsonl:3", *list(reasons)[3:]]
     assert "no JSON" in reasons["metadata.jsonl:1"] and "its columns are text" in reasons["metadata.jsonl:3"]
     assert "metadata.jsonl:4 names it" in reasons["gone.png"] and "../../etc/passwd" in reasons
-    assert "no picture" in reasons["bad.png"] and "a.png" not in reasons
-    assert len(data.check(limit=1)) == 5  # the rows, and the sound first picture
+    assert len(reasons) == 5
 
 
 def test_too_many_bad_rows_stop_at_once_with_the_list(make):
@@ -268,9 +287,11 @@ def test_a_name_in_any_script_and_a_broken_link_do_no_harm(make, tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     data = make({"ünï 猫 'q'.png": None, "b\udcff.png": b"no utf-8"})
     assert len(data) == 3 and len(data.fingerprint()) == 32
-    assert "No such file" in dict(data.check())["link.png"]
+    with pytest.raises(BadPicture, match="No such file"):
+        data.item(data.ids.index("link.png"), 0)
 
 
+@pytest.mark.slow
 def test_real_folders_are_read_as_their_readme_says():
     if not (DATA / "emoji").exists():
         pytest.skip(f"needs {DATA}/emoji (LATENTDIFF_DATA)")
@@ -283,7 +304,7 @@ def test_real_folders_are_read_as_their_readme_says():
     trash = FolderDataset(Folder(str(DATA / "photos/trashnet"), size=32), "train")
     assert trash.label_names == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
     aerial = FolderDataset(Folder(str(DATA / "seg_aerial"), size=32), "val")
-    assert len(aerial) == 196 and Path(aerial.beside(aerial.record(0, 0)["map_file_name"])).exists()
+    assert len(aerial) == 196 and Path(aerial.record(0, 0)["map_file_name"]).exists()
 
 
 def test_a_folder_that_is_moved_keeps_its_fingerprint(make, tmp_path):

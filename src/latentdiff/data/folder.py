@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from latentdiff import keyed
 from latentdiff.config import UserError
-from latentdiff.data.listing import list_pictures, texts
-from latentdiff.data.picture import CROPS, BadPicture, check_header, fit, open_rgb, refuse_too_many
+from latentdiff.data.coco import Coco, list_coco
+from latentdiff.data.listing import Listing, list_pictures, texts
+from latentdiff.data.picture import CROPS, BadPicture, fit, open_rgb, refuse_too_many
+
+RESERVED = {"id", "image", "view", "key", "index", "bad", "tokens", "mean", "logvar", "label", "caption"}  # of an item
 
 
 @dataclass(frozen=True)
@@ -24,19 +27,22 @@ class Folder:
 
 
 class FolderDataset:
-    """One split of a folder. Label numbers and names are those of all its splits together.
+    """One split of a folder, or of a folder with COCO's annotations. Labels are those of all its splits together.
 
     .label_names  one per class, empty without labels     .bad      [(id, reason)] found without opening a picture
     .orphans      pictures that no metadata names         .has_captions
+    .category_names  of boxes, where annotations say them
     """
 
-    def __init__(self, config: Folder, split: str):
-        _check(config)
+    def __init__(self, config: Folder | Coco, split: str):
+        check_preprocessing(config)
+        check_path(config.path)
         assert split in ("train", "val", "test"), f"there is no split {split!r}"
         self.config = config
         self.height, self.width = config.size, config.width or config.size
-        self.listing = listing = list_pictures(config.path, config.caption)
+        self.listing = listing = _list(config)
         self.bad, self.orphans, self.label_names = listing.bad, listing.orphans, listing.label_names
+        self.category_names = listing.category_names
         total = sum(map(len, listing.splits.values()))
         refuse_too_many(self.bad, total + len(self.bad), config.max_bad)
         self.ids = self._ids(split)
@@ -59,40 +65,66 @@ class FolderDataset:
         return os.path.join(self.config.path, self.ids[i])
 
     def beside(self, name: str) -> str:
-        """Where a file lies that a column of the metadata names, such as map_file_name."""
-        return os.path.join(self.config.path, self.home, name)
+        """Where a file lies that a column of the metadata names, such as map_file_name; never outside the folder."""
+        inside = os.path.normpath(os.path.join(self.home, name))
+        if os.path.isabs(inside) or inside.startswith(".."):
+            raise BadPicture(f"its metadata names {name!r}, which is outside the folder")
+        return os.path.join(self.config.path, inside)
+
+    def content(self, i: int) -> bytes:
+        """The bytes of picture i; BadPicture if there are none."""
+        try:
+            with open(self.file(i), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise BadPicture(error.strerror) from None
 
     def record(self, i: int, key: int) -> dict:
-        """Metadata columns, id, label (int) and caption, where there are any; `key` alone chooses among captions."""
+        """Metadata columns, id, label (int) and caption, where there are any; `key` alone chooses among captions.
+
+        Column map_file_name becomes the path of that file.
+        """
         id = self.ids[i]
-        record = {**self.listing.rows.get(id, {}), "id": id}
-        record.pop("label", None)  # words, or numbers that only some pictures have
-        record.pop("caption", None)  # unless data.caption names it
+        columns = self.listing.rows.get(id, {})
+        record = {name: value for name, value in columns.items() if name not in RESERVED} | {"id": id}
+        if isinstance(record.get("map_file_name"), str):
+            record["map_file_name"] = self.beside(record["map_file_name"])
         if id in self.listing.labels:
             record["label"] = self.listing.labels[id]
         if self.has_captions:
-            choices = self._captions(id) or [""]  # a picture without a caption trains the unconditional model
-            record["caption"] = choices[keyed.key(key, "caption") % len(choices)]
+            record["caption"] = choose(self.texts(i), key)
         return record
 
     def item(self, i: int, key: int) -> dict:
         """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
-        image = open_rgb(self.file(i))
-        image, view = fit(image, self.height, self.width, self.config.crop, key, self.config.flip)
+        image, view = fit(open_rgb(self.file(i)), self.height, self.width, self.config.crop, key, self.config.flip)
         return self.record(i, key) | {"image": image, "view": view}
+
+    def texts(self, i: int) -> list[str]:
+        """The captions of picture i."""
+        id = self.ids[i]
+        if self.source == "metadata":
+            return self.listing.captions.get(id, [])
+        if self.source == "class":
+            return [self.listing.classes[id].replace("_", " ").replace("-", " ")]
+        try:
+            with open(os.path.join(self.config.path, os.path.splitext(id)[0] + ".txt"), "rb") as file:
+                return lines(file.read()) if self.source else []
+        except OSError:
+            return []
+
+    def silence(self, i: int) -> str:
+        """Why picture i has no caption."""
+        id = self.ids[i]
+        there = id in self.listing.empty or os.path.exists(os.path.splitext(self.file(i))[0] + ".txt")
+        return "empty" if there else "missing"
 
     def captions(self) -> list[str]:
         """Every caption of the split; UserError that says what is missing when the folder has none."""
         if not self.has_captions:
             raise UserError(f"data.path={self.config.path!r} has no captions: {self._why()}")
         with ThreadPoolExecutor(8) as pool:  # sidecars are small files, perhaps on a network
-            return [text for found in pool.map(self._captions, self.ids) for text in found]
-
-    def check(self, limit: int | None = None) -> list[tuple[str, str]]:
-        """What is wrong: .bad, and the pictures (the first `limit`) whose file is no picture, each with the reason."""
-        with ThreadPoolExecutor(8) as pool:
-            reasons = pool.map(self._header, range(len(self) if limit is None else min(limit, len(self))))
-            return [*self.bad, *((self.ids[i], reason) for i, reason in enumerate(reasons) if reason)]
+            return [text for found in pool.map(self.texts, range(len(self))) for text in found]
 
     def fingerprint(self) -> str:
         """Hex hash of what the pixels depend on: names and sizes of the files, and the preprocessing."""
@@ -111,27 +143,11 @@ class FolderDataset:
         lowest = min(marks.values(), default=1.0) if len(marks) > 1 else -1.0
         return [id for id, mark in marks.items() if (mark < share or mark == lowest) == (split == "val")]
 
-    def _captions(self, id: str) -> list[str]:
-        if self.source == "metadata":
-            return self.listing.captions.get(id, [])
-        if self.source == "class":
-            return [self.listing.classes[id].replace("_", " ").replace("-", " ")]
-        try:
-            with open(os.path.join(self.config.path, os.path.splitext(id)[0] + ".txt"), "rb") as file:
-                return texts(file.read().decode("utf-8-sig", "replace").splitlines())  # a caption per line
-        except OSError:
-            return []
-
-    def _header(self, i: int) -> str:
-        try:
-            check_header(self.file(i))
-        except BadPicture as error:
-            return str(error)
-        return ""
-
     def _why(self) -> str:
         if self.listing.rows:
             columns = ", ".join(sorted(self.listing.columns)) or "none"
+            if isinstance(self.config, Coco):
+                return f"there is no captions_*.json beside its annotations; these have {columns}"
             return f"its metadata has no column {self.config.caption!r} (data.caption); its columns are {columns}"
         why = "it needs a metadata.jsonl or metadata.csv (file_name, text), or x.txt beside x.jpg"
         unread = sorted(self.listing.unread, key=lambda name: "metadata" not in name.lower())
@@ -139,19 +155,42 @@ class FolderDataset:
         return f"{why}; {found} is not read: it must have one of these names and forms" if found else why
 
 
-def _check(config: Folder) -> None:
+def choose(texts: list[str], key: int) -> str:
+    """One of a picture's captions; "" where it has none: such a picture trains the unconditional model."""
+    return texts[keyed.key(key, "caption") % len(texts)] if texts else ""
+
+
+def lines(content: bytes) -> list[str]:
+    """The captions of a text file, one per line."""
+    return texts(content.decode("utf-8-sig", "replace").splitlines())
+
+
+def check_preprocessing(config: object) -> None:
+    """UserError if the fields that all data sets of pictures share are out of range."""
     if config.crop not in CROPS:
         raise UserError(f"data.crop={config.crop!r} is none of {', '.join(CROPS)}")
-    if config.size < 1 or config.width < 0:
+    if not 1 <= config.size <= 2**14 or not 0 <= config.width <= 2**14:
         raise UserError(f"data.size={config.size} data.width={config.width}: use pixels, such as data.size=256")
     if not 0 <= config.val_share < 1:
         raise UserError(f"data.val_share={config.val_share} is no share from 0 to below 1")
-    if not os.path.isdir(config.path):
-        what = "is a file, not a folder" if os.path.exists(config.path) else "does not exist"
-        raise UserError(f"data.path={config.path!r} {what} (looked for {os.path.abspath(config.path)})")
+    if not 0 <= config.max_bad <= 1:
+        raise UserError(f"data.max_bad={config.max_bad} is no share from 0 to 1")
+
+
+def check_path(path: str) -> None:
+    """UserError unless it is a folder."""
+    if not os.path.isdir(path):
+        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+        raise UserError(f"data.path={path!r} {what} (looked for {os.path.abspath(path)})")
+
+
+def _list(config: Folder | Coco) -> Listing:
+    return list_coco(config.path) if isinstance(config, Coco) else list_pictures(config.path, config.caption)
 
 
 def _nothing(path: str, split: str, folder: str) -> str:
     names = os.listdir(path)
     seen = ", ".join(sorted(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
-    return f"data.path={path!r} holds no pictures to {split} on{folder and f' (in {path}{folder})'}; it holds {seen}"
+    hint = "; data=Tars reads .tar shards" if any(".tar" in name for name in names) else ""
+    where = folder and f" (in {path}{folder})"
+    return f"data.path={path!r} holds no pictures to {split} on{where}; it holds {seen}{hint}"

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds, found without opening one: its splits, metadata, captions and classes."""
+"""What a folder of pictures holds, told by its names: its splits, metadata, captions and classes."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from posixpath import normpath, splitext
 
 from latentdiff.config import UserError
-from latentdiff.data.picture import EXTENSIONS
+from latentdiff.data.picture import EXTENSIONS, BadPicture, check_header
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 TABLES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"}  # what captions are often kept in
@@ -23,24 +23,27 @@ class Listing:
     rows: dict[str, dict] = field(default_factory=dict)  # id -> its columns, but for file_name and the captions
     captions: dict[str, list[str]] = field(default_factory=dict)  # id -> what its metadata says
     columns: set[str] = field(default_factory=set)
+    empty: set[str] = field(default_factory=set)  # ids whose caption is there, but says nothing
     sidecars: bool = False  # an x.txt lies beside an x.jpg
     labels: dict[str, int] = field(default_factory=dict)  # of all pictures or of none
     label_names: list[str] = field(default_factory=list)
+    category_names: list[str] = field(default_factory=list)  # of boxes, where the annotations name them
     classes: dict[str, str] = field(default_factory=dict)  # id -> name of its class sub-folder
     unread: list[str] = field(default_factory=list)  # tables that may be meant as metadata
+    maps: set[str] = field(default_factory=set)  # images that a column map_file_name names
     orphans: list[str] = field(default_factory=list)  # pictures that the metadata beside them does not name
     bad: list[tuple[str, str]] = field(default_factory=list)  # (id or file:line, reason)
 
 
 def list_pictures(root: str, caption: str) -> Listing:
     """Reads a folder's names and its metadata; `caption` is the column that holds the captions."""
-    names = sorted(_scan(root))
+    names = sorted(scan(root))
     listing, known = Listing(), set(names)
     folders = _split_folders(names)
     for split, folder in folders.items():
         others = tuple(other for other in folders.values() if other and other != folder)
         inside = [name for name in names if name.startswith(folder) and not (others and name.startswith(others))]
-        pictures = [name for name in inside if splitext(name)[1].lower() in EXTENSIONS]
+        pictures = [name for name in inside if is_picture(root, name)]
         tables = [home + name for home in (folder, "") for name in ("metadata.jsonl", "metadata.csv")]
         table = next((table for table in tables if table in known), None)
         listing.homes[split] = folder if table is None else table[: table.rindex("metadata")]
@@ -50,16 +53,16 @@ def list_pictures(root: str, caption: str) -> Listing:
             shared = listing.homes[split] != folder or not folder  # then it may name pictures of other splits
             named = _read_table(listing, root, table, caption, known, set(inside) if shared else None)
             listing.splits[split] = sorted(named)
-            listing.orphans += [name for name in pictures if name not in named]
+            listing.orphans += [name for name in pictures if name not in named | listing.maps]
         here = [name for name in inside if name.count("/") == folder.count("/")]
-        listing.unread += [name for name in here if name != table and _is_table(name[len(folder) :])]
+        listing.unread += [name for name in here if name != table and is_table(name[len(folder) :])]
         listing.sidecars |= any(splitext(id)[0] + ".txt" in known for id in listing.splits[split])
     listing.bad = list(dict.fromkeys(listing.bad))  # two splits may read the same table
     _label(listing, folders)
     return listing
 
 
-def _scan(folder: str, prefix: str = "", above: tuple = ()) -> Iterator[str]:
+def scan(folder: str, prefix: str = "", above: tuple = ()) -> Iterator[str]:
     """Every file below the folder, hidden ones apart; links are followed, unless they lead back up."""
     try:
         about = os.stat(folder)
@@ -69,11 +72,23 @@ def _scan(folder: str, prefix: str = "", above: tuple = ()) -> Iterator[str]:
                 if entry.name.startswith((".", "__MACOSX")):
                     continue
                 if entry.is_dir():
-                    yield from _scan(entry.path, f"{prefix}{entry.name}/", (*above, here))
+                    yield from scan(entry.path, f"{prefix}{entry.name}/", (*above, here))
                 else:
                     yield prefix + entry.name
     except OSError as error:
         raise UserError(f"data.path: cannot read the folder {folder!r}: {error.strerror}") from None
+
+
+def is_picture(root: str, name: str) -> bool:
+    """Whether a file is taken for a picture: by its extension, or, where it has none, by its content."""
+    extension = splitext(name)[1].lower()
+    if extension:
+        return extension in EXTENSIONS
+    try:
+        check_header(os.path.join(root, name))
+    except BadPicture:
+        return False
+    return True
 
 
 def _split_folders(names: list[str]) -> dict[str, str]:
@@ -85,7 +100,8 @@ def _split_folders(names: list[str]) -> dict[str, str]:
     return dict(reversed(found))  # the first name of a split wins
 
 
-def _is_table(name: str) -> bool:
+def is_table(name: str) -> bool:
+    """Whether a file's name says that it may be meant as metadata."""
     return name.lower().startswith("metadata") or splitext(name)[1].lower() in TABLES
 
 
@@ -96,7 +112,7 @@ def _read_table(
     home, named = table[: table.rindex("metadata")], set()
     for line, row in READERS[splitext(table)[1]](os.path.join(root, table)):
         if isinstance(row, dict) and not isinstance(row.get("file_name"), str):
-            row = f"has no file_name; its columns are {', '.join(row) or 'none'}"
+            row = f"has no file_name; its columns are {', '.join(row)[:200] or 'none'}"
         if isinstance(row, str):
             listing.bad.append((f"{table}:{line}", row))
             continue
@@ -108,8 +124,13 @@ def _read_table(
             listing.bad.append((id, f"{table}:{line} names it, but there is no such file in the folder"))
             continue
         said = [row.pop(column.strip(), None) for column in caption.split(",")]
-        listing.captions.setdefault(id, []).extend(text for value in said for text in texts(value))
+        found = [text for value in said for text in texts(value)]
+        listing.captions.setdefault(id, []).extend(found)
+        if not found and any(value is not None for value in said):
+            listing.empty.add(id)
         listing.rows.setdefault(id, row)
+        if isinstance(row.get("map_file_name"), str):
+            listing.maps.add(normpath(home + row["map_file_name"]))
         named.add(id)
     return named
 
@@ -155,7 +176,7 @@ def _label(listing: Listing, folders: dict[str, str]) -> None:
         listing.classes = dict(zip(ids, classes))
     columns = [[row.get(name) for row in rows] for name in ("label_id", "label")]
     values = next((column for column in columns if ids and None not in column), list(listing.classes.values()))
-    numbers = [_number(value) for value in values]
+    numbers = [label_number(value) for value in values]
     if None in numbers:  # words
         listing.label_names = sorted({str(value) for value in values})
         index = {name: i for i, name in enumerate(listing.label_names)}
@@ -166,7 +187,7 @@ def _label(listing: Listing, folders: dict[str, str]) -> None:
     listing.labels = dict(zip(ids, numbers))
 
 
-def _number(value: object) -> int | None:
+def label_number(value: object) -> int | None:
     """A label that is a class's number as it stands, in JSON or in CSV."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 6:
         value = int(value)

@@ -101,7 +101,7 @@ def collate(items: list[dict]) -> dict:
         values = [item[name] for item in items]
         if isinstance(values[0], np.ndarray) and len({v.shape for v in values}) == 1:
             batch[name] = torch.from_numpy(np.stack(values))
-        elif all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
+        elif all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and abs(v) < 2**63 for v in values):
             batch[name] = torch.tensor(values, dtype=torch.int64)
         else:
             batch[name] = values

@@ -18,7 +18,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # for good: catch_warnings i
 Image.init()
 NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names, but decodes none by itself
 FORMATS = tuple(sorted(set(Image.OPEN) - NOT_PICTURES))
-EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in FORMATS)  # lower case
+# lower case; a file of several JPEGs is opened as the first of them
+EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 
 TURN = {  # EXIF orientation -> what undoes it; ImageOps.exif_transpose stumbles over EXIF that it cannot write back
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,30 +77,39 @@ def open_rgb(source: str | os.PathLike | BinaryIO) -> Image.Image:
     try:
         with Image.open(source, formats=FORMATS) as image:
             image.load()  # before its EXIF is asked for: PNG may carry that at the end
-            return _to_rgb(_turn(image))
+            return to_rgb(_turn(image))
     except Exception as error:  # damaged files raise anything, from SyntaxError to struct.error
-        raise BadPicture(_reason(error)) from None
+        raise BadPicture(reason(error)) from None
 
 
-def check_header(source: str | os.PathLike) -> None:
+def check_header(source: str | os.PathLike | BinaryIO) -> None:
     """BadPicture if the file is not even the beginning of a picture; decodes nothing."""
     try:
         Image.open(source, formats=FORMATS).close()
     except Exception as error:
-        raise BadPicture(_reason(error)) from None
+        raise BadPicture(reason(error)) from None
 
 
 class BadList:
-    """The pictures of a run that could not be read: a JSON-lines file, made when the first one is met."""
+    """The pictures of a run that could not be read: a JSON-lines file, made when the first one is met.
+
+    Each rank writes a file of its own (bad_pictures.jsonl, bad_pictures.rank1.jsonl ...), so that no line is ever
+    garbled, and reads what the others add to theirs, so that all of them together are judged.
+    """
 
     def __init__(self, path: str | os.PathLike, total: int, max_bad: float):
-        self.path, self.total, self.max_bad = Path(path), total, max_bad
-        self.bad: dict[str, str] = {}  # met by this process: an older entry of the file may have been mended since
+        path, rank = Path(path), os.environ.get("RANK", "0")
+        self.path = path if rank == "0" else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+        self.others = f"{path.stem}*{path.suffix}"
+        self.total, self.max_bad = total, max_bad
+        self.bad: dict[str, str] = {}  # met since the start: an older entry of the file may have been mended since
         self.listed = self._read()
+        self.read = {other: other.stat().st_size for other in path.parent.glob(self.others)}  # bytes of their files
 
     def add(self, id: str, reason: str) -> None:
         """Counts and lists a picture once; UserError when more than `max_bad` of `total` are bad."""
         self.enter([(id, reason)])
+        self._look_at_others()
         self.bad[id] = reason
         refuse_too_many(list(self.bad.items()), self.total, self.max_bad, f"; all of them: {self.path}")
 
@@ -121,7 +131,25 @@ class BadList:
         if not text.endswith("\n") and text:  # the run was killed in mid-line
             text = text[: text.rfind("\n") + 1]
             self.path.write_text(text)
-        return {json.loads(line)["id"] for line in text.splitlines()}
+        return {entry["id"] for entry in map(_entry, text.splitlines()) if entry}
+
+    def _look_at_others(self) -> None:
+        for other in self.path.parent.glob(self.others):
+            if other != self.path:
+                with open(other, "rb") as file:
+                    file.seek(self.read.get(other, 0))
+                    whole, newline, _ = file.read().rpartition(b"\n")
+                self.read[other] = self.read.get(other, 0) + len(whole + newline)
+                self.bad |= {entry["id"]: entry["reason"] for entry in map(_entry, whole.splitlines()) if entry}
+
+
+def _entry(line: str | bytes) -> dict | None:
+    """A line of the list; none for one that is damaged."""
+    try:
+        entry = json.loads(line)
+        return entry if isinstance(entry, dict) and isinstance(entry.get("id"), str) and "reason" in entry else None
+    except ValueError:
+        return None
 
 
 def refuse_too_many(bad: list[tuple[str, str]], total: int, max_bad: float, where: str = "") -> None:
@@ -142,7 +170,8 @@ def _turn(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode -> RGB; what is transparent becomes white."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image)
     if not image.has_transparency_data:
@@ -168,7 +197,8 @@ def _from_deep(image: Image.Image) -> Image.Image:
     return Image.fromarray(levels).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
     if isinstance(error, UnidentifiedImageError):
         return "is no picture, or of a kind that Pillow cannot open"
     text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

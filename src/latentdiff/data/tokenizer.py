@@ -96,8 +96,12 @@ class CaptionTokenizer:
 
     def too_long(self, captions: Iterable[str]) -> list[tuple[str, int]]:
         """The captions that would be cut, each with its count of tokens ([CLS] and [SEP] apart)."""
-        counts = ((caption, len(self._ids(caption))) for caption in captions)
-        return [(caption, count) for caption, count in counts if count > self.length - 2]
+        captions = list(captions)
+        return [(text, count) for text, count in zip(captions, self.lengths(captions)) if count > self.length - 2]
+
+    def lengths(self, captions: Iterable[str]) -> list[int]:
+        """Tokens per caption, [CLS] and [SEP] apart."""
+        return [len(self._ids(caption)) for caption in captions]
 
     def _ids(self, caption: str) -> list[int]:
         return self.tokenizer.encode(caption, add_special_tokens=False).ids  # one by one: no threads in forked workers

@@ -1,0 +1,77 @@
+"""torchvision's data sets by name."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from latentdiff.config import UserError
+from latentdiff.data.torchvision_sets import Torchvision, TorchvisionDataset
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A CIFAR10 of a few pictures, in its own format."""
+    from torchvision import datasets
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        rng = np.random.default_rng(len(name) + int(name[-1]) if name[-1].isdigit() else 9)
+        entry = {"data": rng.integers(0, 255, (20, 3072), np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(entry))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
+    return Torchvision(path=str(tmp_path))
+
+
+def test_classes_are_labels_and_captions(cifar):
+    data = TorchvisionDataset(cifar, "train")
+    assert len(data) == 99 and data.label_names[9] == "truck"
+    record = data.record(3, 0)
+    assert record["caption"] == data.label_names[record["label"]]
+    item = data.item(3, 0)
+    assert item["image"].shape == (32, 32, 3) and item["label"] == record["label"] and data.captions()[0] == "airplane"
+    assert data.fingerprint() == TorchvisionDataset(cifar, "train").fingerprint()
+
+
+def test_train_is_parted_where_there_is_no_val_and_test_is_its_own(cifar):
+    train, val, test = (TorchvisionDataset(cifar, split) for split in ("train", "val", "test"))
+    assert len(train) + len(val) == 100 and len(val) == 1 and len(test) == 20
+    ids = [{data.id(i) for i in range(len(data))} for data in (train, val, test)]
+    assert not ids[0] & ids[1] and all(id.startswith("CIFAR10-test") for id in ids[2])
+    assert len({data.fingerprint() for data in (train, val, test)}) == 3
+
+
+def test_a_set_without_splits_or_root_works_as_well():
+    config = Torchvision("FakeData", size=16, val_share=0.1)
+    train, val = (TorchvisionDataset(config, split) for split in ("train", "val"))
+    assert len(train) + len(val) == 1000 and 60 < len(val) < 140
+    assert train.item(0, 1)["image"].shape == (16, 16, 3) and isinstance(train.record(0, 0)["label"], int)
+    with pytest.raises(UserError, match="no captions"):
+        train.captions()
+    with pytest.raises(UserError, match="no split to test"):
+        TorchvisionDataset(config, "test")
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (Torchvision("CIFAR"), "is no data set of torchvision; close to it: .*CIFAR10"),
+        (Torchvision("VisionDataset"), "is no data set"),
+        (Torchvision("wrap_dataset_for_transforms_v2"), "is no data set"),
+        (Torchvision("CIFAR10", path="/no/such"), "data.download=true"),
+        (Torchvision("FakeData", size=0), "data.size=0"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_by_name(config, words):
+    with pytest.raises(UserError, match=words):
+        TorchvisionDataset(config, "train")
+
+
+def test_several_ranks_do_not_download(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        TorchvisionDataset(Torchvision("CIFAR10", path="/no/such", download=True), "train")
