@@ -1,0 +1,13 @@
+"""Eight pixels to a place of the latent, as diffusers' text-to-image pipeline wants; small, to be used untrained."""
+
+from dataclasses import replace
+
+from latentdiff.autoencoder.autoencoder import AutoencoderConfig
+from latentdiff.config import load
+
+recipe = replace(
+    load("tiny.py"),
+    autoencoder=AutoencoderConfig(
+        channels=8, channel_mult=(1, 2, 2, 2), num_res_blocks=1, mid_attention=False, norm_groups=4
+    ),
+)

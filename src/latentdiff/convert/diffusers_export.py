@@ -1,0 +1,100 @@
+"""diffusers-export: a run -> a folder that diffusers loads with from_pretrained, as one pipeline where it can."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from latentdiff import config, load
+from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.conditioning.label import Label
+from latentdiff.conditioning.text import Text
+from latentdiff.config import UserError
+from latentdiff.convert import diffusers_autoencoder, diffusers_schedule, diffusers_text, diffusers_unet
+from latentdiff.convert import diffusers_folder as folders
+from latentdiff.convert.diffusers_pipelines import how_to_draw, pipeline_for
+from latentdiff.convert.native import finish_folder, new_folder
+from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.training import checkpoint
+from latentdiff.training import run as runs
+
+Index = dict[str, list[str]]  # part of a pipeline -> the library and the class that it is of
+
+
+def export_run(run: str, output: str) -> None:
+    """An autoencoder as one model; a diffusion run as a folder of models, which may be a pipeline."""
+    folder, path = runs.find_run(run), Path(output)
+    recipe, model = runs.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe), load.load_run(folder)
+    aside = new_folder(path)
+    if isinstance(model, Autoencoder):
+        lines = [_write_autoencoder(aside, model, min(size_of(recipe)), diffusers_autoencoder.STATISTICS)[1]]
+    else:
+        lines = _write_diffusion(aside, recipe, model)
+    finish_folder(aside, path)
+    print("\n".join([f"{path}:", *(f"  {line}" for line in lines)]))
+
+
+def _write_diffusion(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> list[str]:
+    """Every part in its folder, and the pipeline's index, or why there is none; a line for each."""
+    pipeline = pipeline_for(recipe, model)
+    size = tuple(side // model.autoencoder.factor for side in model.size)
+    options, weights = diffusers_unet.to_theirs(model.unet, size, _class_vectors(recipe, model))
+    folders.write(folder / "unet", options, weights)
+    index = {"unet": ["diffusers", options["_class_name"]]}
+    if model.autoencoder.config.channel_mult:
+        index["vqvae"] = _write_autoencoder(folder / "vqvae", model.autoencoder, min(model.size), pipeline.reads)
+    index |= _write_text(folder, recipe, model) | _write_scheduler(folder, recipe, pipeline.against)
+    lines = [f"{part}: {kind}" for part, (_, kind) in index.items()]
+    if pipeline.against:
+        _write_rest(folder, recipe, model)
+        return [*lines, *(f"no {pipeline.kind or 'pipeline'}: {reason}" for reason in pipeline.against)]
+    named = {"_class_name": pipeline.kind, "_diffusers_version": folders.VERSION}
+    checkpoint.write_json(folder / "model_index.json", named | index)
+    return lines + how_to_draw(pipeline.kind, recipe.sampling, recipe.schedule.timesteps)
+
+
+def _class_vectors(recipe: DiffusionRecipe, model: LatentDiffusion) -> Tensor | None:
+    """The table of a label that is added to the time embedding, which diffusers' U-Net holds itself."""
+    parts = [
+        part
+        for part, condition in zip(model.conditioner.parts, recipe.conditions)
+        if isinstance(condition, Label) and condition.door == "vector"
+    ]
+    return parts[0].embedding.weight if len(parts) == 1 else None
+
+
+def _write_autoencoder(folder: Path, model: Autoencoder, size: int, reads: tuple[str, ...]) -> list[str]:
+    options, weights = diffusers_autoencoder.to_theirs(model, size, reads)
+    folders.write(folder, options, weights)
+    return ["diffusers", options["_class_name"]]
+
+
+def _write_text(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> Index:
+    texts = {i: condition for i, condition in enumerate(recipe.conditions) if isinstance(condition, Text)}
+    for i, text in texts.items():
+        weights = model.conditioner.parts[i].state_dict()
+        options, weights = diffusers_text.to_theirs(text, weights, model.tokenizer.pad_id)
+        folders.write(folder / "bert", options, weights, stem="model")
+        kind = diffusers_text.write_tokenizer(folder / "tokenizer", model.tokenizer)
+        return {"bert": ["latent_diffusion", "LDMBertModel"], "tokenizer": ["transformers", kind]}
+    return {}
+
+
+def _write_scheduler(folder: Path, recipe: DiffusionRecipe, against: list[str]) -> Index:
+    try:
+        options = diffusers_schedule.to_theirs(recipe.schedule, recipe.objective.prediction, recipe.sampling.spacing)
+    except UserError as error:
+        against.append(str(error))
+        return {}
+    folders.write(folder / "scheduler", options, None)
+    return {"scheduler": ["diffusers", options["_class_name"]]}
+
+
+def _write_rest(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> None:
+    """What diffusers' models do not hold, so that the folder becomes the same run again."""
+    checkpoint.write_json(folder / folders.OWN, config.to_dict(recipe))
+    texts = tuple(f"conditioner.parts.{i}." for i, c in enumerate(recipe.conditions) if isinstance(c, Text))
+    rest = ("conditioner.", "unet.vector.")
+    state = model.state_dict().items()
+    kept = {name: x for name, x in state if name.startswith(rest) and not name.startswith(texts or "-")}
+    checkpoint.write_tensors(folder / folders.REST, kept)

@@ -1,0 +1,134 @@
+"""diffusers-import: a model, or a pipeline of models, as diffusers saves it -> a run."""
+
+from pathlib import Path
+
+import torch
+
+from latentdiff import config, load
+from latentdiff.conditioning.spatial import LowRes
+from latentdiff.conditioning.text import Text
+from latentdiff.config import UserError
+from latentdiff.convert import diffusers_autoencoder, diffusers_read, diffusers_unet
+from latentdiff.convert import diffusers_folder as folders
+from latentdiff.convert.native import Native, write_run
+from latentdiff.data.degrade import Degrade
+from latentdiff.diffusion.unet import UNet, UNetConfig
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.training import checkpoint, run
+
+
+def import_folder(folder: str, *, output: str, autoencoder: str = "", vocab: str = "") -> None:
+    """autoencoder: a stage-one run, for a U-Net that comes alone; vocab: a vocab.txt, for a text encoder that does."""
+    source = Path(folder)
+    if (source / folders.OWN).is_file():
+        made = _own(source)
+    elif (source / "model_index.json").is_file():
+        made = _pipeline(source)
+    else:
+        made = _model(source, autoencoder, vocab)
+    write_run(Path(output), made)
+    count = sum(value.numel() for value in made.weights.values())
+    print(f"{output}: a {type(made.recipe).__name__} of {count:,} numbers, from {source}")
+
+
+def _model(source: Path, autoencoder: str, vocab: str) -> Native:
+    """One model."""
+    options = folders.read_json(source / "config.json")
+    kind = options.get("_class_name") or options.get("model_type")
+    if kind in diffusers_autoencoder.READ:
+        return diffusers_read.autoencoder(source)
+    if kind in (diffusers_unet.TEXT, diffusers_unet.PLAIN):
+        unet = diffusers_read.unet(source)
+        first_stage = _attached(autoencoder) if autoencoder else diffusers_read.without_autoencoder(unet.out_channels)
+        scheduler = diffusers_read.scheduler(source.parent / "scheduler")
+        return diffusers_read.assemble(unet, first_stage, diffusers_read.doors(unet, []), scheduler)
+    if kind == "ldmbert":
+        return _text_alone(source, vocab)
+    known = ", ".join([*diffusers_autoencoder.READ, diffusers_unet.TEXT, diffusers_unet.PLAIN, "LDMBertModel"])
+    raise UserError(
+        f"{source} holds a model of the kind {kind}; known are {known}, and the pipelines {', '.join(PIPELINES)}"
+    )
+
+
+def _attached(name: str) -> Native:
+    folder = run.find_run(name)
+    return Native(run.read_recipe(folder, AutoencoderRecipe), load.weights_of(folder))
+
+
+def _text_alone(source: Path, vocab: str) -> Native:
+    """A text encoder with the smallest of U-Nets, which knows nothing: a run to start another from (init=)."""
+    beside = source.parent / "tokenizer"
+    text, weights, tokenizer = diffusers_read.text(source, beside if beside.is_dir() else None, vocab)
+    print("WARNING: the text encoder comes alone; the U-Net is UNTRAINED. Start a run from this one with init=")
+    small = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_heads=1, norm_groups=4)
+    torch.manual_seed(0)
+    unet = diffusers_unet.Imported(
+        small, UNet(small, 4, 4, text.dim).state_dict(), 4, 4, text.dim, vector_dim=0, table=None, size=None
+    )
+    first_stage = diffusers_read.without_autoencoder(4)
+    scheduler = diffusers_read.scheduler(source.parent / "scheduler")
+    return diffusers_read.assemble(unet, first_stage, [(text, weights)], scheduler, tokenizer)
+
+
+# ---- pipelines
+
+
+def _text_to_image(source: Path) -> Native:
+    text, weights, tokenizer = diffusers_read.text(source / "bert", source / "tokenizer")
+    unet, scheduler = diffusers_read.unet(source / "unet"), diffusers_read.scheduler(source / "scheduler")
+    first_stage, conditions = (
+        diffusers_read.autoencoder(source / "vqvae"),
+        diffusers_read.doors(unet, [(text, weights)]),
+    )
+    return diffusers_read.assemble(unet, first_stage, conditions, scheduler, tokenizer)
+
+
+def _superresolution(source: Path) -> Native:
+    unet, scheduler = diffusers_read.unet(source / "unet"), diffusers_read.scheduler(source / "scheduler")
+    first_stage = diffusers_read.autoencoder(source / "vqvae", ignore_scale=True)
+    fields = (Degrade(scale=diffusers_read.factor_of(first_stage), kind="bsr"),)
+    return diffusers_read.assemble(
+        unet, first_stage, diffusers_read.doors(unet, [(LowRes(), {})]), scheduler, fields=fields
+    )
+
+
+def _unconditional(source: Path) -> Native:
+    unet, scheduler = diffusers_read.unet(source / "unet"), diffusers_read.scheduler(source / "scheduler")
+    pixels = not (source / "vqvae").is_dir()
+    first_stage = diffusers_read.pixels() if pixels else diffusers_read.autoencoder(source / "vqvae")
+    return diffusers_read.assemble(unet, first_stage, diffusers_read.doors(unet, []), scheduler)
+
+
+PIPELINES = {
+    "LDMTextToImagePipeline": _text_to_image,
+    "LDMSuperResolutionPipeline": _superresolution,
+    "LDMPipeline": _unconditional,
+    "DDIMPipeline": _unconditional,
+    "DDPMPipeline": _unconditional,
+}
+
+
+def _pipeline(source: Path) -> Native:
+    kind = folders.read_json(source / "model_index.json").get("_class_name")
+    if kind not in PIPELINES:
+        parts = ", ".join(str(path.parent) for path in sorted(source.glob("*/config.json")))
+        raise UserError(
+            f"{source} is a {kind}; pipelines that can be imported whole are {', '.join(PIPELINES)}. Its parts may be "
+            f"imported one by one: {parts or 'it has none'}"
+        )
+    return PIPELINES[kind](source)
+
+
+def _own(source: Path) -> Native:
+    """A run that was exported without a pipeline: its recipe is beside the models, and what they do not hold."""
+    data = folders.read_json(source / folders.OWN)
+    recipe = config.checked(config.from_dict(data, DiffusionRecipe), DiffusionRecipe, "")
+    unet = diffusers_read.unet(source / "unet")
+    pixels = not (source / "vqvae").is_dir()
+    first_stage = diffusers_read.pixels() if pixels else diffusers_read.autoencoder(source / "vqvae")
+    weights, tokenizer = {f"unet.{name}": value for name, value in unet.weights.items()}, None
+    for i, condition in enumerate(recipe.conditions):
+        if isinstance(condition, Text):
+            _, values, tokenizer = diffusers_read.text(source / "bert", source / "tokenizer")
+            weights |= {f"conditioner.parts.{i}.{name}": value for name, value in values.items()}
+    return Native(recipe, weights | checkpoint.read_tensors(source / folders.REST), first_stage, tokenizer)

@@ -1,0 +1,58 @@
+"""A run made of weights that others trained, written as training would leave it."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from latentdiff import config
+from latentdiff.config import UserError
+from latentdiff.convert.diffusers_folder import Weights
+from latentdiff.data.tokenizer import CaptionTokenizer
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.training import checkpoint
+
+
+class Native(NamedTuple):
+    """A run in memory; its frozen first stage is one, too."""
+
+    recipe: AutoencoderRecipe | DiffusionRecipe
+    weights: Weights
+    first_stage: "Native | None" = None
+    tokenizer: CaptionTokenizer | None = None
+
+
+def new_folder(path: Path) -> Path:
+    """A folder to write into, which finish_folder gives its name; UserError where there is something at `path`."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already; delete it, or write elsewhere")
+    aside = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return aside
+
+
+def finish_folder(aside: Path, path: Path) -> None:
+    os.replace(aside, path)  # over an empty folder, if there is one
+
+
+def write_run(path: Path, made: Native) -> None:
+    """The run's folder, complete or not at all."""
+    aside = new_folder(path)
+    recipe = replace(made.recipe, name=path.name)
+    _write(aside, config.checked(recipe, type(recipe), ""), made.weights)
+    if made.first_stage is not None:
+        (aside / "autoencoder").mkdir()
+        _write(aside / "autoencoder", made.first_stage.recipe, made.first_stage.weights)
+    if made.tokenizer is not None:
+        made.tokenizer.save(aside / "tokenizer.json")
+    finish_folder(aside, path)
+
+
+def _write(folder: Path, recipe: AutoencoderRecipe | DiffusionRecipe, weights: Weights) -> None:
+    checkpoint.write_json(folder / "recipe.json", config.to_dict(recipe))
+    checkpoint.write_tensors(folder / "model.safetensors", weights, {"latentdiff.recipe": config.hash_of(recipe)})

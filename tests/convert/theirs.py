@@ -1,0 +1,90 @@
+"""What the tests of the converters share: models of diffusers with random weights, and ours made of them and back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import latentdiff
+from latentdiff.build import build_autoencoder, build_diffusion
+from latentdiff.convert.diffusers_export import export_run
+from latentdiff.convert.diffusers_import import import_folder
+from latentdiff.convert.native import Native, write_run
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+
+diffusers = pytest.importorskip("diffusers")
+TOLERANCE = 1e-5  # of the largest value
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle", "##s", "blue", ","]
+
+
+def levels(*widths: int, attend: tuple[int, ...] = (), groups: int = 4, **others: object) -> dict:
+    """Options of an autoencoder of diffusers."""
+    return {
+        "block_out_channels": widths,
+        "norm_num_groups": groups,
+        "down_block_types": tuple(f"{'Attn' * (i in attend)}DownEncoderBlock2D" for i in range(len(widths))),
+        "up_block_types": tuple(f"{'Attn' * (i in attend)}UpDecoderBlock2D" for i in range(len(widths)))[::-1],
+    } | others
+
+
+def blocks(
+    *widths: int, attend: tuple[int, ...] = (), kind: str = "CrossAttn", plain: str = "", **others: object
+) -> dict:
+    """Options of a U-Net of diffusers; kind: of blocks that attend; plain: of those that do not (Resnet)."""
+
+    def name(way: str, i: int) -> str:
+        return f"{kind}{way}Block2D" if i in attend else f"{plain}{way}{'sample' * bool(plain)}Block2D"
+
+    return {
+        "block_out_channels": widths,
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "sample_size": 8,
+        "down_block_types": tuple(name("Down", i) for i in range(len(widths))),
+        "up_block_types": tuple(name("Up", i) for i in range(len(widths)))[::-1],
+    } | others
+
+
+@torch.no_grad()
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random, of a size that neither fades nor explodes; none zero, which would hide its place."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        spread = 0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + 0.5 * (parameter.ndim == 1))
+    return model.eval()
+
+
+def imported(model: nn.Module, folder: Path, name: str = "run", **options: str):
+    """The model saved, imported and loaded: ours."""
+    model.save_pretrained(folder / f"{name}-theirs")
+    import_folder(str(folder / f"{name}-theirs"), output=str(folder / name), **options)
+    return latentdiff.load_run(folder / name)
+
+
+def exported(folder: Path, name: str = "run") -> Path:
+    """A run of `folder` exported: the folder that diffusers reads."""
+    export_run(str(folder / name), str(folder / f"{name}-exported"))
+    return folder / f"{name}-exported"
+
+
+def native(recipe: AutoencoderRecipe | DiffusionRecipe, folder: Path, first_stage: AutoencoderRecipe | None = None,
+           tokenizer=None, scale: float = 1.0) -> Path:  # fmt: skip
+    """A run of random weights, as training would leave it."""
+    if isinstance(recipe, AutoencoderRecipe):
+        model = randomised(build_autoencoder(recipe))
+        model.set_statistics(0.0, scale)
+        write_run(folder, Native(recipe, model.state_dict()))
+        return folder
+    autoencoder = randomised(build_autoencoder(first_stage))
+    autoencoder.set_statistics(0.0, scale)
+    model = randomised(build_diffusion(recipe, autoencoder, tokenizer), seed=1)
+    write_run(folder, Native(recipe, model.state_dict(), Native(first_stage, autoencoder.state_dict()), tokenizer))
+    return folder
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """The largest difference as a share of the largest value."""
+    assert a.shape == b.shape
+    return ((a - b).abs().max() / b.abs().max()).item()
