@@ -2,125 +2,146 @@
 
 python sample.py --prompt "a large red star above a small blue circle on a gray background"
 python sample.py --run runs/emoji --prompts-file prompts.txt --seed 0-15 --output outputs/emoji
+python sample.py --run runs/semantic --segmentation map.png
+python sample.py --run RUN --help        what this run draws from
 """
 
 from latentdiff import cli
 
-cli.answer_help(__doc__ + "\n" + cli.SAMPLE_OPTIONS)
+cli.answer_help(__doc__ + "\n" + cli.SAMPLE_OPTIONS, cli.about_run)
 
-import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from latentdiff import load
-from latentdiff.conditioning.text import TextCondition
+from latentdiff import inputs, load, needs
+from latentdiff.autoencoder import tiled
 from latentdiff.config import UserError
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.data.fields import stacked
+from latentdiff.latent_diffusion import LatentDiffusion, Sampling
 from latentdiff.training import pictures, run
 from latentdiff.training.world import autocast, precision, start
+from latentdiff.writer import Writer
+
+SETTINGS = ("steps", "sampler", "guidance_scale", "guidance_rescale", "eta", "shift")  # of a run, and options
 
 
 def main(words: list[str]) -> None:
     options = cli.sample_arguments(words)
     device = start(options.device).device
     prompts = read_prompts(options)
-    folder = run.find_run(options.run) if options.run else newest_run(bool(prompts))
+    given = {name for name in inputs.READERS if getattr(options, name)} | ({"prompt"} if prompts else set())
+    folder = run.find_run(options.run) if options.run else newest_run(given)
     model = load.load_run(folder, device)
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"run {folder} is a stage-one run; sample.py needs a diffusion run (train_diffusion.py)")
-    check_inputs(model, folder, prompts)
+    recipe = cli.read_json(folder / "recipe.json")
+    needs.check(folder, recipe, given)
     if options.precision == "fp32":  # the same picture on every device
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-    given = {
-        n: v
-        for n in ("steps", "sampler", "guidance_scale", "guidance_rescale", "eta")
-        if (v := getattr(options, n)) is not None
-    }
-    settings = replace(model.sampling, **given)
+    own = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    settings = replace(model.sampling, **own, tile=options.tile // model.autoencoder.factor)
     model.check(settings)
     seeds = cli.seeds(options.seed, options.num_images)
-    jobs = [(prompt, seed) for prompt in prompts or [None] for seed in seeds]
+    jobs = inputs.jobs(options, prompts, model, recipe, load.names_of(folder), seeds)
+    check_sizes(jobs, model, options)
     draw_all(model, folder, jobs, settings, options, precision(options.precision, device))
 
 
+def check_sizes(jobs: list[inputs.Job], model: LatentDiffusion, options) -> None:
+    """Refuse what would fail in the middle, before anything is written."""
+    inputs.check_masks(jobs)
+    texts = [job.prompt for job in jobs if job.prompt is not None] + [options.negative_prompt or ""]
+    model.tokens(list(dict.fromkeys(texts)))
+    if options.negative_prompt is not None and model.tokenizer is None:
+        raise UserError("--negative-prompt is for runs with text; this one has none")
+    for height, width in {job.size for job in jobs} - {None}:
+        if (options.height or height, options.width or width) != (height, width):
+            raise UserError(
+                f"--height and --width ask for {options.width or width}x{options.height or height}, the inputs for "
+                f"{width}x{height}; leave them out"
+            )
+    if options.init_image and any(job.size for job in jobs):
+        raise UserError("--init-image goes with runs that read no picture or map")
+    if options.init_image is None and options.strength is not None:
+        raise UserError("--strength says how much of an --init-image is drawn anew; there is none")
+    if options.init_image:
+        inputs.start_image(options.init_image, 8, 8)  # can it be read?
+        model.noised(torch.zeros(1), torch.zeros(1), torch.zeros(1), _strength(options))
+
+
+def _strength(options) -> float:
+    return 0.6 if options.strength is None else options.strength
+
+
 @torch.no_grad()
-def draw_all(model: LatentDiffusion, folder: Path, jobs: list, settings, options, dtype: torch.dtype) -> None:
-    """Draw every (prompt, seed), write each picture as it is done, then the grid."""
-    output = Path(options.output)
-    shape = model.latent_shape(options.height, options.width)
-    texts = [prompt for prompt, _ in jobs if prompt is not None] + [options.negative_prompt or ""]
-    model.tokens(list(dict.fromkeys(texts)))  # one that is too long is refused before anything is written
-    writer = Writer(output, folder, settings, options.negative_prompt)
+def draw_all(
+    model: LatentDiffusion, folder: Path, jobs: list[inputs.Job], settings: Sampling, options, dtype: torch.dtype
+) -> None:
+    """Draw every job, write each picture as it is done, then the grid."""
+    model.latent_shape(options.height, options.width)
+    about = {"run": folder.name, "negative_prompt": options.negative_prompt}
+    about |= {name: getattr(settings, name) for name in SETTINGS}
+    if options.init_image:
+        about |= {"init_image": options.init_image, "strength": _strength(options)}
+    writer = Writer(Path(options.output), about)
     bar = cli.progress(-(-len(jobs) // options.batch_size) * settings.steps, "sampling")
     started = time.perf_counter()
-    for start_at in range(0, len(jobs), options.batch_size):
-        prompts, seeds = zip(*jobs[start_at : start_at + options.batch_size])
-        batch = model.tokens(list(prompts)) if prompts[0] is not None else {}
-        negative = model.tokens([options.negative_prompt] * len(seeds)) if options.negative_prompt is not None else None
+    for batch in inputs.batches(jobs, options.batch_size):
+        found, finished, rows = model.fields(fields_of(batch)), None, []
         with autocast(next(model.parameters()).device, dtype):
-            for z in model.draw(batch, list(seeds), shape, settings, negative):
+            for z in latents(model, batch, found, settings, options):
+                finished = z
+                rows.append(z)
                 bar.update()
-        x = model.autoencoder.decode(z)
+        x = decoded(model, finished, found, options)
         if not torch.isfinite(x).all():
             raise UserError("the pictures are not finite numbers; try --precision fp32")
-        writer.write(pictures.to_uint8(x), prompts, seeds)
+        shown = rows[:: -(-len(rows) // 8)] if options.progressive else []
+        steps = [pictures.to_uint8(decoded(model, z, found, options)) for z in shown]
+        for i, (image, job) in enumerate(zip(pictures.to_uint8(x), batch)):
+            row = [step[i] for step in steps] + [image] if steps else None
+            writer.write(image, job.prompt, job.seed, job.about, row)
     bar.close()
-    if options.grid and len(jobs) > 1:
-        writer.grid(columns=len(jobs) if len(jobs) < 5 else max(len(jobs) // len({p for p, _ in jobs}), 4))
-    print(f"{len(jobs)} picture(s) in {time.perf_counter() - started:.1f} s: {output}")
+    if options.grid:
+        per_input = len({job.seed for job in jobs})
+        writer.grid(columns=len(jobs) if len(jobs) < 5 else max(per_input, 4))
+    print(f"{len(jobs)} picture(s) in {time.perf_counter() - started:.1f} s: {options.output}")
 
 
-class Writer:
-    """00012-s7.png with the parameters inside, samples.jsonl, grid.png; the counter goes on, nothing is overwritten."""
-
-    def __init__(self, output: Path, folder: Path, settings, negative: str | None) -> None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be a folder: {error.strerror}") from error
-        self.output, self.drawn = output, []
-        self.about = {"run": folder.name, "sampler": settings.sampler, "steps": settings.steps,
-                      "guidance_scale": settings.guidance_scale, "guidance_rescale": settings.guidance_rescale,
-                      "eta": settings.eta, "negative_prompt": negative}  # fmt: skip
-        numbers = [int(p.name.split("-")[0]) for p in output.glob("*-s*.png") if p.name.split("-")[0].isdigit()]
-        self.next = max(numbers, default=-1) + 1
-
-    def write(self, images, prompts: tuple, seeds: tuple) -> None:
-        for image, prompt, seed in zip(images, prompts, seeds):
-            height, width = image.shape[:2]
-            about = {"prompt": prompt, "seed": seed, "height": height, "width": width} | self.about
-            info = PngInfo()
-            info.add_text("latentdiff", json.dumps(about))
-            info.add_text("parameters", _parameters(about))
-            path = self.output / f"{self.next:05d}-s{seed}.png"
-            Image.fromarray(image).save(path, pnginfo=info)
-            with open(self.output / "samples.jsonl", "a") as file:
-                file.write(json.dumps({"file_name": path.name} | about) + "\n")
-            self.drawn.append(image)
-            self.next += 1
-
-    def grid(self, columns: int) -> None:
-        path, number = self.output / "grid.png", 1
-        while path.exists():
-            path, number = self.output / f"grid-{number}.png", number + 1
-        pictures.grid(np.stack(self.drawn), columns).save(path)
+def fields_of(batch: list[inputs.Job]) -> dict[str, Tensor]:
+    return {name: stacked(name, [job.fields[name] for job in batch]) for name in batch[0].fields}
 
 
-def _parameters(about: dict) -> str:
-    """The text that other tools read out of a PNG."""
-    negative = f"\nNegative prompt: {about['negative_prompt']}" if about["negative_prompt"] else ""
-    return (
-        f"{about['prompt'] or ''}{negative}\nSteps: {about['steps']}, Sampler: {about['sampler']}, "
-        f"CFG scale: {about['guidance_scale']}, Seed: {about['seed']}, Size: {about['width']}x{about['height']}, "
-        f"Model: {about['run']}"
-    )
+def latents(
+    model: LatentDiffusion, batch: list[inputs.Job], found: dict, settings: Sampling, options
+) -> Iterator[Tensor]:
+    """The guesses at z0 of a batch, one per step."""
+    count, device = len(batch), next(model.parameters()).device
+    height, width = batch[0].size or (options.height or model.size[0], options.width or model.size[1])
+    prompts = [job.prompt or "" for job in batch]
+    conditions = found | model.tokens(prompts)
+    negative = None
+    if options.negative_prompt is not None:
+        negative = found | model.tokens([options.negative_prompt] * count)
+    begin = None
+    if options.init_image:
+        x = inputs.start_image(options.init_image, height, width).to(device)
+        begin = model.autoencoder.encode(x).expand(count, -1, -1, -1)
+    shape, seeds = model.latent_shape(height, width), [job.seed for job in batch]
+    around = model.known_pixels(found)
+    yield from model.draw(conditions, seeds, shape, settings, negative, begin, _strength(options), around)
+
+
+def decoded(model: LatentDiffusion, z: Tensor, found: dict, options) -> Tensor:
+    """Pictures [B, 3, H, W]; in strips where they are drawn in tiles, so that memory stays bounded."""
+    x = tiled.decode(model.autoencoder, z) if options.tile else model.autoencoder.decode(z)
+    return model.finished(x, found)
 
 
 def read_prompts(options) -> list[str]:
@@ -134,25 +155,17 @@ def read_prompts(options) -> list[str]:
     return prompts
 
 
-def newest_run(with_prompt: bool) -> Path:
-    """The newest finished run that takes the given inputs."""
-    for path in sorted(run.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime):
-        kind = json.loads((path.parent / "recipe.json").read_text())
-        wants = ["Text"] if with_prompt else []
-        if kind["type"] == "DiffusionRecipe" and [c["type"] for c in kind["conditions"]] == wants:
-            return path.parent
-    wants = "a prompt" if with_prompt else "no prompt"
-    raise UserError(f"no finished diffusion run in {run.runs_root()} takes {wants}; train one, or name it with --run")
-
-
-def check_inputs(model: LatentDiffusion, folder: Path, prompts: list[str]) -> None:
-    if model.tokenizer is not None and not prompts:
-        raise UserError(f"run {folder} draws from text: give it --prompt")
-    if model.tokenizer is None and prompts:
-        raise UserError(f"run {folder} was trained without text; it takes no --prompt")
-    others = [type(part).__name__ for part in model.conditioner.parts if not isinstance(part, TextCondition)]
-    if others:
-        raise UserError(f"run {folder} has conditions that sample.py cannot give yet: {', '.join(others)}")
+def newest_run(given: set[str]) -> Path:
+    """The newest finished run that takes the given inputs; one that has learned to fill before one that has not."""
+    runs = sorted(run.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime)
+    recipes = [(path.parent, cli.read_json(path.parent / "recipe.json")) for path in runs]
+    fitting = [(f, r) for f, r in recipes if r["type"] == "DiffusionRecipe" and needs.takes(r, given)]
+    if not fitting:
+        wants = " and ".join(map(needs.option, sorted(given))) or "no input"
+        raise UserError(
+            f"no finished diffusion run in {run.runs_root()} takes {wants}; train one, or name it with --run"
+        )
+    return min(fitting, key=lambda pair: set(needs.needed(pair[1])) != given)[0]
 
 
 if __name__ == "__main__":

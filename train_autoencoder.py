@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentdiff import keyed, recipe, screen
+from latentdiff import keyed, load, recipe, screen
 from latentdiff.autoencoder import discriminator, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import VQ
@@ -69,7 +69,10 @@ def main(words: list[str]) -> None:
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
 
-    parts = build(r, world, distance)
+    model = build_autoencoder(r)
+    if not newest:
+        load.start_from(r, model, log.say)
+    parts = build(r, world, model, distance)
     if newest:
         parts.load(tensors, state)
     log.say(describe(r, log, data, held_out, parts))
@@ -82,10 +85,9 @@ def main(words: list[str]) -> None:
     finish(r, world, parts.learner.ema.model, data, log)
 
 
-def build(r: AutoencoderRecipe, world: World, distance: nn.Module | None) -> Parts:
-    model = world.place(build_autoencoder(r))
+def build(r: AutoencoderRecipe, world: World, model: Autoencoder, distance: nn.Module | None) -> Parts:
     critic = Critic(r.discriminator, r.train, world)
-    learner = Learner(model, r.train, world)
+    learner = Learner(world.place(model), r.train, world)
     codes = Codes(learner, r.train.seed, world)
     return Parts(learner, critic, codes, None if distance is None else distance.to(world.device))
 

@@ -39,8 +39,10 @@ def main(words: list[str]) -> None:
 
     autoencoder, first_stage = load.open_autoencoder(r, folder, world, log.say)
     tokenizer = build.open_tokenizer(r, folder, data, world, log.say)
-    model = world.place(build.build_diffusion(r, autoencoder, tokenizer))
-    learner = Learner(model, r.train, world)
+    model = build.build_diffusion(r, autoencoder, tokenizer)
+    if not newest:
+        load.start_from(r, model, log.say)
+    learner = Learner(world.place(model), r.train, world)
     if newest:
         learner.load(tensors, state)
     objective, networks = f"{r.objective.prediction} on {r.schedule.kind}", dict(model.named_children())
@@ -49,7 +51,7 @@ def main(words: list[str]) -> None:
 
     latents = Latents(r, world, autoencoder, tokenizer, data, log)
     watch = DenoisingWatch(r, world, latents, held_out, log)
-    run.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, tokenizer))
+    run.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, tokenizer, data))
     if world.is_main:
         latents.bad.enter(getattr(data, "bad", []))
     log.start()

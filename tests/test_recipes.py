@@ -70,7 +70,8 @@ class TestEveryRecipe:
                 model = build.build_autoencoder(tree)
             else:
                 model = build.build_diffusion(tree, first_stage(tree), meta_tokenizer(tree))
-        assert sum(p.numel() for p in model.parameters()) > 1000
+        pixels = isinstance(tree, AutoencoderRecipe) and not tree.autoencoder.channel_mult  # which have no weights
+        assert pixels or sum(p.numel() for p in model.parameters()) > 1000
         assert optim.rate(tree.train, 0) > 0
 
     def test_has_a_first_stage_of_the_same_size(self, path):

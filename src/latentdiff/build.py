@@ -27,7 +27,7 @@ from latentdiff.diffusion.schedule import Schedule
 from latentdiff.diffusion.unet import UNet
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe
-from latentdiff.training import checkpoint
+from latentdiff.training import checkpoint, run
 from latentdiff.training.world import World
 
 
@@ -85,6 +85,8 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, sa
     def make() -> bytes:
         if path.exists():
             return path.read_bytes()
+        if recipe.init and not text.tokenizer:
+            return (run.find_run(recipe.init) / "tokenizer.json").read_bytes()  # its tokens mean what they meant
         captions = data.captions()
         if not captions:
             raise UserError(f"conditions has Text, but {getattr(recipe.data, 'path', 'the data')} has no captions")
@@ -116,15 +118,18 @@ def _say_what_is_cut(tokenizer: CaptionTokenizer, captions: list[str], say, limi
 
 
 def keep_parts(
-    folder: Path, autoencoder: Autoencoder, first_stage: AutoencoderRecipe, tokenizer: CaptionTokenizer | None
+    folder: Path, autoencoder: Autoencoder, first_stage: AutoencoderRecipe, tokenizer: CaptionTokenizer | None, data
 ) -> None:
-    """Put the frozen autoencoder and the tokenizer into the run's folder, which is then all that sample.py needs."""
+    """Put the frozen autoencoder, the tokenizer and the names of the data's classes into the run's folder, which is
+    then all that sample.py needs."""
     own = folder / "autoencoder"
     own.mkdir(exist_ok=True)
     checkpoint.write_json(own / "recipe.json", config.to_dict(first_stage))
     checkpoint.write_tensors(own / "model.safetensors", autoencoder.state_dict())
     if tokenizer is not None:
         tokenizer.save(folder / "tokenizer.json")
+    names = {"label": getattr(data, "label_names", []), "boxes": getattr(data, "category_names", [])}
+    checkpoint.write_json(folder / "classes.json", {field: list(found) for field, found in names.items() if found})
 
 
 def choose_statistics(recipe: DiffusionRecipe, autoencoder: Autoencoder, measured, say) -> None:

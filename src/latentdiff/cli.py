@@ -17,7 +17,7 @@ from latentdiff.config import UserError
 
 
 def answer_help(doc: str, more: Callable[[list[str]], str] = lambda words: "") -> None:
-    """--help without a recipe: print how the script is called, before anything slow is imported; `more` by its words."""
+    """--help without a recipe: print how the script is called, before anything slow is imported, and `more`."""
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words) and not any(word.endswith(".py") for word in words):
         print(doc.strip() + more(words))
@@ -138,7 +138,7 @@ SAMPLE_OPTIONS = """\
   --seed N | A-B         the first picture's seed, or a range (default 0)
   --num-images N         pictures per prompt, with seeds N, N+1, ... (also --n_samples)
   --steps N              sampling steps (also --ddim_steps, --num-inference-steps)
-  --sampler NAME         ddpm, ddim, heun, dpmpp_2m or dpmpp_2m_sde
+  --sampler NAME         ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc or ipndm
   --guidance-scale S     of classifier-free guidance; 1 is none (also --scale, --cfg-scale)
   --guidance-rescale R   0 to 1: pull the contrast back that guidance adds
   --eta E                noise of ddim: 0 deterministic, 1 ancestral

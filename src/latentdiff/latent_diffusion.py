@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff import cond as conds
 from latentdiff import keyed
 from latentdiff.conditioning.conditioner import Conditioner
+from latentdiff.conditioning.spatial import MaskedCondition, to_signed
 from latentdiff.config import UserError
+from latentdiff.data.fields import stacked
 from latentdiff.diffusion import guidance, prediction, samplers
 from latentdiff.diffusion.patchwise import patchwise
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
@@ -30,12 +33,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Sampling:
-    sampler: str = "dpmpp_2m"  # ddpm, ddim, heun, dpmpp_2m or dpmpp_2m_sde
-    steps: int = 20  # network evaluations (twice as many for heun)
+    sampler: str = "dpmpp_2m"  # ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc or ipndm
+    steps: int = 20  # network evaluations (twice as many for heun, one more for plms)
     guidance_scale: float = 4.0  # of classifier-free guidance; 1 is none
     guidance_rescale: float = 0.0  # 0 to 1: how far the guided picture's contrast is pulled back (Lin et al. 2023)
     eta: float = 0.0  # noise of ddim: 0 is deterministic, 1 is ancestral
-    spacing: str = "trailing"  # of the timesteps: trailing, linspace, or uniform as the original's grid
+    spacing: str = "trailing"  # of the timesteps: trailing, linspace, quadratic, log_snr, karras, or uniform (original)
     shift: float = 1.0  # more steps where the noise is high, for pictures larger than in training (Esser et al. 2024)
     tile: int = 0  # larger latents are drawn in tiles of this side, in places of the latent; 0: in one piece
     overlap: float = 0.25  # share of a tile that it has in common with the next
@@ -52,7 +55,7 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         prediction.check(objective.prediction, schedule)
         self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, objective
-        self.autoencoder, self.tokenizer, self.sampling = None, None, Sampling()
+        self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
 
     # ---- training
 
@@ -105,7 +108,7 @@ class LatentDiffusion(nn.Module):
 
     def grid(self, settings: Sampling) -> Tensor:
         """The timesteps that drawing visits, from the noisiest down: float64 [steps], on the CPU."""
-        return shifted(timesteps(settings.steps, self.schedule.T, settings.spacing), self.schedule, settings.shift)
+        return shifted(timesteps(settings.steps, self.schedule, settings.spacing), self.schedule, settings.shift)
 
     @torch.no_grad()
     def draw(
@@ -154,20 +157,53 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def sample(
         self, prompt: str | list[str] = "", *, seed: int = 0, height: int | None = None, width: int | None = None,
-        negative_prompt: str | None = None, **settings: float | int | str,
+        negative_prompt: str | None = None, fields: dict | None = None, **settings: float | int | str,
     ) -> Tensor:  # fmt: skip
         """Pictures [B, 3, H, W] in [-1, 1], one per prompt; picture i has seed + i. height and width are in pixels.
 
-        settings override the run's own: steps, sampler, guidance_scale, guidance_rescale, eta, spacing.
+        fields: what conditions other than text read, one item per picture: label int [B], boxes [B] of [n, 5] (x0, y0,
+        x1, y1 in shares of the picture, class), segmentation int [B, H, W], low_res uint8 [B, h, w, 3], image uint8
+        [B, H, W, 3] and mask [B, H, W], 1 where to fill. settings override the run's own: steps, sampler,
+        guidance_scale, guidance_rescale, eta, spacing.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        batch = self.tokens(prompts)
-        negative = None if negative_prompt is None else self.tokens([negative_prompt] * len(prompts))
-        seeds = [seed + i for i in range(len(prompts))]
-        shape = self.latent_shape(height, width)
-        for z in self.draw(batch, seeds, shape, replace(self.sampling, **settings), negative):
+        given = {name: stacked(name, x) for name, x in (fields or {}).items()}
+        count = max([len(x) for x in given.values()] + [1 if isinstance(prompt, str) else len(prompt)])
+        prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+        batch = self.fields(given) | self.tokens(prompts)
+        negative = None if negative_prompt is None else batch | self.tokens([negative_prompt] * count)
+        seeds = [seed + i for i in range(count)]
+        shape = self.latent_shape(*(self.asked(batch) or (height, width)))
+        around = self.known_pixels(batch)
+        for z in self.draw(batch, seeds, shape, replace(self.sampling, **settings), negative, around=around):
             pass
-        return self.autoencoder.decode(z).clamp(-1, 1)
+        return self.finished(self.autoencoder.decode(z), batch)
+
+    def fields(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The fields of a batch on the model's device."""
+        device = next(self.unet.parameters()).device
+        return {name: x.to(device) for name, x in given.items()}
+
+    def asked(self, batch: dict) -> tuple[int, int] | None:
+        """Height and width of the pictures that the fields ask for, if any does."""
+        for name, scale in (("image", 1), ("segmentation", 1), ("low_res", self.scale)):
+            if name in batch:
+                return scale * batch[name].shape[1], scale * batch[name].shape[2]
+        return None
+
+    def known_pixels(self, batch: dict) -> Callable | None:
+        """For `draw`: blend in what is known of a masked picture, in a run that has not learned to fill."""
+        if "mask" not in batch or any(isinstance(part, MaskedCondition) for part in self.conditioner.parts):
+            return None
+        z, factor = self.autoencoder.encode(to_signed(batch["image"])), self.autoencoder.factor
+        known = 1 - F.max_pool2d(batch["mask"][:, None].to(z.dtype), factor)  # cells that are known as a whole
+        return lambda denoise, noise: guidance.blend_known(denoise, z, known, noise, self.schedule)
+
+    def finished(self, x: Tensor, batch: dict) -> Tensor:
+        """Decoded pictures within [-1, 1], with the known pixels of a masked picture as they were."""
+        x = x.clamp(-1, 1)
+        if "mask" not in batch:
+            return x
+        return torch.where(batch["mask"][:, None] > 0, x, to_signed(batch["image"]).to(x.dtype))
 
     def tokens(self, captions: list[str]) -> dict:
         """The text field of a batch; empty for a run without text."""

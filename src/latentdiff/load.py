@@ -1,12 +1,14 @@
 """Weights that were trained before: a frozen first stage, a finished run, a start for the next one."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.build import build_autoencoder, build_diffusion
+from latentdiff.build import build_autoencoder, build_diffusion, scale_of
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
@@ -19,6 +21,8 @@ from latentdiff.training.world import World
 def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:
     """The frozen autoencoder of a diffusion run and its recipe: the run's own copy, or from where the recipe says."""
     own, source = folder / "autoencoder", recipe.autoencoder.path
+    if not source and recipe.init:  # the one that the other run was trained on
+        source = str(run.find_run(recipe.init) / "autoencoder")
     if (own / "model.safetensors").exists():
         first_stage, autoencoder = run.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
     elif not source:
@@ -28,7 +32,8 @@ def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -
     elif source.endswith(".py"):
         first_stage = config.read_recipe(source, AutoencoderRecipe)
         autoencoder, seed = build_autoencoder(first_stage), first_stage.train.seed
-        say(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {seed}")
+        if first_stage.autoencoder.channel_mult:  # pixel space has nothing to train
+            say(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {seed}")
     else:
         path = run.find_run(source)
         first_stage, autoencoder = run.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
@@ -65,8 +70,39 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiff
     model = build_diffusion(recipe, autoencoder, tokenizer)
     _load(model, weights_of(folder), folder)
     model.autoencoder, model.tokenizer = autoencoder, tokenizer
-    model.size = size_of(recipe)
+    model.size, model.scale = size_of(recipe), scale_of(recipe)
     return model.eval().requires_grad_(False).to(device)
+
+
+def names_of(folder: Path) -> dict[str, list[str]]:
+    """The names of the classes that a run was trained on: "label" and "boxes", where its data said any."""
+    path = folder / "classes.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def start_from(
+    recipe: AutoencoderRecipe | DiffusionRecipe, module: Autoencoder | LatentDiffusion, say: Callable[[str], None]
+) -> None:
+    """init=RUN: the averaged weights of another run, native or converted, as far as they fit (init_partial) or all."""
+    if not recipe.init:
+        return
+    folder = run.find_run(recipe.init)
+    run.read_recipe(folder, type(recipe))  # of the same stage
+    theirs, ours = weights_of(folder), module.state_dict()
+    fitting = {name: x for name, x in theirs.items() if name in ours and x.shape == ours[name].shape}
+    shape = lambda tensors, name: str([*tensors[name].shape]) if name in tensors else "none"  # noqa: E731
+    others = [f"{name} ({shape(theirs, name)} there, {shape(ours, name)} here)"
+              for name in sorted(ours.keys() | theirs.keys()) if name not in fitting]  # fmt: skip
+    if others and not recipe.init_partial:
+        more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+        raise UserError(
+            f"init={recipe.init}: {len(others)} tensors do not fit: {', '.join(others[:8])}{more}; init_partial=true "
+            f"takes the {len(fitting)} that do and starts the rest from noise"
+        )
+    module.load_state_dict(fitting, strict=False)
+    say(f"starts from the averaged weights of {folder}: {len(fitting)} of {len(ours)} tensors")
+    for other in others:
+        say(f"  from noise: {other}")
 
 
 def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:

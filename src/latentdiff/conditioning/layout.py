@@ -45,7 +45,7 @@ class LayoutCondition(nn.Module):
                 f"a layout's classes={config.classes} need as many tokens and one more; vocab_size={config.vocab_size}"
             )
         self.dropout, self.context_dim, self.objects = config.dropout, config.dim, config.objects
-        self.side, self.none, self.whole = math.isqrt(config.vocab_size), config.vocab_size - 1, config.whole
+        self.side, self.none, self.whole = math.isqrt(config.vocab_size - 1), config.vocab_size - 1, config.whole
         self.tokens = nn.Embedding(config.vocab_size, config.dim)
         self.positions = nn.Embedding(3 * config.objects + 2 * config.whole, config.dim)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.head_dim) for _ in range(config.depth))

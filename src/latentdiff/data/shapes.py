@@ -45,6 +45,7 @@ class ShapesDataset:
         _check(config)
         assert split in SPLITS, f"split is {split!r}; there are {', '.join(SPLITS)}"
         self.config, self.split = config, split
+        self.label_names = self.category_names = list(KINDS)
 
     def __len__(self) -> int:
         return self.config.count if self.split == "train" else self.config.val_count

@@ -1,0 +1,9 @@
+"""Inpainting of shapes (paper, sec. 4.5): strokes and boxes are filled; what is known stays as it is."""
+
+from dataclasses import replace
+
+from latentdiff.conditioning.spatial import Masked
+from latentdiff.config import load
+from latentdiff.data.masks import Masks
+
+recipe = replace(load("uncond.py"), fields=(Masks(),), conditions=(Masked(),))

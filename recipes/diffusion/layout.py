@@ -1,0 +1,16 @@
+"""Layouts to shapes (paper, sec. 4.3.1): boxes and their classes, through a small transformer and cross-attention."""
+
+from dataclasses import replace
+
+from latentdiff.conditioning.layout import Layout
+from latentdiff.config import load
+
+uncond = load("uncond.py")
+recipe = replace(
+    uncond,
+    conditions=(
+        Layout(classes=4, objects=2, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
+    ),
+    train=replace(uncond.train, steps=5000),
+    sampling=replace(uncond.sampling, guidance_scale=2.0),
+)
