@@ -1,21 +1,29 @@
 """Weights of the original release (CompVis/latent-diffusion) <-> ours: names and shapes.
 
 The original numbers its layers where ours have names, and keeps 1x1 convolutions where ours are linear on tokens. Names
-are those inside the U-Net (input_blocks.0.0.weight, ...) and the text encoder (transformer.token_emb.weight, ...); those
-of a whole model have UNET or CONDITION in front. The autoencoder's names are ours.
+are those inside the U-Net (input_blocks.0.0.weight, ...) and the text encoder (transformer.token_emb.weight, ...); in
+front of those of a whole model stands UNET or CONDITION. The names of the autoencoder are ours.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from latentdiff.diffusion.blocks import Downsample, ResBlock, SelfAttention, Transformer
+from latentdiff.diffusion.schedule import BETAS, Schedule
 from latentdiff.diffusion.unet import UNet
+from latentdiff.latent_diffusion import LatentDiffusion
 
 Weights = dict[str, Tensor]
-UNET, CONDITION, FIRST_STAGE, AVERAGE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model.", "model_ema."
+UNET, CONDITION, FIRST_STAGE, AVERAGE = (
+    "model.diffusion_model.",
+    "cond_stage_model.",
+    "first_stage_model.",
+    "model_ema.",
+)
 
 
 # ---- the U-Net
@@ -143,3 +151,68 @@ def _text_names(depth: int) -> dict[str, str]:
         modules |= {f"blocks.{i}.{ours}": theirs.format(**numbers) for ours, theirs in BLOCK.items()}
     ends = ("weight", "bias")
     return {f"{ours}.{end}": f"transformer.{theirs}.{end}" for ours, theirs in modules.items() for end in ends}
+
+
+# ---- whole models
+
+
+LABELS = "conditioner.parts.{}.embedding.weight"  # ours; with the vector door the original keeps it in the U-Net
+LABEL_TABLE = UNET + "label_emb.weight"
+
+
+def model_places(model: LatentDiffusion, new_order: bool = False) -> dict[str, Place]:
+    """Where a checkpoint of the original keeps each of our parameters; new_order: its rows of qkv are as ours.
+
+    The vector door is a table of labels there, as wide as the time embedding; ours has a linear map behind the table.
+    """
+    places = {f"unet.{name}": place._replace(name=UNET + place.name) for name, place in unet_places(model.unet).items()}
+    for i, part in enumerate(model.conditioner.parts):
+        for name, place in condition_places(part).items():
+            theirs = LABEL_TABLE if part.vector_dim else CONDITION + place.name
+            places[f"conditioner.parts.{i}.{name}"] = place._replace(name=theirs)
+    return {name: place._replace(heads=0) for name, place in places.items()} if new_order else places
+
+
+def average_name(name: str) -> str:
+    """Where a checkpoint keeps the average of a weight: without `model.` and without any dot."""
+    return AVERAGE + name.removeprefix("model.").replace(".", "")
+
+
+def schedule_buffers(schedule: Schedule) -> Weights:
+    """The twelve tables [T] that every checkpoint holds, computed in float64 and rounded once."""
+    betas = BETAS[schedule.config.kind](schedule.config)
+    a = np.cumprod(1 - betas)
+    before = np.append(1.0, a[:-1])
+    variance = betas * (1 - before) / (1 - a)
+    tables = {
+        "betas": betas,
+        "alphas_cumprod": a,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(a),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - a),
+        "log_one_minus_alphas_cumprod": np.log(1 - a),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / a),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / a - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1 - a),
+        "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - a),
+    }
+    return {name: torch.tensor(table, dtype=torch.float32) for name, table in tables.items()}
+
+
+def unused_head(state: Weights) -> Weights:
+    """The to_logits of a text encoder, which the original wants and nothing reads, as zeros."""
+    table = state.get(f"{CONDITION}transformer.token_emb.weight")
+    if table is None:
+        return {}
+    head = f"{CONDITION}transformer.to_logits."
+    return {f"{head}weight": torch.zeros_like(table), f"{head}bias": table.new_zeros(len(table))}
+
+
+def vector_table(ours: Weights) -> Weights:
+    """The table of labels behind the vector door: ours and the linear map behind it in one."""
+    weight, bias = ours.get("unet.vector.weight"), ours.get("unet.vector.bias")
+    if weight is None:
+        return {}
+    return {LABEL_TABLE: ours[LABELS.format(0)] @ weight.T + bias}
