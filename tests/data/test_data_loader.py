@@ -132,3 +132,9 @@ def test_overfitting_sees_the_first_items_only():
     assert data.fingerprint() not in (Numbers(10).fingerprint(), loader.First(Numbers(10), 2).fingerprint())
     assert len(loader.First(Numbers(10), 99)) == 10
     assert data.id(2) == "picture-2" and data.record(1, 5)["key"] == 5 and data.captions()
+
+
+def test_numbers_too_large_for_a_tensor_stay_in_a_list():
+    items = [{"user": 10**30, "n": 1, "bad": []}, {"user": 2, "n": 2, "bad": []}]
+    batch = loader.collate(items)
+    assert batch["user"] == [10**30, 2] and batch["n"].tolist() == [1, 2]

@@ -226,3 +226,43 @@ def test_a_resumed_run_lists_nothing_twice_and_counts_only_what_is_still_bad(tmp
     assert list(bad.bad) == ["a.jpg", "d.jpg"]
     assert sum("a.jpg" in line for line in path.read_text().splitlines()) == 1
     assert BadList(path, 100, 0.05).listed == {"a.jpg", "d.jpg"}
+
+
+def ranks(tmp_path: Path, monkeypatch, count: int, total: int, max_bad: float) -> list[BadList]:
+    lists = []
+    for rank in range(count):
+        monkeypatch.setenv("RANK", str(rank))
+        lists.append(BadList(tmp_path / "bad_pictures.jsonl", total, max_bad))
+    return lists
+
+
+def test_ranks_list_bad_pictures_in_files_of_their_own(tmp_path, monkeypatch):
+    first, second = ranks(tmp_path, monkeypatch, 2, 100, 0.5)
+    for i in range(20):
+        (first, second)[i % 2].add(f"{i}.png", "torn")
+    files = {path.name: path.read_text().splitlines() for path in tmp_path.iterdir()}
+    assert sorted(files) == ["bad_pictures.jsonl", "bad_pictures.rank1.jsonl"]
+    ids = [json.loads(line)["id"] for lines in files.values() for line in lines]
+    assert sorted(ids) == sorted(f"{i}.png" for i in range(20))
+
+
+def test_ranks_count_their_bad_pictures_together(tmp_path, monkeypatch):
+    first, second = ranks(tmp_path, monkeypatch, 2, 100, 0.05)
+    for i in range(3):
+        first.add(f"a{i}.png", "torn")
+    for i in range(2):
+        second.add(f"b{i}.png", "torn")
+    second.add("a0.png", "torn")  # the same one, met by both
+    with pytest.raises(UserError, match="6 of 100 pictures cannot be used"):
+        second.add("b2.png", "torn")
+
+
+def test_a_line_cut_by_a_kill_or_still_being_written_is_no_entry(tmp_path, monkeypatch):
+    first, second = ranks(tmp_path, monkeypatch, 2, 10, 1.0)
+    first.add("a.png", "torn")
+    with open(tmp_path / "bad_pictures.jsonl", "a") as file:
+        file.write('{"id": "half')
+    second.add("b.png", "torn")
+    assert sorted(second.bad) == ["a.png", "b.png"]
+    (again,) = ranks(tmp_path, monkeypatch, 1, 10, 1.0)
+    assert again.listed == {"a.png"} and (tmp_path / "bad_pictures.jsonl").read_text().endswith("}\n")

@@ -273,6 +273,19 @@ def test_what_holds_no_shards_is_refused(make, tmp_path, files, words):
         make({}, max_bad=1.0)
 
 
+def test_a_shard_that_is_still_being_written_is_refused(make, monkeypatch):
+    monkeypatch.setattr(tar_index, "read_facts", lambda path, index: None)
+    with pytest.raises(UserError, match="changed while it was read"):
+        make({"0.tar": {"a.png": None}})
+
+
+def test_an_index_that_vanishes_is_a_plain_error(make, tmp_path):
+    data = make({"0.tar": {"a.png": None}})
+    (tmp_path / "tars/.latentdiff/0.tar.safetensors").unlink()
+    with pytest.raises(UserError, match="changed or removed while it was used"):
+        data.item(0, 0)
+
+
 def test_a_shard_that_vanishes_makes_its_pictures_bad(make, tmp_path):
     data = make({"0.tar": {"a.png": None}})
     (tmp_path / "tars/0.tar").unlink()

@@ -48,7 +48,7 @@ class FolderDataset:
         self.ids = self._ids(split)
         self.home = listing.homes.get(split, listing.homes["train"])
         if not self.ids and split != "val":
-            raise UserError(_nothing(config.path, split, "" if split == "train" else "/test"))
+            raise UserError(_nothing(config.path, split, "" if split == "train" else "/test", self.bad))
         # one source for all pictures: the first that says anything
         self.source = "metadata" if any(listing.captions.values()) else "sidecar" if listing.sidecars else ""
         self.source = self.source or ("class" if listing.classes else "")
@@ -188,9 +188,10 @@ def _list(config: Folder | Coco) -> Listing:
     return list_coco(config.path) if isinstance(config, Coco) else list_pictures(config.path, config.caption)
 
 
-def _nothing(path: str, split: str, folder: str) -> str:
+def _nothing(path: str, split: str, folder: str, bad: list[tuple[str, str]]) -> str:
     names = os.listdir(path)
     seen = ", ".join(sorted(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
     hint = "; data=Tars reads .tar shards" if any(".tar" in name for name in names) else ""
+    why = f"; {bad[0][0]} {bad[0][1]}" if bad else hint
     where = folder and f" (in {path}{folder})"
-    return f"data.path={path!r} holds no pictures to {split} on{where}; it holds {seen}{hint}"
+    return f"data.path={path!r} holds no pictures to {split} on{where}; it holds {seen}{why}"

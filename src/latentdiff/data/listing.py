@@ -1,6 +1,7 @@
 """What a folder of pictures holds, told by its names: its splits, metadata, captions and classes."""
 
 import csv
+import difflib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -112,7 +113,9 @@ def _read_table(
     home, named = table[: table.rindex("metadata")], set()
     for line, row in READERS[splitext(table)[1]](os.path.join(root, table)):
         if isinstance(row, dict) and not isinstance(row.get("file_name"), str):
-            row = f"has no file_name; its columns are {', '.join(row)[:200] or 'none'}"
+            near = difflib.get_close_matches("file_name", row, 1)
+            meant = f" (rename {near[0]}?)" if near else ""
+            row = f"has no file_name{meant}; its columns are {', '.join(row)[:200] or 'none'}"
         if isinstance(row, str):
             listing.bad.append((f"{table}:{line}", row))
             continue

@@ -70,7 +70,10 @@ def _open_index(path: str, places: list[Path], shard: str) -> tuple[Path, dict]:
         except OSError as error:
             reason = error
             continue
-        return index, tar_index.read_facts(path, index)
+        facts = tar_index.read_facts(path, index)
+        if facts is None:
+            raise UserError(f"{path} changed while it was read; start again when it is complete")
+        return index, facts
     raise UserError(f"cannot write the index of {path}: {reason.strerror}; name a folder for it: data.index=FOLDER")
 
 
