@@ -4,7 +4,8 @@ import runpy
 import sys
 from pathlib import Path
 
-names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+here = Path(__file__).parent
+names = sorted([p.stem for p in here.glob("[a-z]*.py")] + [p.parent.name for p in here.glob("[a-z]*/__main__.py")])
 if len(sys.argv) > 1 and sys.argv[1] in names:
     sys.argv = sys.argv[1:]
     runpy.run_module(f"benchmarks.{sys.argv[0]}", run_name="__main__", alter_sys=True)

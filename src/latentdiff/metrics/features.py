@@ -61,11 +61,8 @@ def _own(path: Path, device: torch.device) -> Extractor:
     learned = f"{net.labels} labels, {len(net.words)} words of captions"
     about = {"name": "own network", "learned": learned, "weights": _digest(path), "dim": 128}
 
-    def network(x: Tensor) -> tuple[Tensor, Tensor | None]:
-        h = net(resize(x, net.size))
-        return h, net.label(h) if net.labels else None
-
-    return Extractor(about | {"resize": f"antialiased bilinear to {net.size}"}, network)
+    resized = {"resize": f"antialiased bilinear to {net.size}"}
+    return Extractor(about | resized, lambda x: net.seen(resize(x, net.size)))
 
 
 def _autoencoder(autoencoder: Autoencoder | None, device: torch.device) -> Extractor:

@@ -34,10 +34,17 @@ class Judge(nn.Module):
             nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(), nn.AvgPool2d(2))))  # fmt: skip
         self.features = nn.Linear(WIDTHS[-1] * 4, 128)
         self.label, self.word = nn.Linear(128, labels), nn.Linear(128, len(words))
+        self.register_buffer("mean", torch.zeros(128))  # of the features over the data
+        self.register_buffer("std", torch.ones(128))
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.adaptive_avg_pool2d(self.body(x), 2).flatten(1)  # [B, 512]: quarters, since places matter
         return F.silu(self.features(h))
+
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of mean 0 and deviation 1 over the data, so that no few of them rule a distance; label's logits."""
+        h = self(x)
+        return (h - self.mean) / self.std, self.label(h) if self.labels else None
 
     def targets(self, batch: dict) -> tuple[Tensor | None, Tensor | None]:
         """int64 [B] labels, float [B, words] of which words a caption has."""
@@ -67,7 +74,12 @@ def train(data: Any, size: int) -> Judge:
             loss = loss + 4 * F.binary_cross_entropy_with_logits(judge.word(h), words)
         loss.backward()
         optim.step(optimizer, TRAIN, optim.rate(TRAIN, step))
-    return judge.eval().requires_grad_(False)
+    judge.eval().requires_grad_(False)
+    h = torch.cat(
+        [judge(resize(loader.images(b), size)) for b in loader.in_order(data, range(min(len(data), 2000)), 100)]
+    )
+    judge.mean.copy_(h.mean(0)), judge.std.copy_(h.std(0).clamp(min=1e-3))
+    return judge
 
 
 def save(judge: Judge, path: Path) -> None:
