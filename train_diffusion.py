@@ -17,6 +17,7 @@ cli.answer_help(__doc__)
 from latentdiff import build, keyed, load, recipe, screen
 from latentdiff.config import hash_of
 from latentdiff.data import loader
+from latentdiff.diffusion import objective
 from latentdiff.latents import Latents
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, optim, run
@@ -45,9 +46,9 @@ def main(words: list[str]) -> None:
     learner = Learner(world.place(model), r.train, world)
     if newest:
         learner.load(tensors, state)
-    objective, networks = f"{r.objective.prediction} on {r.schedule.kind}", dict(model.named_children())
+    aim, networks = f"{r.objective.prediction} on {r.schedule.kind}", dict(model.named_children())
     latent = f"autoencoder {r.autoencoder.path}"
-    log.say(screen.opening(r, log, data, held_out, autoencoder, networks, latent=latent, objective=objective))
+    log.say(screen.opening(r, log, data, held_out, autoencoder, networks, latent=latent, objective=aim))
 
     latents = Latents(r, world, autoencoder, tokenizer, data, log)
     watch = DenoisingWatch(r, world, latents, held_out, log)
@@ -73,18 +74,22 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
     for step in range(log.first, t.steps):
         for positions in micro:
             z, batch = latents(next(stream), step, positions)
-            timesteps = model.draw_timesteps(keyed.keys(t.seed, step, positions, "t", z.device))
+            u = objective.chances(r.objective, t.seed, step, positions, t.batch_size, z.device)
+            timesteps = model.draw_timesteps(u)
             eps = keyed.normal(keyed.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
             drops = model.draw_drops(keyed.keys(t.seed, step, positions, "drop", z.device))
             with world.no_sync(parallel, positions is not micro[-1]):
                 with learner.autocast():
-                    loss = parallel(z, batch, timesteps, eps, drops).mean()
+                    losses = parallel(z, batch, timesteps, eps, drops)
+                    loss = losses.mean()
                 optim.backward(loss / len(micro), learner.scaler)
             log.add(loss=loss)
+            model.note(positions, timesteps, losses)
         done = step + 1
         if done % t.log_every == 0:
             log.add(**learner.norms())
         log.add(**learner.step(step))
+        model.learn(t.batch_size, world.sum)
         watch.health.look(done, log.report(done, lr=optim.rate(t, step)))
 
         leave = stop.wanted(world)

@@ -73,11 +73,11 @@ def test_a_hidden_condition_changes_the_loss_of_its_sample_only():
 
 
 def test_timesteps_are_drawn_over_the_whole_schedule():
-    keys = torch.arange(4000)
-    t = model().draw_timesteps(keys)
+    u = keyed.uniform(torch.arange(4000))
+    t = model().draw_timesteps(u)
     assert t.shape == (4000,) and torch.equal(t, t.floor()) and t.min() == 0 and 990 < t.max() <= 999
     assert t.mean().item() == pytest.approx(499.5, abs=20)
-    middle = model("flow", timesteps="logit_normal").draw_timesteps(keys)
+    middle = model("flow", timesteps="logit_normal").draw_timesteps(u)
     assert middle.min() >= 0 and middle.max() <= 999
     assert ((middle > 250) & (middle < 750)).double().mean() > 0.65  # 0.73: denser in the middle
 

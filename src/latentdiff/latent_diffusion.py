@@ -8,27 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff import cond as conds
-from latentdiff import keyed
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.spatial import MaskedCondition, to_signed
 from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
-from latentdiff.diffusion import guidance, prediction, samplers
+from latentdiff.diffusion import guidance, objective, prediction, samplers
+from latentdiff.diffusion.objective import Importance, Objective
 from latentdiff.diffusion.patchwise import patchwise
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
 from latentdiff.diffusion.unet import UNet
-
-
-@dataclass(frozen=True)
-class Objective:
-    prediction: str = "eps"  # what the U-Net predicts: eps, x0, v, or flow (with schedule.kind=flow)
-    loss: str = "l2"  # l2 or l1
-    timesteps: str = "uniform"  # how t is drawn: uniform, or logit_normal (Esser et al. 2024), denser in the middle
-
-    def __post_init__(self) -> None:
-        for name, known in (("loss", ("l2", "l1")), ("timesteps", ("uniform", "logit_normal"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"objective.{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -51,25 +39,40 @@ class LatentDiffusion(nn.Module):
     optimiser, EMA and DDP see what trains and nothing else.
     """
 
-    def __init__(self, conditioner: Conditioner, unet: UNet, schedule: Schedule, objective: Objective) -> None:
+    def __init__(self, conditioner: Conditioner, unet: UNet, schedule: Schedule, aim: Objective) -> None:
         super().__init__()
-        prediction.check(objective.prediction, schedule)
-        self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, objective
+        prediction.check(aim.prediction, schedule)
+        self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, aim
+        self.importance = Importance(schedule.T) if aim.timesteps == "importance" else None
         self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
 
     # ---- training
 
     def forward(self, z: Tensor, batch: dict, t: Tensor, eps: Tensor, drops: list[Tensor]) -> Tensor:
         """The loss of each sample (Rombach et al. 2022, eq. 2 and 3): z, eps [B, C, h, w], t [B] -> [B]."""
-        target = prediction.target(self.objective.prediction, z, eps, self.schedule.alpha(t), self.schedule.sigma(t))
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        target = prediction.target(self.objective.prediction, z, eps, alpha, sigma)
         error = self.unet(self.schedule.diffuse(z, eps, t), t, self.conditioner(batch, drops)).to(z.dtype) - target
-        return (error.abs() if self.objective.loss == "l1" else error.square()).mean(dim=(1, 2, 3))
+        weight = objective.weight(self.objective, t, self.schedule)
+        if self.importance is not None:
+            weight = weight * self.importance.weight(t)
+        return objective.distance(self.objective, error) * weight.to(error.dtype)
 
-    def draw_timesteps(self, keys: Tensor) -> Tensor:
-        """One t per key: whole numbers in 0..T-1 (uniform), or any in between (logit_normal)."""
-        if self.objective.timesteps == "uniform":
-            return (keyed.uniform(keys) * self.schedule.T).floor()
-        return torch.sigmoid(keyed.normal(keys, (1,), torch.float64)[:, 0]) * (self.schedule.T - 1)
+    def draw_timesteps(self, u: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) [B] -> t [B], whole (uniform, importance) or any in 0..T-1 (logit_normal)."""
+        if self.importance is not None:
+            return self.importance.draw(u)
+        return objective.DRAWS[self.objective.timesteps](self.objective, u, self.schedule.T)
+
+    def note(self, positions: range, t: Tensor, losses: Tensor) -> None:
+        """Where t is drawn by importance: what a piece of the batch gave, by its positions in the whole."""
+        if self.importance is not None:
+            self.importance.note(positions, t, losses)
+
+    def learn(self, batch_size: int, share: Callable[[Tensor], Tensor]) -> None:
+        """Where t is drawn by importance: take in what was noted of this step, on all ranks (share: their sum)."""
+        if self.importance is not None:
+            self.importance.learn(batch_size, share)
 
     def draw_drops(self, keys: Tensor) -> list[Tensor]:
         """Per part, which samples train without it: bool [B] each, drawn independently."""

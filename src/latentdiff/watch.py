@@ -142,7 +142,7 @@ class DenoisingWatch:
             count = len(batch["index"])
             z, fields = self.latents(batch, -1, range(i * BATCH, i * BATCH + count))
             keys = keyed.keys(self.r.train.seed, -1, range(i * BATCH, i * BATCH + count), "validation", z.device)
-            t, eps = model.draw_timesteps(keys), keyed.normal(keys, z.shape[1:])
+            t, eps = model.draw_timesteps(keyed.uniform(keys)), keyed.normal(keys, z.shape[1:])
             shown = [torch.zeros(count, dtype=torch.bool, device=z.device) for _ in model.conditioner.parts]
             with autocast(z.device, self.latents.dtype):
                 loss = model(z, fields, t, eps, shown)

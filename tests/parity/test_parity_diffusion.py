@@ -11,6 +11,7 @@ from torch import Tensor
 from latentdiff.config import UserError
 from latentdiff.convert import compvis
 from latentdiff.diffusion.guidance import blend_known
+from latentdiff.diffusion.objective import Objective, weight
 from latentdiff.diffusion.prediction import solve, target
 from latentdiff.diffusion.samplers import Denoise, ddim
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, timesteps
@@ -39,6 +40,15 @@ def test_the_schedule_equals_the_original_bit_for_bit(name: str) -> None:
     wrong = {"scaled_linear": "linear", "linear": "sqrt", "sqrt": "linear"}[config.kind]
     other = Schedule(ScheduleConfig(wrong, config.timesteps, config.beta_start, config.beta_end))
     assert not torch.equal(other.alphas_cumprod, want["alphas_cumprod"])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_weights_of_the_bound_equal_the_original(name: str) -> None:
+    """lvlb_weights of eps; the original's element 0 is element 1."""
+    config, want = variant(name)
+    t = torch.arange(config.timesteps)
+    plain, bound = (weight(Objective(elbo=elbo), t, Schedule(config)) for elbo in (0.0, 1.0))
+    assert torch.allclose((bound - plain).float(), want["lvlb_weights"], rtol=1e-3)  # theirs: from float32 tables
 
 
 def test_the_uniform_grid_equals_the_original_and_refuses_what_crashed_there() -> None:

@@ -9,7 +9,7 @@ from latentdiff.config import UserError
 from latentdiff.diffusion.prediction import MIX, check, solve, target
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 
-VP = ("scaled_linear", "linear", "sqrt", "cosine")
+VP = ("scaled_linear", "linear", "sqrt", "cosine", "sigmoid")
 WHOLE = torch.arange(1000, dtype=torch.float64)
 
 
@@ -55,6 +55,14 @@ def test_the_cosine_schedule_is_its_formula_where_betas_are_not_clipped() -> Non
     angle = ((WHOLE + 1) / 1000 + 0.008) / 1.008 * math.pi / 2
     want = angle.cos() ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     assert torch.allclose(schedule.alpha(WHOLE)[:990] ** 2, want[:990], rtol=1e-10)
+
+
+def test_the_sigmoid_schedule_is_its_formula_where_betas_are_not_clipped() -> None:
+    schedule, s = Schedule(ScheduleConfig(kind="sigmoid")), lambda x: 1 / (1 + math.exp(-x))
+    for t in (0, 99, 499, 899):
+        want = (s(3) - s(6 * (t + 1) / 1000 - 3)) / (s(3) - s(-3))
+        assert schedule.alpha(WHOLE[t : t + 1]).item() ** 2 == pytest.approx(want, rel=1e-9)
+    assert schedule.alpha(WHOLE[499:500]).item() ** 2 == pytest.approx(0.5)
 
 
 def test_flow_is_the_straight_path() -> None:

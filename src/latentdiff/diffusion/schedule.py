@@ -11,13 +11,13 @@ from latentdiff.config import UserError
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    kind: str = "scaled_linear"  # scaled_linear, linear, sqrt, cosine (variance-preserving) or flow (straight path)
+    kind: str = "scaled_linear"  # scaled_linear, linear, sqrt, cosine, sigmoid (variance-preserving) or flow (straight)
     timesteps: int = 1000  # T; t runs over 0..T-1
     beta_start: float = 0.00085  # noise added by the first step; the text-to-image model's (semantics differ per task)
     beta_end: float = 0.012  # noise added by the last step
     cosine_s: float = 0.008  # offset of the cosine schedule
     zero_terminal_snr: bool = False  # the last step holds no signal at all (Lin et al. 2023); needs prediction v or x0
-    shift: float = 1.0  # multiplies sigma / alpha everywhere; above 1 for large images
+    shift: float = 1.0  # multiplies sigma / alpha everywhere; about sqrt(numbers in a latent / 4096) for large ones
 
 
 def _cosine_betas(c: ScheduleConfig) -> np.ndarray:
@@ -27,11 +27,19 @@ def _cosine_betas(c: ScheduleConfig) -> np.ndarray:
     return np.clip(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0, 0.999)
 
 
+def _sigmoid_betas(c: ScheduleConfig) -> np.ndarray:
+    """Chen 2023, "On the importance of noise scheduling", sec. 3.1: start -3, end 3, tau 1."""
+    s = 1 / (1 + np.exp(3 - 6 * np.arange(c.timesteps + 1) / c.timesteps))
+    alphas_cumprod = (s[-1] - s) / (s[-1] - s[0])
+    return np.clip(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0, 0.999)
+
+
 BETAS = {  # the original release calls the first "linear" and the second "sqrt_linear"
     "scaled_linear": lambda c: np.linspace(c.beta_start**0.5, c.beta_end**0.5, c.timesteps) ** 2,
     "linear": lambda c: np.linspace(c.beta_start, c.beta_end, c.timesteps),
     "sqrt": lambda c: np.linspace(c.beta_start, c.beta_end, c.timesteps) ** 0.5,
     "cosine": _cosine_betas,
+    "sigmoid": _sigmoid_betas,
 }
 
 
