@@ -6,4 +6,10 @@ from latentdiff.conditioning.spatial import Masked
 from latentdiff.config import load
 from latentdiff.data.masks import Masks
 
-recipe = replace(load("uncond.py"), fields=(Masks(),), conditions=(Masked(),))
+uncond = load("uncond.py")
+recipe = replace(
+    uncond,
+    fields=(Masks(),),
+    conditions=(Masked(),),
+    train=replace(uncond.train, steps=2500),
+)

@@ -6,4 +6,10 @@ from latentdiff.conditioning.spatial import LowRes
 from latentdiff.config import load
 from latentdiff.data.degrade import Degrade
 
-recipe = replace(load("uncond.py"), fields=(Degrade(scale=4),), conditions=(LowRes(),))
+uncond = load("uncond.py")
+recipe = replace(
+    uncond,
+    fields=(Degrade(scale=4),),
+    conditions=(LowRes(),),
+    train=replace(uncond.train, steps=1500),
+)

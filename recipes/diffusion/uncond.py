@@ -21,7 +21,7 @@ recipe = DiffusionRecipe(
     schedule=ScheduleConfig(kind="flow", shift=2.0),  # what is where is decided where the noise is high
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=4000,
+        steps=3000,
         batch_size=32,
         lr=1e-3,
         schedule="cosine",
@@ -30,7 +30,7 @@ recipe = DiffusionRecipe(
         ema=0.998,
         log_every=100,
         val_every=1000,
-        sample_every=2000,
+        sample_every=1000,
         checkpoint_every=1000,
     ),
     sampling=Sampling(steps=25, guidance_scale=1.0),

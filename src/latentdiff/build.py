@@ -75,6 +75,13 @@ def scale_of(recipe: DiffusionRecipe) -> int:
     return next((field.scale for field in recipe.fields if isinstance(field, Degrade)), 1)
 
 
+def init_run(recipe: AutoencoderRecipe | DiffusionRecipe) -> Path:
+    """The folder of the run that this one starts from, which must be of the same stage."""
+    folder = run.find_run(recipe.init)
+    run.read_recipe(folder, type(recipe))
+    return folder
+
+
 def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, say) -> CaptionTokenizer | None:
     """The run's tokenizer: its own copy, or trained on the captions, or from the file that the recipe names."""
     text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
@@ -85,8 +92,9 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, sa
     def make() -> bytes:
         if path.exists():
             return path.read_bytes()
-        if recipe.init and not text.tokenizer:
-            return (run.find_run(recipe.init) / "tokenizer.json").read_bytes()  # its tokens mean what they meant
+        theirs = init_run(recipe) / "tokenizer.json" if recipe.init else path
+        if theirs.exists() and not text.tokenizer:
+            return theirs.read_bytes()  # what its tokens mean has been learned
         captions = data.captions()
         if not captions:
             raise UserError(f"conditions has Text, but {getattr(recipe.data, 'path', 'the data')} has no captions")

@@ -8,7 +8,7 @@ import torch
 
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.build import build_autoencoder, build_diffusion, scale_of
+from latentdiff.build import build_autoencoder, build_diffusion, init_run, scale_of
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
@@ -22,7 +22,7 @@ def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -
     """The frozen autoencoder of a diffusion run and its recipe: the run's own copy, or from where the recipe says."""
     own, source = folder / "autoencoder", recipe.autoencoder.path
     if not source and recipe.init:  # the one that the other run was trained on
-        source = str(run.find_run(recipe.init) / "autoencoder")
+        source = str(init_run(recipe) / "autoencoder")
     if (own / "model.safetensors").exists():
         first_stage, autoencoder = run.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
     elif not source:
@@ -86,8 +86,7 @@ def start_from(
     """init=RUN: the averaged weights of another run, native or converted, as far as they fit (init_partial) or all."""
     if not recipe.init:
         return
-    folder = run.find_run(recipe.init)
-    run.read_recipe(folder, type(recipe))  # of the same stage
+    folder = init_run(recipe)
     theirs, ours = weights_of(folder), module.state_dict()
     fitting = {name: x for name, x in theirs.items() if name in ours and x.shape == ours[name].shape}
     shape = lambda tensors, name: str([*tensors[name].shape]) if name in tensors else "none"  # noqa: E731

@@ -23,8 +23,8 @@ class Writer:
         numbers = [int(p.name.split("-")[0]) for p in output.glob("*-s*.png") if p.name.split("-")[0].isdigit()]
         self.next = max(numbers, default=-1) + 1
 
-    def write(self, image: np.ndarray, prompt: str | None, seed: int, given: dict, row: np.ndarray | None) -> None:
-        """One picture uint8 [H, W, 3]; row [n, H, W, 3]: how it came to be, beside it as 00012-s7-steps.png."""
+    def write(self, image: np.ndarray, prompt: str | None, seed: int, given: dict, row: list[np.ndarray]) -> None:
+        """One picture uint8 [H, W, 3]; row: how it came to be, beside it as 00012-s7-steps.png."""
         height, width = image.shape[:2]
         about = {"prompt": prompt, "seed": seed, "height": height, "width": width} | given | self.about
         info = PngInfo()
@@ -32,8 +32,8 @@ class Writer:
         info.add_text("parameters", _parameters(about))
         path = self.output / f"{self.next:05d}-s{seed}.png"
         Image.fromarray(image).save(path, pnginfo=info)
-        if row is not None:
-            pictures.grid(row, len(row)).save(path.with_name(path.stem + "-steps.png"))
+        if row:
+            pictures.grid(np.stack(row), len(row)).save(path.with_name(path.stem + "-steps.png"))
         with open(self.output / "samples.jsonl", "a") as file:
             file.write(json.dumps({"file_name": path.name} | about) + "\n")
         self.drawn.append(image)

@@ -1,0 +1,47 @@
+"""Layouts as tokens: the original's scheme, hidden as no boxes at all."""
+
+import pytest
+import torch
+
+from latentdiff.conditioning.layout import Layout, LayoutCondition
+from latentdiff.config import UserError
+
+SMALL = Layout(classes=4, objects=2, dim=8, depth=1, heads=2, head_dim=4, vocab_size=101, whole=False)  # 10 x 10
+BOXES = torch.tensor([[[0.0, 0.0, 1.0, 1.0, 3.0], [0.5, 0.25, 0.75, 0.5, 0.0]],
+                      [[0.1, 0.2, 0.3, 0.4, 1.0], [-1.0, -1.0, -1.0, -1.0, -1.0]]])  # fmt: skip
+SHOWN = torch.zeros(2, dtype=torch.bool)
+
+
+def test_a_box_is_its_class_and_the_cells_of_two_corners_counted_row_by_row() -> None:
+    tokens = LayoutCondition(SMALL).tokenize(BOXES, SHOWN)
+    assert tokens.tolist() == [[3, 0, 99, 0, 24, 47], [1, 21, 43, 100, 100, 100]]
+
+
+def test_the_released_model_reads_ninety_two_tokens_of_which_the_last_two_show_the_whole_picture() -> None:
+    module = LayoutCondition(Layout(dim=8, depth=1))
+    assert (module.tokens.weight.shape, module.positions.weight.shape) == ((8192, 8), (92, 8))
+    tokens = module.tokenize(BOXES, SHOWN)
+    assert tokens.shape == (2, 92)
+    assert tokens[0, :3].tolist() == [3, 0, 90 * 90 - 1] and tokens[0, -2:].tolist() == [0, 90 * 90 - 1]
+    assert set(tokens[1, 3:90].tolist()) == {8191}
+
+
+def test_a_hidden_layout_reads_as_one_without_boxes() -> None:
+    module = LayoutCondition(SMALL).eval()
+    hidden = module({"boxes": BOXES}, torch.tensor([True, False])).context
+    empty = module({"boxes": torch.full((2, 1, 5), -1.0)}, SHOWN).context
+    shown = module({"boxes": BOXES}, SHOWN).context
+    assert torch.equal(hidden[0], empty[0]) and not torch.equal(shown[0], empty[0])
+    assert torch.allclose(hidden[1], shown[1], atol=1e-6)
+    assert shown.shape == (2, 6, 8)
+
+
+def test_of_too_many_boxes_the_first_are_kept() -> None:
+    many = torch.rand(1, 5, 5)
+    module = LayoutCondition(SMALL)
+    assert torch.equal(module.tokenize(many, SHOWN[:1]), module.tokenize(many[:, :2], SHOWN[:1]))
+
+
+def test_classes_that_do_not_fit_the_vocabulary_are_refused() -> None:
+    with pytest.raises(UserError, match="classes=101"):
+        LayoutCondition(Layout(classes=101, vocab_size=101))

@@ -1,0 +1,76 @@
+"""Maps, small pictures and masked pictures: what stands in which channel, and zeros where they are hidden."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+
+from latentdiff.conditioning.spatial import (
+    LowRes,
+    LowResCondition,
+    Masked,
+    MaskedCondition,
+    Semantic,
+    SemanticCondition,
+    to_signed,
+)
+
+SHOWN, DROP = torch.zeros(2, dtype=torch.bool), torch.tensor([False, True])
+MAP = torch.randint(0, 5, (2, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGE = torch.randint(0, 256, (2, 16, 24, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def encode(x):
+    """A stand-in for an autoencoder of factor 4 with two channels."""
+    return F.avg_pool2d(x, 4)[:, :2]
+
+
+def test_a_map_equals_the_original_one_hot_halved_twice_and_convolved() -> None:
+    module = SemanticCondition(Semantic(classes=5, channels=3), factor=4).double()
+    x = F.one_hot(MAP.long(), 5).permute(0, 3, 1, 2).double()
+    for _ in range(2):
+        x = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
+    want = module.channel_mapper(x)
+    assert torch.allclose(module({"segmentation": MAP}, SHOWN).concat, want, atol=1e-12)
+    assert module.channel_mapper.weight.shape == (3, 5, 1, 1) and module.channel_mapper.bias is None
+
+
+def test_a_low_resolution_picture_of_the_latents_size_is_used_as_it_is_and_resized_otherwise() -> None:
+    same = LowResCondition(LowRes(), ratio=1.0)({"low_res": IMAGE}, SHOWN).concat
+    assert torch.equal(same, to_signed(IMAGE)) and same.abs().max() <= 1
+    for ratio, size in ((4.0, (64, 96)), (0.5, (8, 12))):
+        assert LowResCondition(LowRes(), ratio)({"low_res": IMAGE}, SHOWN).concat.shape == (2, 3, *size)
+
+
+def test_the_hole_is_black_before_encoding_and_the_mask_is_the_last_channel() -> None:
+    module = MaskedCondition(Masked(), z_channels=2, factor=4, encode=encode)
+    mask = torch.zeros(2, 16, 24, dtype=torch.uint8)
+    mask[:, :8, :12] = 1
+    x = module({"image": IMAGE, "mask": mask}, SHOWN).concat
+    assert x.shape == (2, 3, 4, 6) and module.concat_channels == 3
+    small = torch.full((4, 6), -1.0)
+    small[:2, :3] = 1
+    assert torch.equal(x[0, -1], small)
+    assert torch.allclose(x[:, :2, :2, :3], torch.tensor(-1.0), atol=1e-6)
+    assert torch.allclose(x[:, :2, 2:], encode(to_signed(IMAGE))[:, :, 2:], atol=1e-6)
+
+
+def test_what_stands_in_the_hole_cannot_be_seen() -> None:
+    module = MaskedCondition(Masked(), z_channels=2, factor=4, encode=encode)
+    mask = (torch.rand(2, 16, 24, generator=torch.Generator().manual_seed(2)) < 0.5).byte()
+    other = torch.where(mask[..., None] > 0, 255 - IMAGE, IMAGE)
+    a, b = (module({"image": image, "mask": mask}, SHOWN).concat for image in (IMAGE, other))
+    assert torch.equal(a, b) and not torch.equal(a, module({"image": 255 - IMAGE, "mask": mask}, SHOWN).concat)
+
+
+def test_hidden_is_zeros_in_every_channel() -> None:
+    batch = {"segmentation": MAP, "low_res": IMAGE, "image": IMAGE, "mask": torch.ones(2, 16, 24)}
+    for module in (SemanticCondition(Semantic(5), 4), LowResCondition(LowRes(), 1.0),
+                   MaskedCondition(Masked(), 2, 4, encode)):  # fmt: skip
+        x = module(batch, DROP).concat
+        assert x[0].abs().sum() > 0 and x[1].abs().sum() == 0
+
+
+def test_the_average_of_a_masked_model_does_not_hold_a_copy_of_the_autoencoder() -> None:
+    module = MaskedCondition(Masked(), 2, 4, encode)
+    assert copy.deepcopy(module).encode is encode and not module.state_dict()

@@ -1,0 +1,114 @@
+"""Boxes and maps follow crop and flip; what is made from a picture is made anew from the key."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latentdiff.config import UserError
+from latentdiff.data.degrade import Degrade
+from latentdiff.data.fields import Fields, check_classes, follow_boxes, follow_map, needs_picture, open_map, stacked
+from latentdiff.data.masks import Masks
+from latentdiff.data.picture import BadPicture, View, fit
+from latentdiff.data.shapes import Shapes, ShapesDataset
+
+
+def scene():
+    """A picture, its map and its boxes: a red block and a green one on black, 96 x 64."""
+    image, marks = np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8)
+    for kind, (x, y, width, height), colour in ((1, (8, 16, 20, 24), (255, 0, 0)), (2, (60, 8, 24, 12), (0, 255, 0))):
+        image[y : y + height, x : x + width], marks[y : y + height, x : x + width] = colour, kind
+    return Image.fromarray(image), Image.fromarray(marks), {"bbox": [[8, 16, 20, 24], [60, 8, 24, 12]],
+                                                            "categories": [1, 2]}  # fmt: skip
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("key", range(6))
+def test_boxes_and_maps_follow_the_picture_through_crop_and_flip(crop, key, tmp_path):
+    picture, marks, objects = scene()
+    marks.save(tmp_path / "map.png")
+    image, view = fit(picture, 32, 32, crop, key, flip=True)
+    segmentation, boxes = follow_map(tmp_path / "map.png", view), follow_boxes(objects, view)
+    assert segmentation.shape == (32, 32)
+    for kind, channel in ((1, 0), (2, 1)):
+        lit, marked = image[:, :, channel] > 128, segmentation == kind
+        assert (lit != marked).mean() < 0.05
+        if not marked.any():
+            continue
+        rows, columns = np.nonzero(marked)
+        found = [box for box in boxes if box[4] == kind]
+        if found:
+            want = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 32
+            assert np.abs(found[0][:4] - want).max() <= 1.5 / 32
+
+
+def test_a_flip_mirrors_boxes_and_a_crop_cuts_them_or_leaves_them_out():
+    objects = {"bbox": [[2, 2, 4, 4], [14, 0, 6, 6], [30, 0, 4, 4]], "categories": [0, 1, 2]}
+    view = View(1.0, 0, 0, 16, 16, True)
+    boxes = follow_boxes(objects, view)
+    assert boxes.tolist() == [[10 / 16, 2 / 16, 14 / 16, 6 / 16, 0], [0, 0, 2 / 16, 6 / 16, 1]]  # the largest first
+    assert follow_boxes({"bbox": [], "categories": []}, view).shape == (0, 5)
+
+
+@pytest.mark.parametrize("objects", [{"bbox": [[1, 2, 3]], "categories": [0]}, {"bbox": [[1, 2, 3, 4]]}, [],
+                                     {"bbox": [[1, 2, 3, "x"]], "categories": [0]}])  # fmt: skip
+def test_objects_that_cannot_be_read_are_a_bad_picture(objects):
+    with pytest.raises(BadPicture, match="its objects cannot be read"):
+        follow_boxes(objects, View(1.0, 0, 0, 16, 16, False))
+
+
+def test_maps_of_several_kinds_are_numbers(tmp_path):
+    marks = np.array([[0, 1], [2, 5]], np.uint8)
+    Image.fromarray(marks).save(tmp_path / "gray.png")
+    palette = Image.fromarray(marks, mode="P")
+    palette.putpalette([10 * i % 256 for i in range(768)])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(marks.astype(np.uint16) + 300).save(tmp_path / "deep.png")
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "colour.png")
+    assert np.array_equal(np.asarray(open_map(tmp_path / "gray.png")), marks)
+    assert np.array_equal(np.asarray(open_map(tmp_path / "palette.png")), marks)
+    assert np.array_equal(np.asarray(open_map(tmp_path / "deep.png")), marks.astype(int) + 300)
+    for name, reason in (("colour.png", "it must be gray"), ("none.png", "cannot be read")):
+        with pytest.raises(BadPicture, match=reason):
+            open_map(tmp_path / name)
+
+
+def test_classes_that_the_condition_does_not_know_are_a_bad_picture():
+    with pytest.raises(BadPicture, match="its segmentation has class 6; the condition's classes=6 allows 0 to 5"):
+        check_classes("segmentation", np.array([[0, 6]]), 6)
+    with pytest.raises(BadPicture, match="class 3"):
+        check_classes("boxes", np.array([[0, 0, 1, 1, 3.0]]), 3)
+    check_classes("boxes", np.zeros((0, 5)), 3)
+    check_classes("label", 2, 3)
+
+
+def test_what_is_made_depends_on_the_key_and_what_comes_with_the_data_does_not():
+    data = Fields(ShapesDataset(Shapes()), ("image", "mask", "low_res", "boxes", "segmentation"),
+                  (Masks(), Degrade(4, "bsr")), {"boxes": 6})  # fmt: skip
+    a, b, again = data.item(3, 10), data.item(3, 12), data.item(3, 10)
+    for name in ("mask", "low_res"):
+        assert np.array_equal(a[name], again[name]) and not np.array_equal(a[name], b[name])
+    for name in ("image", "boxes", "segmentation"):
+        assert np.array_equal(a[name], b[name])
+
+
+def test_a_field_that_the_data_lacks_is_named_with_what_would_make_it():
+    class Bare:
+        def item(self, i, key):
+            return {"id": "a", "image": np.zeros((8, 8, 3), np.uint8)}
+
+    with pytest.raises(UserError, match="reads segmentation, but the data has none; a picture needs map_file_name"):
+        Fields(Bare(), ("segmentation",), (), {}).item(0, 0)
+
+
+def test_pictures_are_read_beside_cached_latents_only_where_a_field_needs_them():
+    record = ShapesDataset(Shapes()).record(0, 0)
+    assert not needs_picture(("caption",), record) and not needs_picture(("label", "boxes"), record)
+    assert needs_picture(("segmentation",), record) and needs_picture(("image", "mask"), record)
+
+
+def test_boxes_of_several_pictures_are_filled_up_with_class_minus_one():
+    boxes = stacked("boxes", [np.ones((2, 5), np.float32), np.zeros((0, 5), np.float32)])
+    assert boxes.shape == (2, 2, 5) and boxes[0].min() == 1 and (boxes[1] == -1).all()
+    assert stacked("boxes", [np.zeros((0, 5))] * 2).tolist() == [[[-1.0] * 5]] * 2
+    assert torch.equal(stacked("label", torch.arange(3)), torch.arange(3))
