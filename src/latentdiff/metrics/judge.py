@@ -61,25 +61,29 @@ def can_learn(data: Any) -> bool:
 
 def train(data: Any, size: int) -> Judge:
     """A judge of the data set; the same wherever it is trained, up to the rounding of the machine."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # whoever draws next is not disturbed
         torch.manual_seed(0)
         judge = Judge(*_vocabulary(data), size)
-    optimizer = optim.adamw(judge, TRAIN)
-    for step, batch in enumerate(loader.batches(data, 0, TRAIN.batch_size, [range(TRAIN.batch_size)], 0, TRAIN.steps)):
-        h, (label, words) = judge(resize(loader.images(batch), size)), judge.targets(batch)
-        loss = h.new_zeros(())
-        if label is not None:
-            loss = loss + F.cross_entropy(judge.label(h), label)
-        if words is not None:
-            loss = loss + 4 * F.binary_cross_entropy_with_logits(judge.word(h), words)
-        loss.backward()
-        optim.step(optimizer, TRAIN, optim.rate(TRAIN, step))
+        optimizer, everything = optim.adamw(judge, TRAIN), range(TRAIN.batch_size)
+        for step, batch in enumerate(loader.batches(data, 0, TRAIN.batch_size, [everything], 0, TRAIN.steps)):
+            _loss(judge, batch).backward()
+            optim.step(optimizer, TRAIN, optim.rate(TRAIN, step))
     judge.eval().requires_grad_(False)
-    h = torch.cat(
-        [judge(resize(loader.images(b), size)) for b in loader.in_order(data, range(min(len(data), 2000)), 100)]
-    )
-    judge.mean.copy_(h.mean(0)), judge.std.copy_(h.std(0).clamp(min=1e-3))
+    some = loader.in_order(data, range(min(len(data), LOOKED_AT)), 100)
+    h = torch.cat([judge(resize(loader.images(batch), size)) for batch in some])
+    judge.mean.copy_(h.mean(0))
+    judge.std.copy_(h.std(0).clamp(min=1e-6))
     return judge
+
+
+def _loss(judge: Judge, batch: dict) -> Tensor:
+    h, (label, words) = judge(resize(loader.images(batch), judge.size)), judge.targets(batch)
+    loss = h.new_zeros(())
+    if label is not None:
+        loss = loss + F.cross_entropy(judge.label(h), label)
+    if words is not None:
+        loss = loss + 4 * F.binary_cross_entropy_with_logits(judge.word(h), words)
+    return loss
 
 
 def save(judge: Judge, path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Latents measured against what is known of them, and LPIPS in the hole alone."""
+
+import pytest
+import torch
+
+from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from latentdiff.autoencoder.bottleneck import VQ, Identity
+from latentdiff.autoencoder.perceptual import LPIPSDistance
+from latentdiff.autoencoder.pretrained import features
+from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.metrics import stage_one
+from latentdiff.training.world import World
+
+ALONE = World(0, 1, torch.device("cpu"))
+SMALL = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4}
+DATA = ShapesDataset(Shapes(count=16, val_count=16))
+
+
+def made(**changes) -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(AutoencoderConfig(**(SMALL | changes))).eval()
+
+
+def test_pixels_turn_and_shrink_with_their_picture_and_a_random_encoder_does_not():
+    pixels = made(channel_mult=(), z_channels=3, bottleneck=Identity())
+    assert stage_one.equivariance(pixels, DATA, ALONE) == pytest.approx(
+        {"equivariance_turn": 0, "equivariance_half": 0}
+    )
+    found = stage_one.equivariance(made(), DATA, ALONE)
+    assert all(value > 0.01 for value in found.values())
+
+
+def test_latent_statistics_are_those_of_the_latents():
+    model = made()
+    model.set_statistics(0.1, 2.0)
+    x = torch.stack([torch.from_numpy(DATA.item(i, 0)["image"]) for i in range(16)]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        mean, logvar = model.moments(x)
+        z = model.normalise(mean)
+    noise = (logvar.exp() * 4).mean((0, 2, 3))
+    total = z.var((0, 2, 3), correction=0) + noise
+    found = stage_one.latents(model, DATA, ALONE, 16)
+    assert found["latent_mean"] == pytest.approx(z.mean().item(), rel=1e-4)
+    assert found["latent_std"] == pytest.approx(total.mean().sqrt().item(), rel=1e-4)
+    assert found["latent_noise_share"] == pytest.approx((noise / total).mean().item(), rel=1e-4)
+    assert "codebook_usage" not in found
+
+
+def test_the_codebook_in_use_is_counted():
+    model = made(bottleneck=VQ(codebook_size=8))
+    with torch.no_grad():
+        model.quantize.embedding.weight.fill_(1e6)
+        model.quantize.embedding.weight[:2] = torch.tensor([[10.0] * 4, [-10.0] * 4])
+    found = stage_one.latents(model, DATA, ALONE, 16)
+    assert found["codebook_usage"] in (1 / 8, 2 / 8) and 1 <= found["codebook_perplexity"] <= 2
+
+
+@pytest.fixture
+def distance() -> LPIPSDistance:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {k: v.shape for k, v in features("squeezenet").state_dict().items()}
+    weights = {k: torch.randn(s, generator=generator) * (2 / max(1, s[1:].numel())) ** 0.5 for k, s in shapes.items()}
+    heads = [torch.rand(1, c, 1, 1, generator=generator) for c in (64, 128, 256, 384, 384, 512, 512)]
+    return LPIPSDistance("squeezenet", weights, heads)
+
+
+def test_lpips_in_a_hole_that_is_the_whole_picture_is_lpips(distance):
+    x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    whole = stage_one.lpips_in_hole(distance, x, y, torch.ones(2, 1, 64, 64))
+    torch.testing.assert_close(whole, distance(y, x).flatten(), rtol=1e-4, atol=1e-6)
+
+
+def test_lpips_in_the_hole_does_not_see_what_is_far_from_it(distance):
+    x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    hole = torch.zeros(1, 1, 256, 256)
+    hole[..., :16, :16] = 1
+    far, near = x.clone(), x.clone()
+    far[..., 224:, 224:] = 0
+    near[..., :16, :16] = 0
+    assert stage_one.lpips_in_hole(distance, x, far, hole) < 0.01 * stage_one.lpips_in_hole(distance, x, near, hole)
+    assert distance(far, x) > 0.1 * distance(near, x)
