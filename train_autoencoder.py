@@ -18,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentdiff import keyed, load, recipe, screen
+from latentdiff import keyed, load, modelspec, recipe, screen
 from latentdiff.autoencoder import discriminator, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import VQ
 from latentdiff.build import build_autoencoder
 from latentdiff.codes import Codes
-from latentdiff.config import UserError, hash_of
+from latentdiff.config import UserError
 from latentdiff.critic import Critic
 from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe
@@ -145,12 +145,7 @@ def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Lo
         log.say("latents: the codebook's own scale is kept")
     else:
         log.say(f"latents: standard deviation {deviations} over the training data, now normalised to 1")
-    about = {
-        "latentdiff.recipe": hash_of(r),
-        "latentdiff.step": str(r.train.steps),
-        "latentdiff.autoencoder": model.weights_hash(),
-    }
-    run.finish(log, model.state_dict(), about, CURVES)
+    run.finish(log, model.state_dict(), modelspec.about(r, r.train.steps, model.weights_hash()), CURVES)
     log.say(f"done: {log.folder}  (python train_diffusion.py RECIPE.py autoencoder={log.folder})")
 
 

@@ -14,8 +14,7 @@ from latentdiff import cli
 
 cli.answer_help(__doc__)
 
-from latentdiff import build, keyed, load, recipe, screen
-from latentdiff.config import hash_of
+from latentdiff import build, keyed, load, modelspec, recipe, screen
 from latentdiff.data import loader
 from latentdiff.diffusion import objective
 from latentdiff.latents import Latents
@@ -58,7 +57,7 @@ def main(words: list[str]) -> None:
     log.start()
     with run.Stop() as stop:
         train(r, world, learner, latents, watch, stop, log)
-    about = {"latentdiff.recipe": hash_of(r), "latentdiff.step": str(r.train.steps)}
+    about = modelspec.about(r, r.train.steps, autoencoder.weights_hash())
     run.finish(log, learner.ema.model.state_dict(), about, CURVES)
     log.say(f"done: {folder}  (python sample.py --run {folder}{' --prompt ...' if tokenizer else ''})")
 

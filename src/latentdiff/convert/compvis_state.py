@@ -65,13 +65,12 @@ class State:
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Note the tables of the schedule, and say where they are not those of the config."""
-        for name, wanted in schedule_buffers(schedule).items():
-            found = self.tensors.get(name)
-            self.taken.add(name)
-            if found is not None and not (
-                found.shape == wanted.shape and torch.allclose(found.float(), wanted, rtol=1e-4, atol=1e-6)
-            ):
-                print(f"WARNING: {name} is not that of the config's schedule, which is used")
+        wanted = schedule_buffers(schedule)
+        found = {name: self.tensors[name].float() for name in wanted.keys() & self.tensors.keys()}
+        self.taken |= found.keys()
+        wrong = [name for name in wanted if name in found and not _close(found[name], wanted[name])]
+        if wrong:
+            print(f"WARNING: the config's schedule is used; the file's own differs in {', '.join(wrong)}")
 
     def report(self) -> None:
         """Say what was left out."""
@@ -81,6 +80,10 @@ class State:
             kinds.setdefault(kind, []).append(name)
         for kind, names in kinds.items():
             print(f"left out, {kind} ({len(names)}): {', '.join(names) if kind == 'unknown' else _some(names, 2)}")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def _some(names: list[str], count: int = 20) -> str:
