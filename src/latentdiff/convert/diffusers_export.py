@@ -93,8 +93,8 @@ def _write_scheduler(folder: Path, recipe: DiffusionRecipe, against: list[str]) 
 def _write_rest(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> None:
     """What diffusers' models do not hold, so that the folder becomes the same run again."""
     checkpoint.write_json(folder / folders.OWN, config.to_dict(recipe))
-    texts = tuple(f"conditioner.parts.{i}." for i, c in enumerate(recipe.conditions) if isinstance(c, Text))
-    rest = ("conditioner.", "unet.vector.")
+    texts = [f"conditioner.parts.{i}." for i, c in enumerate(recipe.conditions) if isinstance(c, Text)]
+    told = (*texts, "unet.", "autoencoder.")
     state = model.state_dict().items()
-    kept = {name: x for name, x in state if name.startswith(rest) and not name.startswith(texts or "-")}
+    kept = {name: x for name, x in state if name.startswith("unet.vector.") or not name.startswith(told)}
     checkpoint.write_tensors(folder / folders.REST, kept)

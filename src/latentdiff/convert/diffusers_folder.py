@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.config import UserError
+from latentdiff.convert import stream
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.training import checkpoint
 
@@ -58,7 +59,7 @@ def write(folder: Path, config: Options, weights: Weights | None, stem: str = ST
     name = "scheduler_config.json" if weights is None else "config.json"
     checkpoint.write_json(folder / name, config)
     if weights is not None:
-        checkpoint.write_tensors(folder / f"{stem}.safetensors", weights)
+        stream.write(folder / f"{stem}.safetensors", weights)
 
 
 # ---- options

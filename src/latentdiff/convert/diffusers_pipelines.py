@@ -1,5 +1,6 @@
 """Which pipeline of diffusers can draw what a run draws, and what stands against it."""
 
+from dataclasses import fields
 from typing import NamedTuple
 
 from latentdiff.conditioning.spatial import LowRes
@@ -8,6 +9,7 @@ from latentdiff.convert import diffusers_autoencoder, diffusers_schedule, diffus
 from latentdiff.latent_diffusion import LatentDiffusion, Sampling
 from latentdiff.recipe import DiffusionRecipe
 
+TOLD = ("sampler", "steps", "guidance_scale", "eta", "spacing")  # settings that a call or the scheduler holds
 FACTOR = 8  # pixels per place of the latent, where LDMTextToImagePipeline begins to draw
 
 
@@ -63,13 +65,10 @@ def how_to_draw(kind: str, s: Sampling, timesteps: int) -> list[str]:
         call = f"[prompt], {call}, guidance_scale={s.guidance_scale:g}"
     if kind == "LDMSuperResolutionPipeline":
         call = f"image, {call}"
-    others = {
+    differs = {
         f"sampler={s.sampler}, where it has ddim": s.sampler != "ddim",
         f"spacing={s.spacing}, where it has trailing": s.spacing not in diffusers_schedule.GRIDS,
         f"steps={s.steps}, which does not divide the {timesteps} timesteps": timesteps % s.steps != 0,
-        f"guidance_rescale={s.guidance_rescale}": s.guidance_rescale != 0,
-        f"shift={s.shift}": s.shift != 1,
-        "tiles": s.tile != 0,
-    }
-    differs = [what for what, holds in others.items() if holds]
-    return [f"{kind}: pipeline({call})"] + [f"sample.py draws otherwise by {what}" for what in differs]
+    } | {f"{f.name}={getattr(s, f.name)}": getattr(s, f.name) != f.default for f in fields(s) if f.name not in TOLD}
+    told = [what for what, holds in differs.items() if holds]
+    return [f"{kind}: pipeline({call})"] + [f"sample.py draws otherwise by {what}" for what in told]

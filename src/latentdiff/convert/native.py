@@ -6,10 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from latentdiff import config
+from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.config import UserError
+from latentdiff.convert import stream
 from latentdiff.convert.diffusers_folder import Weights
 from latentdiff.data.tokenizer import CaptionTokenizer
+from latentdiff.modelspec import about
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint
 
@@ -42,17 +47,24 @@ def finish_folder(aside: Path, path: Path) -> None:
 
 def write_run(path: Path, made: Native) -> None:
     """The run's folder, complete or not at all."""
-    aside = new_folder(path)
-    recipe = replace(made.recipe, name=path.name)
-    _write(aside, config.checked(recipe, type(recipe), ""), made.weights)
+    aside, hashed = new_folder(path), ""
     if made.first_stage is not None:
         (aside / "autoencoder").mkdir()
-        _write(aside / "autoencoder", made.first_stage.recipe, made.first_stage.weights)
+        hashed = _write(aside / "autoencoder", made.first_stage)
+    _write(aside, made._replace(recipe=replace(made.recipe, name=path.name)), hashed)
     if made.tokenizer is not None:
         made.tokenizer.save(aside / "tokenizer.json")
     finish_folder(aside, path)
 
 
-def _write(folder: Path, recipe: AutoencoderRecipe | DiffusionRecipe, weights: Weights) -> None:
+def _write(folder: Path, made: Native, hashed: str = "") -> str:
+    """Recipe and weights; the hash of the autoencoder, its own or the one given."""
+    recipe = config.checked(made.recipe, type(made.recipe), "")
+    if isinstance(recipe, AutoencoderRecipe):
+        with torch.device("meta"):
+            network = Autoencoder(recipe.autoencoder)
+        network.load_state_dict(made.weights, assign=True)
+        hashed = network.weights_hash()
     checkpoint.write_json(folder / "recipe.json", config.to_dict(recipe))
-    checkpoint.write_tensors(folder / "model.safetensors", weights, {"latentdiff.recipe": config.hash_of(recipe)})
+    stream.write(folder / "model.safetensors", made.weights, about(recipe, 0, hashed))
+    return hashed

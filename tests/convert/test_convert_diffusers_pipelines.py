@@ -1,0 +1,228 @@
+"""Whole runs as pipelines of diffusers and back: the same pictures, the same weights, and plain words where neither."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from PIL import Image
+from safetensors.torch import load_file
+from theirs import WORDS, blocks, diffusers, exported, imported, levels, native, off, randomised
+
+import latentdiff
+from latentdiff.autoencoder.autoencoder import AutoencoderConfig
+from latentdiff.autoencoder.bottleneck import VQ, Identity
+from latentdiff.conditioning.label import Label
+from latentdiff.conditioning.layout import Layout
+from latentdiff.conditioning.spatial import LowRes
+from latentdiff.conditioning.text import Text
+from latentdiff.config import UserError
+from latentdiff.convert import diffusers_schedule
+from latentdiff.convert.__main__ import main as convert
+from latentdiff.convert.diffusers_import import import_folder
+from latentdiff.data.degrade import Degrade
+from latentdiff.data.folder import Folder
+from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
+from latentdiff.diffusion.unet import UNetConfig
+from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+
+DDIM = Sampling("ddim", steps=10, guidance_scale=1.0)
+TEXT = Text(dim=12, depth=1, heads=2, head_dim=4, length=77, vocab_size=len(WORDS), mask_padding=False)
+
+
+def first_stage(levels: int = 4, **others) -> AutoencoderRecipe:
+    widths = {"channels": 8, "channel_mult": (1,) * levels, "num_res_blocks": 1, "norm_groups": 4}
+    return AutoencoderRecipe(name="first", autoencoder=AutoencoderConfig(**widths | others))
+
+
+def second_stage(*conditions, heads: int = 0, **others) -> DiffusionRecipe:
+    unet = UNetConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), head_channels=4,
+                      norm_groups=4)  # fmt: skip
+    return DiffusionRecipe(name="run", data=Folder(path="", size=32), conditions=conditions, unet=unet,
+                           **{"sampling": DDIM} | others)  # fmt: skip
+
+
+def tokenizer(length: int = 77) -> CaptionTokenizer:
+    return CaptionTokenizer(wordpiece(WORDS), length)
+
+
+PIXELS = first_stage(0, z_channels=3, bottleneck=Identity())
+VQ3 = first_stage(3, z_channels=3, bottleneck=VQ(codebook_size=16))
+SUPERRES = {"fields": (Degrade(scale=4),)}
+RUNS = {  # a run's recipe, its first stage, and the pipeline of diffusers that it becomes
+    "text": (second_stage(TEXT), first_stage(), "LDMTextToImagePipeline"),
+    "text, predicting v": (second_stage(TEXT, objective=Objective("v")), first_stage(), "LDMTextToImagePipeline"),
+    "text, original grid": (
+        second_stage(TEXT, sampling=replace(DDIM, spacing="uniform")), first_stage(), "LDMTextToImagePipeline"),
+    "text, cosine": (second_stage(TEXT, schedule=ScheduleConfig("cosine")), first_stage(), "LDMTextToImagePipeline"),
+    "unconditional": (second_stage(), VQ3, "LDMPipeline"),
+    "super-resolution": (second_stage(LowRes(), **SUPERRES), VQ3, "LDMSuperResolutionPipeline"),
+    "pixels": (second_stage(schedule=ScheduleConfig("linear")), PIXELS, "DDIMPipeline"),
+    "masked padding": (second_stage(replace(TEXT, mask_padding=True)), first_stage(), None),
+    "short captions, larger latents": (second_stage(replace(TEXT, length=9)), first_stage(3), None),
+    "flow": (second_stage(TEXT, schedule=ScheduleConfig("flow"), objective=Objective("flow")), first_stage(), None),
+    "classes attended to": (second_stage(Label(5, 6)), VQ3, None),
+    "classes added to the time": (second_stage(Label(5, 6, door="vector")), VQ3, None),
+    "layout": (second_stage(Layout(classes=3, dim=8, depth=1)), VQ3, None),
+}  # fmt: skip
+
+
+def made(name: str, folder, scale: float = 1.0):
+    recipe, first, _ = RUNS[name]
+    words = next((tokenizer(c.length) for c in recipe.conditions if isinstance(c, Text)), None)
+    return native(recipe, folder, first, words, scale)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_out_and_in_again_is_the_same_bit_for_bit(name, tmp_path, capsys):
+    scale = 1.0 if name in ("pixels", "super-resolution") else 0.18215
+    run, (recipe, _, pipeline) = made(name, tmp_path / "run", scale), RUNS[name]
+    folder = exported(tmp_path)
+    assert (folder / "model_index.json").exists() == (pipeline is not None)
+    assert "no " in capsys.readouterr().out or pipeline
+    import_folder(str(folder), output=str(tmp_path / "again"))
+    for file in ("model.safetensors", "autoencoder/model.safetensors"):
+        before, after = load_file(run / file), load_file(tmp_path / "again" / file)
+        assert sorted(before) == sorted(after)
+        assert [n for n in before if before[n].dtype != after[n].dtype or not torch.equal(before[n], after[n])] == []
+    model = latentdiff.load_run(tmp_path / "again")
+    told = replace(model.unet.config, num_heads=8, head_channels=4)  # 4 heads of width 4 may be told either way
+    assert (told, model.objective) == (recipe.unet, recipe.objective) and model.unet.config.heads(16) == 4
+    t = torch.arange(1000.0)
+    assert torch.equal(model.schedule.alpha(t), Schedule(recipe.schedule).alpha(t))
+
+
+def drawn_there(pipeline, recipe, z, **others):
+    options = {"num_inference_steps": recipe.sampling.steps, "output_type": "np"} | others
+    pipeline.set_progress_bar_config(disable=True)
+    with pytest.MonkeyPatch.context() as patch:  # noise is an argument of one pipeline only
+        module = __import__(type(pipeline).__module__, fromlist=["randn_tensor"])
+        patch.setattr(module, "randn_tensor", lambda shape, **_: z.reshape(shape))
+        return torch.from_numpy(pipeline(**options).images).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name, (*_, pipeline) in RUNS.items() if pipeline])
+def test_the_pipeline_draws_what_the_run_draws(name, tmp_path):
+    made(name, tmp_path / "run", scale=1.0 if name == "pixels" else 0.5)
+    ours, (recipe, _, pipeline) = latentdiff.load_run(tmp_path / "run"), RUNS[name]
+    theirs = diffusers.DiffusionPipeline.from_pretrained(exported(tmp_path))
+    assert type(theirs).__name__ == pipeline
+    batch, inputs, guided = {}, {}, {}
+    if recipe.conditions == (TEXT,):
+        batch = ours.tokens(["a red circle"])
+        inputs, guided = {"prompt": ["a red circle"], "guidance_scale": 3.0}, {"guidance_scale": 3.0}
+    elif recipe.conditions:
+        batch = {"low_res": torch.randint(256, (1, 8, 8, 3), dtype=torch.uint8)}
+        inputs = {"image": batch["low_res"].permute(0, 3, 1, 2) / 127.5 - 1}
+    shape = ours.latent_shape()
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+    *_, latent = ours.draw(batch, [7], shape, replace(recipe.sampling, **guided))
+    wanted = (ours.autoencoder.decode(latent) / 2 + 0.5).clamp(0, 1)
+    assert (drawn_there(theirs, recipe, z[None], **inputs) - wanted).abs().max() < 1 / 2550
+
+
+def test_what_a_pipeline_cannot_express_is_said(tmp_path, capsys):
+    made("short captions, larger latents", tmp_path / "run")
+    exported(tmp_path)
+    said = capsys.readouterr().out
+    assert "conditions.0.length is 9" in said and "4 times smaller" in said
+
+
+def test_a_unet_that_diffusers_cannot_express_is_refused_by_field(tmp_path):
+    recipe = second_stage()
+    native(replace(recipe, unet=replace(recipe.unet, head_channels=0, num_heads=2, attention_levels=(0, 1))),
+           tmp_path / "run", VQ3)  # fmt: skip
+    with pytest.raises(UserError, match="unet.num_heads=2"):
+        exported(tmp_path)
+    assert not (tmp_path / "run-exported").exists()
+
+
+@pytest.mark.parametrize("kind, change", [("sqrt", {}), ("linear", {"shift": 2.0}), ("cosine", {"cosine_s": 0.1}),
+                                          ("linear", {"zero_terminal_snr": True})])  # fmt: skip
+def test_any_schedule_that_preserves_the_variance_can_be_told(kind, change):
+    config = ScheduleConfig(kind, beta_start=1e-4, beta_end=2e-2, **change)
+    theirs = diffusers.DDIMScheduler.from_config(diffusers_schedule.to_theirs(config, "v", "trailing"))
+    assert off(theirs.alphas_cumprod, Schedule(config).alphas_cumprod) < 1e-6
+
+
+def test_another_pipeline_is_refused_with_the_parts_that_can_be_had(tmp_path):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(UserError, match=r"StableDiffusionPipeline.*/vae"):
+        import_folder(str(tmp_path), output=str(tmp_path / "run"))
+
+
+def test_old_names_halves_and_pickles_are_read(tmp_path):
+    model = randomised(diffusers.AutoencoderKL(**levels(8, 8)))
+    wanted = imported(model, tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = model.state_dict()
+    for new, name in old.items():
+        state = {key.replace(new, name): value for key, value in state.items()}
+    (tmp_path / "run-theirs" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "run-theirs/diffusion_pytorch_model.bin")
+    import_folder(str(tmp_path / "run-theirs"), output=str(tmp_path / "half"))
+    again = latentdiff.load_run(tmp_path / "half").state_dict()
+    assert all(value.dtype == torch.float32 for value in again.values())
+    assert all(torch.equal(again[name], value.half().float()) for name, value in wanted.state_dict().items()
+               if name not in ("shift", "scale"))  # fmt: skip
+
+
+def test_missing_and_unknown_weights_are_listed_and_nothing_is_left(tmp_path):
+    model = randomised(diffusers.AutoencoderKL(**levels(8, 8)))
+    model.save_pretrained(tmp_path / "theirs")
+    state = model.state_dict()
+    for change, said in (
+        ({"odd.weight": torch.zeros(1)}, "unknown: odd.weight"),
+        ({}, "missing: encoder.conv_in.bias"),
+    ):
+        torch.save({k: v for k, v in state.items() if k != "encoder.conv_in.bias" or change} | change,
+                   tmp_path / "theirs" / "model.bin")  # fmt: skip
+        (tmp_path / "theirs" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+        with pytest.raises(UserError, match=said):
+            import_folder(str(tmp_path / "theirs"), output=str(tmp_path / "run"))
+        assert not list(tmp_path.glob("*run*"))
+
+
+@pytest.mark.slow
+def test_an_imported_autoencoder_stands_in_for_stage_one(runs):
+    imported(randomised(diffusers.AutoencoderKL(**levels(8, 16, 16))), runs, "sd-vae")
+    call("train_diffusion", "recipes/diffusion/tiny.py", f"autoencoder={runs / 'sd-vae'}", "train.steps=2", "name=two")
+    ours, theirs = (load_file(path / "model.safetensors") for path in (runs / "two/autoencoder", runs / "sd-vae"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_lone_unet_takes_the_autoencoder_that_it_is_given(runs, capsys):
+    imported(randomised(diffusers.AutoencoderKL(**levels(8, 8))), runs, "vae")
+    unet = randomised(diffusers.UNet2DModel(**blocks(8, attend=(0,), kind="Attn", in_channels=4, out_channels=4)))
+    assert imported(unet, runs, "one", autoencoder="vae").autoencoder.factor == 2
+    assert "UNTRAINED" not in capsys.readouterr().out
+    imported(unet, runs, "two")
+    assert "UNTRAINED" in capsys.readouterr().out
+    with pytest.raises(UserError, match="out_channels=3"):
+        imported(randomised(diffusers.UNet2DModel(**blocks(8))), runs, "three", autoencoder="vae")
+
+
+@pytest.mark.slow
+def test_the_portable_recipe_draws_the_same_picture_here_and_in_diffusers(runs, tmp_path):
+    call("train_diffusion", "recipes/diffusion/portable.py", "train.steps=50", "train.val_every=50",
+         "train.sample_every=50", "train.log_every=25", "train.checkpoint_every=50")  # fmt: skip
+    prompt, seeds = "a large red circle", [3, 4]
+    call("sample", "--run", "portable", "--prompt", prompt, "--seed", "3-4", "--output", tmp_path / "here", "--no-grid")
+    here = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "here").glob("*.png"))])
+    convert(["diffusers-export", "portable", str(tmp_path / "there")])
+    pipeline = diffusers.LDMTextToImagePipeline.from_pretrained(tmp_path / "there")
+    pipeline.set_progress_bar_config(disable=True)
+    sampling = latentdiff.load_run("portable").sampling
+    noise = [torch.randn((1, *latentdiff.load_run("portable").latent_shape()),
+                         generator=torch.Generator().manual_seed(seed)) for seed in seeds]  # fmt: skip
+    there = pipeline([prompt] * 2, latents=torch.cat(noise), num_inference_steps=sampling.steps,
+                     guidance_scale=sampling.guidance_scale, output_type="np").images  # fmt: skip
+    assert np.abs(here / 255 - there).max() <= 1 / 255
+    assert here[0].std() > 1 and np.abs(here[0].astype(int) - here[1]).max() > 1  # a picture, and one for each seed
