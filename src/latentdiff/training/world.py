@@ -5,11 +5,13 @@ import datetime
 import os
 import socket
 import time
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from latentdiff.config import UserError
@@ -69,7 +71,8 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **options)
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # of names that come after torch 2.6's
+            return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **options)
 
     def no_sync(self, parallel: nn.Module, skip: bool):
         """A context in which gradients are not averaged: for all but the last piece of a batch."""
@@ -104,10 +107,21 @@ def start(device: str = "auto", deterministic: bool = False, timeout: float = 30
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic)
     if size > 1:
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout))
+        _join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", rank, size, timeout)
         _store().set(f"place/{rank}", f"{socket.gethostname()}, process {os.getpid()}")
     return World(rank, size, chosen)
+
+
+def _join(backend: str, rank: int, size: int, timeout: float) -> None:
+    """torchrun keeps its store over restarts, old addresses included; on one node the count tells them apart.
+
+    (On many nodes the counts differ, so there torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: docs/cluster.md.)
+    """
+    patience = datetime.timedelta(minutes=timeout)
+    store, *_ = next(rendezvous("env://", rank, size, timeout=patience))
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else ""
+    store = dist.PrefixStore(f"start{count}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
 
 
 def end() -> None:
@@ -132,12 +146,14 @@ def said(text: str, rank: int, local: int, patience: float = 5) -> bool:
         return local != 0
     try:
         _store().set(f"reason/{rank}", text)
-        if rank == 0:
-            return False
-        _store().wait(["reason/0"], datetime.timedelta(seconds=patience))
-        return _store().get("reason/0").decode() == text
-    except RuntimeError:  # rank 0 trains on, or is gone
-        return False
+        until = time.monotonic() + (patience if rank else 0)
+        while time.monotonic() < until:
+            if _word("reason/0"):
+                return _word("reason/0") == text
+            time.sleep(0.05)
+    except RuntimeError:  # rank 0, where the ranks met, is gone
+        pass
+    return False
 
 
 def lost(error: Exception, patience: float = 5) -> str | None:
@@ -155,8 +171,8 @@ def lost(error: Exception, patience: float = 5) -> str | None:
         left, gone = _roll_call(rank, size, patience)
         if left[0] != rank:
             return ""
-        late = "did not answer in time (train.timeout)" if "imed out" in text else "is gone without a word (killed?)"
-        return "; ".join(f"rank {r} ({_word(f'place/{r}')}) {_word(f'reason/{r}') or late}" for r in gone) or text
+        late = "no answer in time (train.timeout)" if "imed out" in text else "gone without a word (killed?)"
+        return "; ".join(f"rank {r} ({_word(f'place/{r}')}): {_word(f'reason/{r}') or late}" for r in gone) or text
     except RuntimeError:  # the ranks met at rank 0
         return "rank 0 is gone"
 
