@@ -23,11 +23,23 @@ from latentdiff.autoencoder import tiled
 from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
 from latentdiff.latent_diffusion import LatentDiffusion, Sampling
+from latentdiff.steering import Steering
 from latentdiff.training import pictures, run
 from latentdiff.training.world import autocast, precision, start
 from latentdiff.writer import Writer
 
-SETTINGS = ("steps", "sampler", "guidance_scale", "guidance_rescale", "eta", "shift")  # of a run, and options
+SETTINGS = (
+    "steps",
+    "sampler",
+    "guidance_scale",
+    "guidance_rescale",
+    "guidance_interval",
+    "eta",
+    "spacing",
+    "quantize_denoised",
+    "shift",
+    "overlap",
+)  # of a run, and options
 
 
 def main(words: list[str]) -> None:
@@ -35,6 +47,8 @@ def main(words: list[str]) -> None:
     device = start(options.device).device
     prompts = read_prompts(options)
     given = {name for name in inputs.READERS if getattr(options, name)} | ({"prompt"} if prompts else set())
+    if options.classifier:  # then the class is for it
+        given.discard("class")
     folder = run.find_run(options.run) if options.run else newest_run(given)
     model = load.load_run(folder, device)
     if not isinstance(model, LatentDiffusion):
@@ -46,11 +60,18 @@ def main(words: list[str]) -> None:
         torch.backends.cudnn.allow_tf32 = False
     own = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     settings = replace(model.sampling, **own, tile=options.tile // model.autoencoder.factor)
+    if options.autoguide:
+        model.guide_by(load.load_guide(options.autoguide, device))
     model.check(settings)
     seeds = cli.seeds(options.seed, options.num_images)
-    jobs = inputs.jobs(options, prompts, model, recipe, load.names_of(folder), seeds)
+    steering, names = Steering(model, options), load.names_of(folder)
+    if options.classifier:
+        other = run.find_run(options.classifier)
+        recipe["conditions"] += cli.read_json(other / "recipe.json")["conditions"]
+        names |= load.names_of(other)
+    jobs = inputs.jobs(options, prompts, model, recipe, names, seeds)
     check_sizes(jobs, model, options)
-    draw_all(model, folder, jobs, settings, options, precision(options.precision, device))
+    draw_all(model, folder, jobs, settings, options, precision(options.precision, device), steering)
 
 
 def check_sizes(jobs: list[inputs.Job], model: LatentDiffusion, options) -> None:
@@ -81,12 +102,16 @@ def _strength(options) -> float:
 
 @torch.no_grad()
 def draw_all(
-    model: LatentDiffusion, folder: Path, jobs: list[inputs.Job], settings: Sampling, options, dtype: torch.dtype
-) -> None:
+    model: LatentDiffusion, folder: Path, jobs: list[inputs.Job], settings: Sampling, options, dtype: torch.dtype,
+    steering: Steering,
+) -> None:  # fmt: skip
     """Draw every job, write each picture as it is done, then the grid."""
     model.latent_shape(options.height, options.width)
     about = {"run": folder.name, "negative_prompt": options.negative_prompt}
     about |= {name: getattr(settings, name) for name in SETTINGS}
+    for name in ("guide", "classifier"):
+        if getattr(options, name):
+            about |= {name: getattr(options, name), f"{name}_scale": getattr(options, f"{name}_scale")}
     if options.init_image:
         about |= {"init_image": options.init_image, "strength": _strength(options)}
     writer = Writer(Path(options.output), about)
@@ -95,7 +120,7 @@ def draw_all(
     for batch in inputs.batches(jobs, options.batch_size):
         found, finished, rows = model.fields(fields_of(batch)), None, []
         with autocast(next(model.parameters()).device, dtype):
-            for z in latents(model, batch, found, settings, options):
+            for z in latents(model, batch, found, settings, options, steering):
                 finished = z
                 rows.append(z)
                 bar.update()
@@ -105,7 +130,7 @@ def draw_all(
         shown = rows[:: -(-len(rows) // 8)] if options.progressive else []
         steps = [pictures.to_uint8(decoded(model, z, found, options)) for z in shown]
         for i, (image, job) in enumerate(zip(pictures.to_uint8(x), batch)):
-            row = [step[i] for step in steps] + [image] if steps else None
+            row = [step[i] for step in steps] + [image] if steps else []
             writer.write(image, job.prompt, job.seed, job.about, row)
     bar.close()
     if options.grid:
@@ -119,7 +144,7 @@ def fields_of(batch: list[inputs.Job]) -> dict[str, Tensor]:
 
 
 def latents(
-    model: LatentDiffusion, batch: list[inputs.Job], found: dict, settings: Sampling, options
+    model: LatentDiffusion, batch: list[inputs.Job], found: dict, settings: Sampling, options, steering: Steering
 ) -> Iterator[Tensor]:
     """The guesses at z0 of a batch, one per step."""
     count, device = len(batch), next(model.parameters()).device
@@ -134,7 +159,7 @@ def latents(
         x = inputs.start_image(options.init_image, height, width).to(device)
         begin = model.autoencoder.encode(x).expand(count, -1, -1, -1)
     shape, seeds = model.latent_shape(height, width), [job.seed for job in batch]
-    around = model.known_pixels(found)
+    around = steering(found, count)
     yield from model.draw(conditions, seeds, shape, settings, negative, begin, _strength(options), around)
 
 

@@ -134,7 +134,27 @@ def test_a_negative_condition_replaces_the_hidden_one():
     assert not torch.allclose(drawn(made, [0], [2], guidance_scale=7.0), same, atol=1e-2)
 
 
+def test_every_picture_may_have_a_scale_of_its_own():
+    made = model()
+    *_, both = made.draw({"label": torch.tensor([2, 2])}, [0, 0], SHAPE, Sampling(steps=2), scales=[1.0, 5.0])
+    for z, scale in zip(both, (1.0, 5.0)):
+        assert torch.allclose(z, drawn(made, [0], [2], steps=2, guidance_scale=scale)[0], atol=1e-4)
+
+
+def test_a_worse_model_guides_in_place_of_the_hidden_condition():
+    made, worse = model(dropout=0.0), model(dropout=0.0)
+    worse.load_state_dict({name: 0.5 * x for name, x in made.state_dict().items()})
+    alone = drawn(made, [0], [2], steps=1, sampler="ddim", guidance_scale=1.0)
+    bad = drawn(worse, [0], [2], steps=1, sampler="ddim", guidance_scale=1.0)
+    made.guide_by(worse)
+    guided = drawn(made, [0], [2], steps=1, sampler="ddim", guidance_scale=3.0)
+    assert torch.allclose(guided, bad + 3 * (alone - bad), atol=1e-4) and not torch.allclose(guided, alone, atol=1e-3)
+    with pytest.raises(UserError, match="another schedule"):
+        made.guide_by(model("flow"))
+
+
 @pytest.mark.parametrize("change, words", [
+    ({"guidance_interval": (0.8, 0.2)}, "guidance_interval is"),
     ({"sampler": "magic"}, "sampler is 'magic'"), ({"steps": 0}, "steps is 0"), ({"steps": 1001}, "steps is 1001"),
     ({"eta": 2.0, "sampler": "ddim"}, "eta is 2.0"), ({"spacing": "odd"}, "spacing is 'odd'"),
 ])  # fmt: skip

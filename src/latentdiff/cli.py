@@ -134,6 +134,11 @@ SAMPLE_OPTIONS = """\
   --mask FILE            ... where this one, of the same size, is white; what is black stays to the bit
   --init-image FILE      a picture to draw over, with any run
   --strength S           how much of it is drawn anew: above 0 to 1 (default 0.6)
+  --guide FILE           a picture of any size that the drawn one, made as small, is to resemble: with any run
+  --guide-scale S        how much (default 100); stochastic samplers such as ddpm follow best
+  --guide-by D           l2 or lpips, the distance (default l2)
+  --classifier RUN       guide towards --class in a run that knows no classes (train_classifier.py)
+  --classifier-scale S   how much (default 1)
   --negative-prompt TEXT what guidance moves away from
   --seed N | A-B         the first picture's seed, or a range (default 0)
   --num-images N         pictures per prompt, with seeds N, N+1, ... (also --n_samples)
@@ -141,9 +146,14 @@ SAMPLE_OPTIONS = """\
   --sampler NAME         ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc or ipndm
   --guidance-scale S     of classifier-free guidance; 1 is none (also --scale, --cfg-scale)
   --guidance-rescale R   0 to 1: pull the contrast back that guidance adds
+  --guidance-interval A,B  guide only where this share is noise, for example 0.2,0.8; half the cost elsewhere
+  --autoguide RUN        guide away from a worse run, or an earlier checkpoint's folder, instead of from no condition
+  --spacing S            of the steps: trailing, linspace, quadratic, log_snr, karras or uniform (the original's)
+  --quantize-denoised    make every guess of codes (VQ)
   --eta E                noise of ddim: 0 deterministic, 1 ancestral
   --shift X              above 1: more steps where the noise is high, for pictures larger than in training
   --tile N               draw larger pictures in overlapping tiles of N pixels, in bounded memory
+  --overlap X            share of a tile that it has in common with the next (default 0.25)
   --progressive          beside each picture a row of how it came to be
   --height H --width W   in pixels, multiples of the autoencoder's factor (also --H, --W); default: the training size
   --batch-size N         pictures drawn at once (default 16); changes no picture
@@ -151,6 +161,11 @@ SAMPLE_OPTIONS = """\
   --device D             auto, cuda or cpu
   --output DIR           where the pictures go (also --outdir; default outputs)
   --no-grid              no grid.png"""
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(word) for word in text.split(","))
+
 
 # option -> (aliases, type, default); None: the run's own
 _SAMPLE = {
@@ -161,7 +176,10 @@ _SAMPLE = {
     "--eta": (("--ddim-eta",), float, None), "--height": (("--H",), int, None), "--width": (("--W",), int, None),
     "--batch-size": ((), int, 16), "--precision": ((), str, "fp32"), "--device": ((), str, "auto"),
     "--output": (("--outdir", "--output-dir"), str, "outputs"), "--init-image": (("--init-img",), str, None),
+    "--guidance-interval": ((), _numbers, None), "--autoguide": ((), str, None), "--spacing": ((), str, None),
     "--strength": ((), float, None), "--shift": ((), float, None), "--tile": ((), int, 0),
+    "--overlap": ((), float, None), "--guide": ((), str, None), "--guide-scale": ((), float, 100.0),
+    "--guide-by": ((), str, "l2"), "--classifier": ((), str, None), "--classifier-scale": ((), float, 1.0),
 }  # fmt: skip
 
 
@@ -173,6 +191,7 @@ def sample_arguments(words: list[str]) -> argparse.Namespace:
     for option in ("--prompt", "--class", "--layout", "--segmentation", "--low-res", "--image", "--mask"):
         parser.add_argument(option, action="append")
     parser.add_argument("--progressive", action="store_true")
+    parser.add_argument("--quantize-denoised", action="store_true", default=None)
     parser.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args([_hyphens(word) for word in words])
     for name in ("num_images", "steps", "batch_size"):

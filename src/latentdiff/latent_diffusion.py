@@ -1,6 +1,6 @@
 """LatentDiffusion: a conditioner, a U-Net and a schedule; the training loss, and drawing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,12 +24,14 @@ class Sampling:
     sampler: str = "dpmpp_2m"  # ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc or ipndm
     steps: int = 20  # network evaluations (twice as many for heun, one more for plms)
     guidance_scale: float = 4.0  # of classifier-free guidance; 1 is none
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)  # of sigma / (alpha + sigma): where guidance works
     guidance_rescale: float = 0.0  # 0 to 1: how far the guided picture's contrast is pulled back (Lin et al. 2023)
     eta: float = 0.0  # noise of ddim: 0 is deterministic, 1 is ancestral
     spacing: str = "trailing"  # of the timesteps: trailing, linspace, quadratic, log_snr, karras, or uniform (original)
     shift: float = 1.0  # more steps where the noise is high, for pictures larger than in training (Esser et al. 2024)
     tile: int = 0  # larger latents are drawn in tiles of this side, in places of the latent; 0: in one piece
     overlap: float = 0.25  # share of a tile that it has in common with the next
+    quantize_denoised: bool = False  # every guess is made of the codebook's codes (VQ; as in the original)
 
 
 class LatentDiffusion(nn.Module):
@@ -45,6 +47,7 @@ class LatentDiffusion(nn.Module):
         self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, aim
         self.importance = Importance(schedule.T) if aim.timesteps == "importance" else None
         self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
+        self.guide: LatentDiffusion | None = None
 
     # ---- training
 
@@ -81,7 +84,7 @@ class LatentDiffusion(nn.Module):
     # ---- drawing
 
     def denoiser(self, cond: conds.Cond, settings: Sampling) -> guidance.Denoise:
-        """denoise(x, t) -> (x0, eps) with the condition bound; cond holds [uncond, cond] when guidance is on."""
+        """denoise(x, t) -> (x0, eps) with the condition bound."""
         network = self.unet
         if settings.tile:
             network = patchwise(network, settings.tile, round(settings.tile * settings.overlap))
@@ -90,13 +93,45 @@ class LatentDiffusion(nn.Module):
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
             return prediction.solve(self.objective.prediction, network(x, t, cond), x, alpha, sigma)
 
-        if settings.guidance_scale == 1:
-            return denoise
-        return guidance.classifier_free(denoise, settings.guidance_scale, settings.guidance_rescale, self.schedule)
+        return denoise
+
+    def condition(self, batch: dict, count: int, hide: bool = False) -> conds.Cond:
+        """The condition of `count` samples; hide: without what training has learned to do without."""
+        device = next(self.unet.parameters()).device
+        drops = [torch.full((count,), hide and part.dropout > 0, device=device) for part in self.conditioner.parts]
+        return self.conditioner(batch, drops)
+
+    def guided(
+        self, batch: dict, count: int, settings: Sampling, negative: dict | None, scales: Sequence[float] | None
+    ) -> guidance.Denoise:
+        """The denoiser of a batch of `count`, guided as the settings say; see `draw`."""
+        cond, scale, rescale = self.condition(batch, count), settings.guidance_scale, settings.guidance_rescale
+        if scales is not None:
+            scale = torch.tensor(scales, device=next(self.unet.parameters()).device)
+        plain = made = self.denoiser(cond, settings)
+        if self.guide is not None:
+            bad = self.guide.denoiser(self.guide.condition(batch, count), settings)
+            made = guidance.autoguidance(plain, bad, scale, rescale, self.schedule)
+        elif scales is not None or scale != 1:
+            other = self.condition(batch, count, hide=True) if negative is None else self.condition(negative, count)
+            both = self.denoiser(conds.cat([other, cond]), settings)
+            made = guidance.classifier_free(both, scale, rescale, self.schedule)
+        made = guidance.within(made, plain, settings.guidance_interval, self.schedule)
+        snap = settings.quantize_denoised and self.autoencoder is not None  # it is not at hand while training
+        return guidance.quantized(made, self.autoencoder.quantise) if snap else made
+
+    def guide_by(self, worse: "LatentDiffusion") -> None:
+        """Autoguidance: guidance_scale leads away from what this other model says of the same condition."""
+        if worse.schedule.config != self.schedule.config:
+            raise UserError("the run to guide away from has another schedule; it must have the same")
+        theirs, ours = (None if m.tokenizer is None else m.tokenizer.to_bytes() for m in (worse, self))
+        if theirs != ours:
+            raise UserError("the run to guide away from has another tokenizer; it must have the same")
+        self.guide = worse
 
     def check(self, settings: Sampling) -> None:
         """Refuse settings that this model cannot draw with, before anything is drawn."""
-        if settings.guidance_scale != 1 and not self.conditioner.can_hide:
+        if settings.guidance_scale != 1 and self.guide is None and not self.conditioner.can_hide:
             raise UserError(
                 f"guidance_scale is {settings.guidance_scale:g}, but no condition was dropped in training, so there is "
                 f"nothing to guide away from; guidance_scale must be 1"
@@ -106,6 +141,9 @@ class LatentDiffusion(nn.Module):
                 f"tile is {settings.tile} with overlap {settings.overlap:g}; tile must be 0 (in one piece) or the side "
                 f"of a tile, overlap a share of it below 1"
             )
+        ends = settings.guidance_interval
+        if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 1:
+            raise UserError(f"guidance_interval is {ends}; it must be two rising shares of noise, for example 0.2,0.8")
         samplers.check(settings.sampler, settings.eta)
         self.grid(settings)
 
@@ -124,6 +162,7 @@ class LatentDiffusion(nn.Module):
         start: Tensor | None = None,
         strength: float = 1.0,
         around: Callable[[guidance.Denoise, "Noise"], guidance.Denoise] | None = None,
+        scales: Sequence[float] | None = None,
     ) -> Iterator[Tensor]:
         """Latents z0 [B, *shape], one guess per sampling step, the last one the result.
 
@@ -131,16 +170,11 @@ class LatentDiffusion(nn.Module):
         the CPU, so a picture is the same in any batch. negative replaces what guidance moves away from (default:
         hidden). start [B, *shape] is drawn over: noised as far as the last `strength` of the steps undo (Meng et al.
         2022); at 1 nothing of it is left. around(denoise, noise) puts more guidance, or known pixels, around the
-        denoiser.
+        denoiser. scales: a guidance scale for each sample, in place of the settings' one.
         """
         self.check(settings)
-        device = next(self.unet.parameters()).device
-        shown = [torch.zeros(len(seeds), dtype=torch.bool, device=device) for _ in self.conditioner.parts]
-        cond = self.conditioner(batch, shown)
-        if settings.guidance_scale != 1:
-            hidden = [d | (part.dropout > 0 and negative is None) for d, part in zip(shown, self.conditioner.parts)]
-            cond = conds.cat([self.conditioner(negative or batch, hidden), cond])
-        noise, ts, denoise = Noise(seeds, shape, device), self.grid(settings), self.denoiser(cond, settings)
+        noise, ts = Noise(seeds, shape, next(self.unet.parameters()).device), self.grid(settings)
+        denoise = self.guided(batch, len(seeds), settings, negative, scales)
         x = noise()
         if start is not None:
             x, ts = self.noised(start, x, ts, strength)
@@ -160,14 +194,15 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def sample(
         self, prompt: str | list[str] = "", *, seed: int = 0, height: int | None = None, width: int | None = None,
-        negative_prompt: str | None = None, fields: dict | None = None, **settings: float | int | str,
+        negative_prompt: str | None = None, fields: dict | None = None, scales: Sequence[float] | None = None,
+        **settings: float | int | str,
     ) -> Tensor:  # fmt: skip
         """Pictures [B, 3, H, W] in [-1, 1], one per prompt; picture i has seed + i. height and width are in pixels.
 
         fields: what conditions other than text read, one item per picture: label int [B], boxes [B] of [n, 5] (x0, y0,
         x1, y1 in shares of the picture, class), segmentation int [B, H, W], low_res uint8 [B, h, w, 3], image uint8
         [B, H, W, 3] and mask [B, H, W], 1 where to fill. settings override the run's own: steps, sampler,
-        guidance_scale, guidance_rescale, eta, spacing.
+        guidance_scale, guidance_rescale, guidance_interval, eta, spacing; scales: a guidance scale for each picture.
         """
         given = {name: stacked(name, x) for name, x in (fields or {}).items()}
         count = max([len(x) for x in given.values()] + [1 if isinstance(prompt, str) else len(prompt)])
@@ -177,7 +212,9 @@ class LatentDiffusion(nn.Module):
         seeds = [seed + i for i in range(count)]
         shape = self.latent_shape(*(self.asked(batch) or (height, width)))
         around = self.known_pixels(batch)
-        for z in self.draw(batch, seeds, shape, replace(self.sampling, **settings), negative, around=around):
+        for z in self.draw(
+            batch, seeds, shape, replace(self.sampling, **settings), negative, None, 1.0, around, scales
+        ):
             pass
         return self.finished(self.autoencoder.decode(z), batch)
 

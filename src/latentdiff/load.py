@@ -74,6 +74,17 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiff
     return model.eval().requires_grad_(False).to(device)
 
 
+def load_guide(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion:
+    """A worse model for autoguidance: a run, or an earlier checkpoint of one (runs/NAME/checkpoints/step_00001000)."""
+    average = Path(path) / "ema.safetensors"
+    model = load_run(Path(path).parent.parent if average.is_file() else path, device)
+    if not isinstance(model, LatentDiffusion):
+        raise UserError(f"run {path} is a stage-one run; autoguidance needs a diffusion run")
+    if average.is_file():
+        _load(model, checkpoint.read_tensors(average), average)
+    return model
+
+
 def names_of(folder: Path) -> dict[str, list[str]]:
     """The names of the classes that a run was trained on: "label" and "boxes", where its data said any."""
     path = folder / "classes.json"

@@ -159,6 +159,10 @@ class Autoencoder(nn.Module):
         """x [B, 3, H, W] in [-1, 1] -> z [B, C, h, w], normalised."""
         return self.normalise(*self.moments(x), noise)
 
+    def quantise(self, z: Tensor) -> Tensor:
+        """z [B, C, h, w] made of the codebook's codes; without a codebook, z itself."""
+        return (self.quantize.quantise(z / self.scale + self.shift) - self.shift) * self.scale
+
     def decode(self, z: Tensor) -> Tensor:
         """z [B, C, h, w] -> [B, 3, H, W], about [-1, 1]. The codebook, if any, is the decoder's first layer."""
         latent = self.quantize.quantise(z / self.scale + self.shift)

@@ -10,26 +10,67 @@ from latentdiff.diffusion.samplers import Denoise
 from latentdiff.diffusion.schedule import Schedule, column
 
 Guider = Callable[[Tensor], Tensor]  # x0 [B, ...] -> loss [B]
+Both = Callable[[Tensor, Tensor], tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]
 
 
 def classifier_free(denoise: Denoise, scale: float | Tensor, rescale: float, schedule: Schedule) -> Denoise:
-    """uncond + scale·(cond - uncond) (Ho & Salimans 2021, eq. 6, with scale = w + 1); scale a number or one each, [B].
+    """Away from no condition (Ho & Salimans 2021, eq. 6, with scale = w + 1): see `away_from`.
 
-    `denoise` sees a batch of 2B, first without and then with the condition. rescale > 0 draws the contrast of x0 back
-    towards that of the conditional one (Lin et al. 2023, eq. 14-16), by that share.
+    `denoise` sees a batch of 2B, first without and then with the condition.
+    """
+
+    def both(x: Tensor, t: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        x0, eps = denoise(torch.cat([x, x]), torch.cat([t, t]))
+        return tuple(zip(x0.chunk(2), eps.chunk(2)))
+
+    return away_from(both, scale, rescale, schedule)
+
+
+def autoguidance(good: Denoise, bad: Denoise, scale: float | Tensor, rescale: float, schedule: Schedule) -> Denoise:
+    """Away from a worse model of the same data: an earlier checkpoint or a smaller one (Karras et al. 2024, eq. 3)."""
+    return away_from(lambda x, t: (bad(x, t), good(x, t)), scale, rescale, schedule)
+
+
+def away_from(both: Both, scale: float | Tensor, rescale: float, schedule: Schedule) -> Denoise:
+    """bad + scale·(good - bad), where both(x, t) gives bad and good (x0, eps); scale: a number, or one each [B].
+
+    rescale > 0 draws the contrast of x0 back towards that of the good one (Lin et al. 2023, eq. 14-16), by that share.
     """
 
     def guided(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        x0, eps = denoise(torch.cat([x, x]), torch.cat([t, t]))
-        (x0_uncond, x0_cond), (eps_uncond, eps_cond) = x0.chunk(2), eps.chunk(2)
+        (x0_bad, eps_bad), (x0_good, eps_good) = both(x, t)
         s = column(scale.to(x), x) if isinstance(scale, Tensor) else scale
-        x0, eps = x0_uncond + s * (x0_cond - x0_uncond), eps_uncond + s * (eps_cond - eps_uncond)
+        x0, eps = x0_bad + s * (x0_good - x0_bad), eps_bad + s * (eps_good - eps_bad)
         if rescale:
-            ratio = column(_contrast(x0_cond) / _contrast(x0), x0)
+            ratio = column(_contrast(x0_good) / _contrast(x0), x0)
             x0, eps = _moved(x0, eps, x0 * (1 - rescale + rescale * ratio) - x0, t, schedule)
         return x0, eps
 
     return guided
+
+
+def within(guided: Denoise, plain: Denoise, interval: tuple[float, ...], schedule: Schedule) -> Denoise:
+    """Guided where sigma / (alpha + sigma) lies in the interval, plain, at half the cost, elsewhere (Kynkaanniemi et
+    al. 2024). All samples are at the same t."""
+    low, high = interval
+    if (low, high) == (0.0, 1.0):
+        return guided
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule.alpha(t[:1].cpu()), schedule.sigma(t[:1].cpu())
+        return (guided if low <= (sigma / (alpha + sigma)).item() <= high else plain)(x, t)
+
+    return denoise
+
+
+def quantized(denoise: Denoise, quantise: Callable[[Tensor], Tensor]) -> Denoise:
+    """x0 made of codes at every step, eps as it was (the original release's quantize_denoised, for VQ latents)."""
+
+    def snapped(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        x0, eps = denoise(x, t)
+        return quantise(x0), eps
+
+    return snapped
 
 
 def image_guidance(denoise: Denoise, loss: Guider, scale: float, schedule: Schedule) -> Denoise:
