@@ -111,7 +111,7 @@ def test_what_is_only_worth_knowing_is_no_problem(report):
     notes = "; ".join(f["what"] for f in facts["findings"])
     assert code == 0 and not problems
     assert "1 picture of train the same as another" in notes
-    assert "1 are distinct" in notes and "below 8" in notes and "three times" in notes
+    assert "1 of them distinct" in notes and "below 8" in notes and "three times" in notes
 
 
 def test_shards_and_annotations_are_known_by_their_names(report, tmp_path):

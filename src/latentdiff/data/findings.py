@@ -42,7 +42,7 @@ def of_splits(opened: dict[str, Any], surveys: dict[str, Survey], size: int, max
 def _notes(survey: Survey, data: Any, size: int) -> Iterator[Finding]:
     total, distinct = len(survey.captions), len(set(survey.captions))
     if total > distinct and getattr(data, "source", "") != "class":
-        what = f"of {total:,} captions of train, {distinct:,} are distinct"
+        what = f"{total:,} captions of train, {distinct:,} of them distinct"
         yield Finding(False, what, "more exact captions let prompts tell the pictures apart")
     if small := survey.smaller(size):
         what = f"of {survey.count:,} pictures of train, {small:,} have a side below {size} and will be enlarged"

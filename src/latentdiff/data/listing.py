@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from posixpath import normpath, splitext
+from sys import intern
 
 from latentdiff.config import UserError
 from latentdiff.data.picture import EXTENSIONS, BadPicture, check_header
@@ -131,7 +132,7 @@ def _read_table(
         listing.captions.setdefault(id, []).extend(found)
         if not found and any(value is not None for value in said):
             listing.empty.add(id)
-        listing.rows.setdefault(id, row)
+        listing.rows.setdefault(id, {intern(name): value for name, value in row.items()})  # names are shared
         if isinstance(row.get("map_file_name"), str):
             listing.maps.add(normpath(home + row["map_file_name"]))
         named.add(id)
