@@ -8,6 +8,7 @@ import torch
 
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.build import build_autoencoder, build_diffusion, init_run, scale_of
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
@@ -53,7 +54,8 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def load_autoencoder(folder: Path) -> Autoencoder:
     """A stage-one run's autoencoder."""
     recipe = run.read_recipe(folder, AutoencoderRecipe)
-    autoencoder = Autoencoder(recipe.autoencoder)
+    with torch.device("meta"):  # no weight is made up to be thrown away
+        autoencoder = Autoencoder(recipe.autoencoder)
     _load(autoencoder, weights_of(folder), folder)
     return autoencoder.eval()
 
@@ -67,7 +69,8 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiff
     text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
     tokenizer = CaptionTokenizer(load_tokenizer(folder / "tokenizer.json"), text.length) if text else None
     autoencoder = load_autoencoder(folder / "autoencoder")
-    model = build_diffusion(recipe, autoencoder, tokenizer)
+    with torch.device("meta"):
+        model = build_diffusion(recipe, autoencoder, tokenizer)
     _load(model, weights_of(folder), folder)
     model.autoencoder, model.tokenizer = autoencoder, tokenizer
     model.size, model.scale = size_of(recipe), scale_of(recipe)
@@ -116,7 +119,8 @@ def start_from(
 
 
 def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    tensors = {name: upcast(value) for name, value in tensors.items()}  # weights compute in float32, whatever is stored
+    missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     if missing or unexpected:
         raise UserError(
             f"the weights of {folder} do not fit its recipe: {len(missing)} tensors missing "
