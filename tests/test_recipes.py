@@ -9,13 +9,14 @@ from conftest import ROOT, call
 
 from latentdiff import build, config, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.classifier import ClassifierRecipe
 from latentdiff.conditioning.text import Text
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import optim
 
-ROOTS = {"autoencoder": AutoencoderRecipe, "diffusion": DiffusionRecipe}
+ROOTS = {"autoencoder": AutoencoderRecipe, "diffusion": DiffusionRecipe, "classifier": ClassifierRecipe}
 FILES = sorted(ROOT.glob("recipes/*/**/*.py"))
 
 

@@ -240,8 +240,9 @@ def describe(node: Any, where: str = "") -> list[str]:
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """Field name -> the comment at the end of its line or lines."""
-    return dict(re.findall(FIELD, inspect.getsource(kind), re.MULTILINE | re.DOTALL))
+    """Field name -> the comment at the end of its line or lines, in the class or in one that it is made from."""
+    sources = [inspect.getsource(base) for base in reversed(kind.__mro__[:-1])]
+    return {name: text for source in sources for name, text in re.findall(FIELD, source, re.MULTILINE | re.DOTALL)}
 
 
 def hash_of(node: Any) -> str:

@@ -154,26 +154,27 @@ def _checked(option: str, path: str, read: Callable[[], np.ndarray], field: str,
     return value
 
 
-def _picture(option: str, path: str) -> np.ndarray:
+def picture(option: str, path: str) -> Tensor:
+    """uint8 [H, W, 3]."""
     try:
-        return np.asarray(open_rgb(path))
+        return torch.from_numpy(np.array(open_rgb(path)))
     except BadPicture as error:
         raise UserError(f"--{option} {path} {error}") from None
 
 
 def _image(path: str, *_: Any) -> dict[str, Tensor]:
-    return {"image": torch.from_numpy(_picture("image", path).copy())}
+    return {"image": picture("image", path)}
 
 
 def _low_res(path: str, *_: Any) -> dict[str, Tensor]:
-    return {"low_res": torch.from_numpy(_picture("low-res", path).copy())}
+    return {"low_res": picture("low-res", path)}
 
 
 def _mask(path: str, *_: Any) -> dict[str, Tensor]:
-    mask = _picture("mask", path).mean(axis=2) > 127
+    mask = picture("mask", path).float().mean(dim=2) > 127
     if not mask.any():
         raise UserError(f"--mask {path} is black all over; it must be white where the picture is to be filled")
-    return {"mask": torch.from_numpy(mask.astype(np.uint8))}
+    return {"mask": mask.to(torch.uint8)}
 
 
 READERS: dict[str, Callable[..., dict[str, Tensor]]] = {

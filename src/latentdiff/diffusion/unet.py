@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentdiff.cond import Cond
 from latentdiff.config import UserError
@@ -21,6 +22,7 @@ from latentdiff.diffusion.blocks import (
     halve,
     same,
 )
+from latentdiff.diffusion.modern import ModernTransformer
 from latentdiff.layers import timestep_embedding, zero
 
 
@@ -37,6 +39,8 @@ class UNetConfig:
     scale_shift_norm: bool = False  # the timestep scales and shifts the second norm; otherwise it is added before it
     resblock_updown: bool = False  # residual blocks change the size; otherwise convolutions do
     norm_groups: int = 32  # of every GroupNorm
+    blocks: str = "classic"  # attention as released (classic), or with RMSNorm, rotations and SwiGLU (modern)
+    recompute: bool = False  # stages are computed again in the backward pass: far less memory, a third more time
 
     def heads(self, width: int) -> int:
         """Heads of an attention over `width` channels."""
@@ -57,7 +61,7 @@ class UNet(nn.Module):
         super().__init__()
         _check(config)
         self.config, self.context_dim = config, context_dim
-        layers = _Layers(config, context_dim)
+        layers = Layers(config, context_dim)
         width, c_emb = config.channels, layers.c_emb
         self.time = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.vector = nn.Linear(vector_dim, c_emb) if vector_dim else None
@@ -75,14 +79,19 @@ class UNet(nn.Module):
         h = self.conv_in(z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1))
         skips = [h]
         for stage in self.down:
-            h = stage(h, emb, cond)
+            h = self.run(stage, h, emb, cond)
             skips.append(h)
-        h = self.middle(h, emb, cond)
+        h = self.run(self.middle, h, emb, cond)
         for stage in self.up:
             skip = skips.pop()
-            h = torch.cat([fit(h, skip), skip], dim=1)
-            h = stage(h, emb, cond)
+            h = self.run(stage, torch.cat([fit(h, skip), skip], dim=1), emb, cond)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+    def run(self, stage: Stage, h: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        """One stage, of which nothing but its input is kept for the backward pass where the config says so."""
+        if self.config.recompute and torch.is_grad_enabled():
+            return checkpoint(stage, h, emb, cond, use_reentrant=False)
+        return stage(h, emb, cond)
 
     def embed(self, t: Tensor, vector: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Timestep and vector as every residual block takes them: t [B] -> [B, 4·channels]."""
@@ -90,7 +99,7 @@ class UNet(nn.Module):
         return F.silu(emb if vector is None else emb + self.vector(vector))
 
 
-class _Layers:
+class Layers:
     """Builds the three parts of a U-Net from its config."""
 
     def __init__(self, config: UNetConfig, context_dim: int | None) -> None:
@@ -137,8 +146,10 @@ class _Layers:
         config = self.config
         return ResBlock(c_in, c_out, self.c_emb, config.norm_groups, config.dropout, config.scale_shift_norm, resample)
 
-    def attention(self, c: int) -> SelfAttention | Transformer:
+    def attention(self, c: int) -> SelfAttention | Transformer | ModernTransformer:
         config = self.config
+        if config.blocks == "modern":
+            return ModernTransformer(c, config.heads(c), self.context_dim, config.transformer_depth)
         if self.context_dim:
             return Transformer(c, config.heads(c), self.context_dim, config.transformer_depth, config.norm_groups)
         return SelfAttention(c, config.heads(c), config.norm_groups)
@@ -158,5 +169,9 @@ def _check(config: UNetConfig) -> None:
         )
     name = "head_channels" if config.head_channels else "num_heads"
     attending = [widths[level] for level in sorted({*config.attention_levels, len(widths) - 1})]
+    if config.blocks not in ("classic", "modern"):
+        raise UserError(f"unet.blocks is {config.blocks!r}; it must be classic or modern")
     if any(width % getattr(config, name) for width in attending):
         raise UserError(f"unet.{name} is {getattr(config, name)}; it must divide the widths that attend, {attending}")
+    if config.blocks == "modern" and any(width // config.heads(width) % 4 for width in attending):
+        raise UserError(f"unet.{name} is {getattr(config, name)}; with blocks=modern a head's width must divide by 4")

@@ -1,0 +1,17 @@
+"""The kind of the largest shape from a noisy latent: a classifier that guides recipes/diffusion/uncond.py."""
+
+from dataclasses import replace
+
+from latentdiff.classifier import ClassifierRecipe
+from latentdiff.conditioning.label import Label
+from latentdiff.config import load
+
+uncond = load("../diffusion/uncond.py")
+recipe = ClassifierRecipe(
+    autoencoder=uncond.autoencoder,
+    data=uncond.data,
+    conditions=(Label(classes=4),),
+    unet=replace(uncond.unet, channels=32, head_channels=16),
+    schedule=uncond.schedule,
+    train=replace(uncond.train, steps=2000, batch_size=64, weight_decay=0.05),
+)
