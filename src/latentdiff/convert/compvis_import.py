@@ -1,7 +1,5 @@
 """A checkpoint of the original release -> a run: recipe.json, model.safetensors, autoencoder/, tokenizer.json."""
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +9,14 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
 from latentdiff.conditioning.spatial import Masked
 from latentdiff.conditioning.text import Text
-from latentdiff.config import UserError, to_dict
-from latentdiff.convert import compvis_config, compvis_zoo, stream
+from latentdiff.config import UserError
+from latentdiff.convert import compvis_config, compvis_zoo
 from latentdiff.convert.compvis import AVERAGE, CONDITION, FIRST_STAGE, Place, Weights, model_places
 from latentdiff.convert.compvis_config import Original
 from latentdiff.convert.compvis_state import State
+from latentdiff.convert.native import Native, refuse_existing, write_run
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.data.tokenizer import CaptionTokenizer
-from latentdiff.modelspec import about
-from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.training.checkpoint import write_json
 
 
 def import_checkpoint(
@@ -30,8 +26,7 @@ def import_checkpoint(
     folder = Path(output)
     if weights not in ("ema", "raw"):
         raise UserError(f"--weights is {weights!r}; it must be ema or raw")
-    if folder.exists():
-        raise UserError(f"--output {folder} exists; give the run another name, or remove it")
+    refuse_existing(folder)  # before long work
     tensors, facts = open_weights(Path(checkpoint))
     original = compvis_config.read_config(Path(config)) if config else compvis_zoo.recognise(tensors)
     if original.names:
@@ -41,7 +36,7 @@ def import_checkpoint(
     tokenizer = open_vocabulary(original, vocab)
     parts = take(state, original, tokenizer)
     state.check()
-    write_run(folder, original, parts, tokenizer, steps(tensors, facts))
+    write_run(folder, native(original, parts, tokenizer, steps(tensors, facts)))
     state.report()
     print(f"weights: {'averaged' if state.averages else 'raw'}; done: {folder}")
 
@@ -122,42 +117,11 @@ def take_diffusion(
     return weights
 
 
-# ---- what is written
-
-
-def write_run(
-    folder: Path, original: Original, parts: tuple[Weights, Weights], tokenizer: CaptionTokenizer | None, step: int
-) -> None:
-    """The run, written aside and then renamed."""
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        if original.diffusion is None:
-            write_first_stage(aside, replace(original.first_stage, name=folder.name), parts[0], step)
-        else:
-            hashed = write_first_stage(aside / "autoencoder", original.first_stage, parts[0], 0)
-            recipe = replace(original.diffusion, name=folder.name, init="")
-            write_json(aside / "recipe.json", to_dict(recipe))
-            facts = {"compvis.scale_factor": "buffer" if original.scale is None else "config"}
-            facts |= {"compvis.new_attention_order": "true"} if original.new_order else {}
-            stream.write(aside / "model.safetensors", parts[1], about(recipe, step, hashed) | facts)
-            if tokenizer is not None:
-                tokenizer.save(aside / "tokenizer.json")
-        os.rename(aside, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_first_stage(folder: Path, recipe: AutoencoderRecipe, weights: Weights, step: int) -> str:
-    """An autoencoder's run; returns the hash of its weights."""
-    folder.mkdir(exist_ok=True)
-    with torch.device("meta"):
-        network = Autoencoder(recipe.autoencoder)
-    network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    hashed = network.weights_hash()
-    write_json(folder / "recipe.json", to_dict(recipe))
-    stream.write(folder / "model.safetensors", weights, about(recipe, step, hashed))
-    return hashed
+def native(original: Original, parts: tuple[Weights, Weights], tokenizer: CaptionTokenizer | None, step: int) -> Native:
+    """The run in memory, with what export must know to give the file back."""
+    if original.diffusion is None:
+        return Native(original.first_stage, parts[0], step=step)
+    notes = {"compvis.scale_factor": "buffer" if original.scale is None else "config"}
+    notes |= {"compvis.new_attention_order": "true"} if original.new_order else {}
+    first_stage = Native(original.first_stage, parts[0])
+    return Native(replace(original.diffusion, init=""), parts[1], first_stage, tokenizer, step, notes)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +12,7 @@ import torch
 
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.config import UserError
 from latentdiff.convert import stream
 from latentdiff.convert.diffusers_folder import Weights
@@ -26,35 +29,39 @@ class Native(NamedTuple):
     weights: Weights
     first_stage: "Native | None" = None
     tokenizer: CaptionTokenizer | None = None
+    step: int = 0  # how long it was trained
+    notes: dict[str, str] = {}  # what else its weights say of themselves
 
 
-def new_folder(path: Path) -> Path:
-    """A folder to write into, which finish_folder gives its name; UserError where there is something at `path`."""
+def refuse_existing(path: Path) -> None:
+    """UserError where there is something at `path` already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; delete it, or write elsewhere")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when all went well, and else nothing; UserError where there is one."""
+    refuse_existing(path)
     aside = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
+        yield aside
+        os.replace(aside, path)  # over an empty folder, if there is one
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    return aside
-
-
-def finish_folder(aside: Path, path: Path) -> None:
-    os.replace(aside, path)  # over an empty folder, if there is one
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_run(path: Path, made: Native) -> None:
     """The run's folder, complete or not at all."""
-    aside, hashed = new_folder(path), ""
-    if made.first_stage is not None:
-        (aside / "autoencoder").mkdir()
-        hashed = _write(aside / "autoencoder", made.first_stage)
-    _write(aside, made._replace(recipe=replace(made.recipe, name=path.name)), hashed)
-    if made.tokenizer is not None:
-        made.tokenizer.save(aside / "tokenizer.json")
-    finish_folder(aside, path)
+    with new_folder(path) as aside:
+        hashed = "" if made.first_stage is None else _write(aside / "autoencoder", made.first_stage)
+        _write(aside, made._replace(recipe=replace(made.recipe, name=path.name)), hashed)
+        if made.tokenizer is not None:
+            made.tokenizer.save(aside / "tokenizer.json")
 
 
 def _write(folder: Path, made: Native, hashed: str = "") -> str:
@@ -63,8 +70,9 @@ def _write(folder: Path, made: Native, hashed: str = "") -> str:
     if isinstance(recipe, AutoencoderRecipe):
         with torch.device("meta"):
             network = Autoencoder(recipe.autoencoder)
-        network.load_state_dict(made.weights, assign=True)
+        network.load_state_dict({name: upcast(value) for name, value in made.weights.items()}, assign=True)
         hashed = network.weights_hash()
+    folder.mkdir(exist_ok=True)
     checkpoint.write_json(folder / "recipe.json", config.to_dict(recipe))
-    stream.write(folder / "model.safetensors", made.weights, about(recipe, 0, hashed))
+    stream.write(folder / "model.safetensors", made.weights, about(recipe, made.step, hashed) | made.notes)
     return hashed
