@@ -132,6 +132,7 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
                 watch.draw(learner.ema.model, done)
             if world.is_main and (leave or t.due(done, t.checkpoint_every)):
                 checkpoint.save(log.folder / "checkpoints", done, parts.tensors(), parts.state(), t.keep)
+                learner.averages.keep(log.folder, done)
         if leave:
             stop.leave(log, done, leave)
 

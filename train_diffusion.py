@@ -99,6 +99,7 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
                 watch.draw(learner.ema.model, done)
             if world.is_main and (leave or t.due(done, t.checkpoint_every)):
                 checkpoint.save(log.folder / "checkpoints", done, learner.tensors(), learner.state(), t.keep)
+                learner.averages.keep(log.folder, done)
         if leave:
             stop.leave(log, done, leave)
 

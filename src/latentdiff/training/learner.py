@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from latentdiff.training import optim
 from latentdiff.training.ema import EMA
+from latentdiff.training.power_ema import PowerEMA
 from latentdiff.training.settings import Train
 from latentdiff.training.world import World, autocast, precision
 
@@ -14,7 +15,7 @@ class Learner:
 
     def __init__(self, model: nn.Module, train: Train, world: World) -> None:
         self.model, self.train, self.world, self.device = model, train, world, world.device
-        self.ema = EMA(model, train.ema)
+        self.ema, self.averages = EMA(model, train.ema), PowerEMA(model, train.ema_widths)
         self.optimizer = optim.adamw(model, train)
         self.scaler = optim.fp16_scaler(train, world.device)
         self.dtype = precision(train.precision, world.device)
@@ -35,6 +36,7 @@ class Learner:
         """The step numbered `step`, counted from 0, at its rate, and the average after it; numbers for the log."""
         norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler, self.world)
         self.ema.update(step, norm)
+        self.averages.update(step)
         if step % 10 == 9:
             optim.mend(self.optimizer)
         return {"grad_norm": norm, "skipped": (~torch.isfinite(norm)).float()}
@@ -45,7 +47,7 @@ class Learner:
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": optim.state_tensors(self.optimizer),
-        }
+        } | self.averages.tensors()
 
     def state(self) -> dict:
         """What of a checkpoint is no tensor."""
@@ -54,4 +56,5 @@ class Learner:
     def load(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
         self.model.load_state_dict(tensors["model"])
         self.ema.model.load_state_dict(tensors["ema"])
+        self.averages.load(tensors)
         optim.load_state(self.optimizer, self.scaler, tensors["optimizer"], state)

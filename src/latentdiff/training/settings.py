@@ -20,6 +20,7 @@ class Train:
     weight_decay: float = 0.01  # on matrices and kernels; norms and biases have none
     clip: float = 1.0  # largest gradient norm; 0 for no clipping
     ema: float = 0.9999  # decay of the averaged weights, reached gradually
+    ema_widths: tuple[float, ...] = ()  # power-function averages, e.g. 0.05,0.1, from which any is made afterwards
     precision: str = "auto"  # auto, fp32, bf16 or fp16: what autocast computes in
     device: str = "auto"  # auto, cuda or cpu
     deterministic: bool = False  # on CUDA: bit-exact restarts, slower
@@ -40,6 +41,8 @@ class Train:
         for name in whole.split():
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if any(not 0 < width < 0.28 for width in self.ema_widths):
+            raise UserError(f"train.ema_widths is {self.ema_widths}; each must be above 0 and below 0.28")
         if not self.timeout > 0:
             raise UserError(f"train.timeout is {self.timeout}; it must be above 0 minutes")
         if not self.lr > 0:

@@ -1,0 +1,78 @@
+"""Averages of any length, made afterwards, against averages that were kept."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latentdiff.config import UserError
+from latentdiff.training.power_ema import PowerEMA, exponent, main, reconstruct, weights
+
+
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.1, 0.2])
+def test_the_exponent_gives_the_width(width):
+    """The standard deviation of t on 0..1 under the density (gamma + 1)·t^gamma."""
+    gamma, t = exponent(width), (np.arange(400_000) + 0.5) / 400_000
+    density = (gamma + 1) * t**gamma / 400_000
+    mean = (density * t).sum()
+    assert np.sqrt((density * (t - mean) ** 2).sum()) == pytest.approx(width, rel=1e-4)
+
+
+def test_published_exponents():
+    assert exponent(0.05) == pytest.approx(16.97, abs=0.01) and exponent(0.1) == pytest.approx(6.94, abs=0.01)
+
+
+def test_an_average_weighs_step_t_by_its_power():
+    width, steps = 0.1, 400
+    gamma = exponent(width)
+    found = []
+    for spike in (100, 250, 399):
+        model = nn.Linear(1, 1, bias=False)
+        averages = PowerEMA(model, (width,))
+        for step in range(steps):
+            nn.init.constant_(model.weight, 1.0 if step == spike else 0.0)
+            averages.update(step)
+        found.append(averages.models["0.1"].weight.item())
+    want = [(gamma + 1) / steps * ((spike + 1) / steps) ** gamma for spike in (100, 250, 399)]
+    assert found == pytest.approx(want, rel=0.05)
+
+
+def test_a_kept_average_is_made_of_itself():
+    kept = [(0.05, 100), (0.1, 100), (0.05, 200), (0.1, 200)]
+    assert weights(kept, (0.1, 200)).tolist() == pytest.approx([0, 0, 0, 1], abs=1e-6)
+    assert weights(kept, (0.07, 200)).sum() == pytest.approx(1)
+
+
+def test_an_average_of_another_width_is_reconstructed(tmp_path):
+    torch.manual_seed(0)
+    model, steps = nn.Linear(8, 8), 800
+    averages = PowerEMA(model, (0.05, 0.1, 0.075))  # the third to compare with
+    for step in range(steps):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn_like(p) * 0.1  # a random walk
+        averages.update(step)
+        if (step + 1) % 100 == 0:
+            wanted = averages.models.pop("0.075")
+            averages.keep(tmp_path, step + 1)
+            averages.models["0.075"] = wanted
+    made = reconstruct(tmp_path, 0.075)
+    error = (made["weight"] - wanted.weight).norm()
+    others = [(averages.models[width].weight - wanted.weight).norm() for width in ("0.05", "0.1")]
+    assert error < 0.1 * min(others)
+
+
+def test_the_averages_go_on_where_they_were():
+    model = nn.Linear(2, 2)
+    a = PowerEMA(model, (0.05,))
+    a.update(0)
+    b = PowerEMA(nn.Linear(2, 2), (0.05,))
+    b.load({name: {k: v.clone() for k, v in tensors.items()} for name, tensors in a.tensors().items()})
+    assert torch.equal(a.models["0.05"].weight, b.models["0.05"].weight)
+
+
+def test_a_run_without_averages_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="ema_widths"):
+        reconstruct(tmp_path, 0.1)
+    with pytest.raises(UserError, match="RUN WIDTH OUTPUT"):
+        main(["one"])
