@@ -2,14 +2,14 @@
 
 python -m latentdiff.convert compvis CHECKPOINT --output RUN [--config YAML] [--vocab vocab.txt]
 python -m latentdiff.convert compvis-export RUN FILE.safetensors
-python -m latentdiff.convert diffusers-import FOLDER --output RUN
+python -m latentdiff.convert diffusers-import FOLDER --output RUN [--autoencoder RUN] [--vocab vocab.txt]
 python -m latentdiff.convert diffusers-export RUN FOLDER
 python -m latentdiff.convert info PATH
 
 compvis           a checkpoint of the original release (.ckpt or .safetensors, whole or its first stage alone) -> a run
 compvis-export    a run -> one file in the original's layout
-diffusers-import  a model's folder as diffusers saves it -> a run
-diffusers-export  a run -> a folder that diffusers loads
+diffusers-import  a model or a pipeline as diffusers saves it -> a run (--autoencoder: for a U-Net that comes alone)
+diffusers-export  a run -> a folder that diffusers loads, as one of its pipelines where there is one for it
 info              what a file or a folder is
 """
 

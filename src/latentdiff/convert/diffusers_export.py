@@ -12,7 +12,7 @@ from latentdiff.config import UserError
 from latentdiff.convert import diffusers_autoencoder, diffusers_schedule, diffusers_text, diffusers_unet
 from latentdiff.convert import diffusers_folder as folders
 from latentdiff.convert.diffusers_pipelines import how_to_draw, pipeline_for
-from latentdiff.convert.native import finish_folder, new_folder
+from latentdiff.convert.native import new_folder
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
 from latentdiff.training import checkpoint
@@ -25,12 +25,11 @@ def export_run(run: str, output: str) -> None:
     """An autoencoder as one model; a diffusion run as a folder of models, which may be a pipeline."""
     folder, path = runs.find_run(run), Path(output)
     recipe, model = runs.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe), load.load_run(folder)
-    aside = new_folder(path)
-    if isinstance(model, Autoencoder):
-        lines = [_write_autoencoder(aside, model, min(size_of(recipe)), diffusers_autoencoder.STATISTICS)[1]]
-    else:
-        lines = _write_diffusion(aside, recipe, model)
-    finish_folder(aside, path)
+    with new_folder(path) as aside:
+        if isinstance(model, Autoencoder):
+            lines = [_write_autoencoder(aside, model, min(size_of(recipe)), diffusers_autoencoder.STATISTICS)[1]]
+        else:
+            lines = _write_diffusion(aside, recipe, model)
     print("\n".join([f"{path}:", *(f"  {line}" for line in lines)]))
 
 
@@ -45,8 +44,9 @@ def _write_diffusion(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusi
         index["vqvae"] = _write_autoencoder(folder / "vqvae", model.autoencoder, min(model.size), pipeline.reads)
     index |= _write_text(folder, recipe, model) | _write_scheduler(folder, recipe, pipeline.against)
     lines = [f"{part}: {kind}" for part, (_, kind) in index.items()]
-    if pipeline.against:
+    if pipeline.against or not diffusers_schedule.has_name(recipe.schedule):
         _write_rest(folder, recipe, model)
+    if pipeline.against:
         return [*lines, *(f"no {pipeline.kind or 'pipeline'}: {reason}" for reason in pipeline.against)]
     named = {"_class_name": pipeline.kind, "_diffusers_version": folders.VERSION}
     checkpoint.write_json(folder / "model_index.json", named | index)
@@ -70,14 +70,14 @@ def _write_autoencoder(folder: Path, model: Autoencoder, size: int, reads: tuple
 
 
 def _write_text(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> Index:
-    texts = {i: condition for i, condition in enumerate(recipe.conditions) if isinstance(condition, Text)}
-    for i, text in texts.items():
-        weights = model.conditioner.parts[i].state_dict()
-        options, weights = diffusers_text.to_theirs(text, weights, model.tokenizer.pad_id)
-        folders.write(folder / "bert", options, weights, stem="model")
-        kind = diffusers_text.write_tokenizer(folder / "tokenizer", model.tokenizer)
-        return {"bert": ["latent_diffusion", "LDMBertModel"], "tokenizer": ["transformers", kind]}
-    return {}
+    i = next((i for i, condition in enumerate(recipe.conditions) if isinstance(condition, Text)), None)
+    if i is None:
+        return {}
+    weights = model.conditioner.parts[i].state_dict()
+    options, weights = diffusers_text.to_theirs(recipe.conditions[i], weights, model.tokenizer.pad_id)
+    folders.write(folder / "bert", options, weights, stem="model")
+    kind = diffusers_text.write_tokenizer(folder / "tokenizer", model.tokenizer)
+    return {"bert": ["latent_diffusion", "LDMBertModel"], "tokenizer": ["transformers", kind]}
 
 
 def _write_scheduler(folder: Path, recipe: DiffusionRecipe, against: list[str]) -> Index:

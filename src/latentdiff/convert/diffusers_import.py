@@ -24,8 +24,10 @@ def import_folder(folder: str, *, output: str, autoencoder: str = "", vocab: str
         made = _own(source)
     elif (source / "model_index.json").is_file():
         made = _pipeline(source)
-    else:
+    elif (source / "config.json").is_file():
         made = _model(source, autoencoder, vocab)
+    else:
+        raise UserError(f"{source} is no folder of diffusers: it has neither model_index.json nor config.json")
     write_run(Path(output), made)
     count = sum(value.numel() for value in made.weights.values())
     print(f"{output}: a {type(made.recipe).__name__} of {count:,} numbers, from {source}")
@@ -76,19 +78,16 @@ def _text_alone(source: Path, vocab: str) -> Native:
 def _text_to_image(source: Path) -> Native:
     text, weights, tokenizer = diffusers_read.text(source / "bert", source / "tokenizer")
     unet, scheduler = diffusers_read.unet(source / "unet"), diffusers_read.scheduler(source / "scheduler")
-    first_stage, conditions = (
-        diffusers_read.autoencoder(source / "vqvae"),
-        diffusers_read.doors(unet, [(text, weights)]),
-    )
-    return diffusers_read.assemble(unet, first_stage, conditions, scheduler, tokenizer)
+    conditions = diffusers_read.doors(unet, [(text, weights)])
+    return diffusers_read.assemble(unet, diffusers_read.autoencoder(source / "vqvae"), conditions, scheduler, tokenizer)
 
 
 def _superresolution(source: Path) -> Native:
     unet, scheduler = diffusers_read.unet(source / "unet"), diffusers_read.scheduler(source / "scheduler")
     first_stage = diffusers_read.autoencoder(source / "vqvae", ignore_scale=True)
-    fields = (Degrade(scale=diffusers_read.factor_of(first_stage), kind="bsr"),)
+    made = (Degrade(scale=diffusers_read.factor_of(first_stage), kind="bsr"),)
     return diffusers_read.assemble(
-        unet, first_stage, diffusers_read.doors(unet, [(LowRes(), {})]), scheduler, fields=fields
+        unet, first_stage, diffusers_read.doors(unet, [(LowRes(), {})]), scheduler, fields=made
     )
 
 

@@ -18,7 +18,7 @@ READ = {  # what scheduler_config.json leaves out has these values
     "prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "steps_offset": 0,
 }  # fmt: skip
 FIXED = {"trained_betas": None}
-CLIPS = ("clip_sample", "thresholding")  # of the clean guess at every step
+OURS = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True}  # as sampling is here
 
 
 def from_theirs(config: Options) -> tuple[ScheduleConfig, str, str, list[str]]:
@@ -40,7 +40,7 @@ def from_theirs(config: Options) -> tuple[ScheduleConfig, str, str, list[str]]:
     )
     grid = {name: o[name] for name in ("timestep_spacing", "steps_offset")}
     spacing = next((ours for ours, theirs in GRIDS.items() if theirs == grid), "trailing")
-    notes = [f"{name}={config[name]}" for name in CLIPS if config.get(name)]
+    notes = [f"{name}={config[name]}" for name, ours in OURS.items() if config.get(name, ours) != ours]
     notes += [] if GRIDS[spacing] == grid else [f"{name}={value}" for name, value in grid.items()]
     return schedule, predictions[o["prediction_type"]], spacing, notes
 
@@ -56,12 +56,16 @@ def to_theirs(schedule: ScheduleConfig, prediction: str, spacing: str) -> Option
         "_class_name": "DDIMScheduler", "_diffusers_version": folders.VERSION,
         "num_train_timesteps": schedule.timesteps, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end,
         "beta_schedule": KINDS.get(schedule.kind, "linear"), "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-        "prediction_type": PREDICTIONS[prediction], "clip_sample": False, "thresholding": False,
-        "set_alpha_to_one": True,  # the last step ends at the clean image
-    } | GRIDS.get(spacing, GRIDS["trailing"])  # fmt: skip
-    named = schedule.kind in KINDS and (schedule.kind != "cosine" or schedule.cosine_s == ScheduleConfig.cosine_s)
-    return options if named and schedule.shift == 1 else options | {
+        "prediction_type": PREDICTIONS[prediction],
+    } | OURS | GRIDS.get(spacing, GRIDS["trailing"])  # fmt: skip
+    return options if has_name(schedule) else options | {
         "trained_betas": _betas(schedule), "rescale_betas_zero_snr": False}  # fmt: skip
+
+
+def has_name(schedule: ScheduleConfig) -> bool:
+    """Whether diffusers has a name for it; others are told as their betas, from which they cannot be told again."""
+    plain = schedule.shift == 1 and (schedule.kind != "cosine" or schedule.cosine_s == ScheduleConfig.cosine_s)
+    return plain and schedule.kind in KINDS
 
 
 def _betas(config: ScheduleConfig) -> list[float]:

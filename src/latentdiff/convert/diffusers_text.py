@@ -22,7 +22,7 @@ IGNORED = (  # of training, of a decoder, or read by nothing
     "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "classifier_dropout", "init_std",
     "scale_embedding", "use_cache", "model_type", "architectures", "dtype", "torch_dtype", "transformers_version",
     "num_hidden_layers", "num_attention_heads", "hidden_size", "is_encoder_decoder", "return_dict",
-    "tie_word_embeddings",
+    "tie_word_embeddings", "bos_token_id", "eos_token_id", "output_attentions", "output_hidden_states",
 )  # fmt: skip
 NAMES = {  # ours -> theirs
     "tokens": "embed_tokens", "positions": "embed_positions", "norm": "layer_norm", "norm1": "self_attn_layer_norm",
