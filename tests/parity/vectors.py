@@ -62,6 +62,12 @@ def noise_of(key: str, shape: Iterable[int]) -> np.ndarray:
     return np.asarray(value, dtype=np.float32)
 
 
+def normal(case: str, name: str, shape: Iterable[int]) -> np.ndarray:
+    """An input of a case that is not stored: standard normal noise, rounded once to float32."""
+    state = np.random.RandomState(zlib.crc32(f"{case}/{name}".encode()))
+    return np.asarray(state.standard_normal(tuple(shape)), dtype=np.float32)
+
+
 def digest(items: Iterable[tuple[str, np.ndarray]]) -> str:
     """sha256 over name and little-endian float32 bytes, in the order of the names."""
     total = hashlib.sha256()
