@@ -11,5 +11,8 @@ recipe = replace(
     uncond,
     fields=(Degrade(scale=4),),
     conditions=(LowRes(),),
+    # the condition says what is where, so the middle of the noise matters most
+    schedule=replace(uncond.schedule, shift=2.0),
+    objective=replace(uncond.objective, timesteps="logit_normal"),
     train=replace(uncond.train, steps=1500),
 )

@@ -1,0 +1,22 @@
+"""Maps of land, water, roads and houses to aerial photographs at 64 x 64; data/seg_aerial holds both.
+
+The classes: 0 unlabeled, 1 building, 2 land, 3 road, 4 vegetation, 5 water.
+"""
+
+from dataclasses import replace
+
+from latentdiff.conditioning.spatial import Semantic
+from latentdiff.config import load
+from latentdiff.data.cache import Cache
+from latentdiff.data.folder import Folder
+
+uncond = load("uncond.py")
+recipe = replace(
+    uncond,
+    autoencoder="aerial-autoencoder",
+    data=Folder(path="data/seg_aerial", size=64, flip=True),
+    cache=Cache(copies=2),  # as it is, and mirrored
+    conditions=(Semantic(classes=6, channels=8),),
+    unet=replace(uncond.unet, channels=64, channel_mult=(1, 2, 3), attention_levels=(), head_channels=32),
+    train=replace(uncond.train, steps=8000, batch_size=16),
+)
