@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff import keyed, load, modelspec, recipe, screen
-from latentdiff.autoencoder import discriminator, loss, perceptual
+from latentdiff.autoencoder import discriminator, equivariance, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import VQ
 from latentdiff.build import build_autoencoder
@@ -106,9 +106,10 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
             x = loader.images(batch, world.device)
             shape = (model.z_channels, *(side // model.factor for side in x.shape[2:]))
             noise = keyed.normal(keyed.keys(t.seed, step, positions, "posterior", x.device), shape)
+            warp = equivariance.draw(r.loss.equivariance, t.seed, step, shape[1:], model.factor)
             with world.no_sync(parallel, more):
                 with learner.autocast():
-                    out = parallel(x, noise)
+                    out, x = parallel(x, noise, warp), warp(x)
                     y = out.y.detach().requires_grad_()
                     terms = loss.reconstruction_loss(r.loss, x, y, distance, model.quantize.reduction)
                     held = model.quantize.loss(out.bottleneck)

@@ -23,6 +23,7 @@ from latentdiff.conditioning.text import Text, TextCondition
 from latentdiff.config import UserError
 from latentdiff.data.degrade import Degrade
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer, train_wordpiece
+from latentdiff.diffusion.alignment import Alignment
 from latentdiff.diffusion.schedule import Schedule
 from latentdiff.diffusion.unet import UNet
 from latentdiff.latent_diffusion import LatentDiffusion
@@ -34,7 +35,13 @@ from latentdiff.training.world import World
 def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
     """The autoencoder with weights initialised from the recipe's seed."""
     torch.manual_seed(recipe.train.seed)
-    return Autoencoder(recipe.autoencoder)
+    autoencoder = Autoencoder(recipe.autoencoder)
+    if recipe.freeze_encoder:
+        if not recipe.init:
+            raise UserError("freeze_encoder is true, but init is empty: name the run whose encoder stays (init=RUN)")
+        for part in (autoencoder.encoder, autoencoder.quant_conv, autoencoder.quantize):
+            part.requires_grad_(False)
+    return autoencoder
 
 
 def build_diffusion(
@@ -49,6 +56,8 @@ def build_diffusion(
         conditioner.context_dim or None, conditioner.vector_dim or None,
     )  # fmt: skip
     model = LatentDiffusion(conditioner, unet, Schedule(recipe.schedule), recipe.objective)
+    if recipe.align is not None:
+        model.alignment = Alignment(recipe.align, recipe.unet.channels * recipe.unet.channel_mult[-1])
     model.check(recipe.sampling)
     model.sampling = recipe.sampling
     return model

@@ -16,7 +16,7 @@ class Codes:
 
     def __init__(self, learner: Learner, seed: int, world: World) -> None:
         self.learner, self.seed, self.world, self.codebook = learner, seed, world, learner.model.quantize
-        self.on = isinstance(self.codebook, Codebook)
+        self.on = isinstance(self.codebook, Codebook) and self.codebook.embedding.weight.requires_grad
         if self.on:
             self.size = self.codebook.config.codebook_size
             self.idle = torch.zeros(self.size, dtype=torch.int64, device=world.device)  # steps without use

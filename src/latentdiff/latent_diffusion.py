@@ -47,6 +47,7 @@ class LatentDiffusion(nn.Module):
         self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, aim
         self.importance = Importance(schedule.T) if aim.timesteps == "importance" else None
         self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
+        self.alignment: nn.Module | None = None  # REPA's projection, where the recipe has `align`
         self.guide: LatentDiffusion | None = None
 
     # ---- training
@@ -55,11 +56,13 @@ class LatentDiffusion(nn.Module):
         """The loss of each sample (Rombach et al. 2022, eq. 2 and 3): z, eps [B, C, h, w], t [B] -> [B]."""
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         target = prediction.target(self.objective.prediction, z, eps, alpha, sigma)
-        error = self.unet(self.schedule.diffuse(z, eps, t), t, self.conditioner(batch, drops)).to(z.dtype) - target
+        z_t, middle = self.schedule.diffuse(z, eps, t), None if self.alignment is None else []
+        error = self.unet(z_t, t, self.conditioner(batch, drops), middle).to(z.dtype) - target
         weight = objective.weight(self.objective, t, self.schedule)
         if self.importance is not None:
             weight = weight * self.importance.weight(t)
-        return objective.distance(self.objective, error) * weight.to(error.dtype)
+        loss = objective.distance(self.objective, error) * weight.to(error.dtype)
+        return loss if self.alignment is None else loss + self.alignment(middle[0], batch["features"])
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) [B] -> t [B], whole (uniform, importance) or any in 0..T-1 (logit_normal)."""

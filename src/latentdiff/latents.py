@@ -10,6 +10,7 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.data import cache as latent_cache
 from latentdiff.data import fields, loader
 from latentdiff.data.tokenizer import CaptionTokenizer
+from latentdiff.diffusion.alignment import open_teacher
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import run
 from latentdiff.training.log import Log
@@ -27,13 +28,14 @@ class Latents:
         self.wanted = recipe.reads(r)
         self.dtype = precision(r.train.precision, world.device)
         self.bad = recipe.bad_list(r, log.folder, data)
+        self.teacher = None if r.align is None else open_teacher(r.align, world.device)
         self.rows, statistics = data, None
         if r.cache.enabled:
             weights = autoencoder.weights_hash()
             name = f"{weights[:12]}-{data.fingerprint()[:12]}-{r.cache.copies}"
             where = Path(r.cache.path or run.runs_root() / "cache" / name)
             made = latent_cache.open_cache(where, r.cache, data, weights, self.moments, world, log.say)
-            pixels = fields.needs_picture(self.wanted, data.record(0, 0))
+            pixels = self.teacher is not None or fields.needs_picture(self.wanted, data.record(0, 0))
             self.rows, statistics = latent_cache.CachedLatents(data, made, pixels), made.statistics()
         self.rows = recipe.with_fields(r, self.rows)
         build.choose_statistics(r, autoencoder, statistics, log.say)
@@ -52,7 +54,10 @@ class Latents:
         else:
             mean, logvar = self.moments(batch)
         noise = keyed.normal(keyed.keys(self.seed, step, positions, "posterior", self.device), mean.shape[1:])
-        return self.autoencoder.normalise(mean, logvar, noise), self.fields(batch)
+        found = self.fields(batch)
+        if self.teacher is not None:
+            found["features"] = self.teacher(loader.images(batch, self.device))
+        return self.autoencoder.normalise(mean, logvar, noise), found
 
     def fields(self, batch: dict) -> dict:
         """What the conditions read, on the device."""

@@ -23,6 +23,7 @@ from latentdiff.data.picture import BadList
 from latentdiff.data.shapes import Shapes, ShapesDataset
 from latentdiff.data.tars import Tars, TarsDataset
 from latentdiff.data.torchvision_sets import Torchvision, TorchvisionDataset
+from latentdiff.diffusion.alignment import Align
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
 from latentdiff.latent_diffusion import Objective, Sampling
@@ -50,6 +51,7 @@ class AutoencoderRecipe:
     loss: LossConfig = LossConfig()  # of the reconstruction
     discriminator: DiscriminatorConfig | None = DiscriminatorConfig()  # the adversary; none: train without
     statistics: str = "scalar"  # how latents are normalised: scalar (one number, as the original) or channel
+    freeze_encoder: bool = False  # with init: train the decoder alone; latents, and what draws them, stay as they are
     train: Train = Train(betas=(0.5, 0.9), lr=1e-4, weight_decay=0.0, clip=0.0)  # the loop
     init: str = ""  # a run whose averaged weights this one starts from; empty: from noise
     init_partial: bool = False  # tensors that do not fit the other run's start from noise; false: they are refused
@@ -77,6 +79,7 @@ class DiffusionRecipe:
     unet: UNetConfig = UNetConfig()  # the denoiser
     schedule: ScheduleConfig = ScheduleConfig()  # signal and noise over time
     objective: Objective = Objective()  # what is predicted, and how errors weigh
+    align: Align | None = None  # REPA: the U-Net's middle learns to see as a frozen network does
     train: Train = Train()  # the loop
     sampling: Sampling = Sampling()  # defaults of sample.py, and of the pictures drawn while training
     preview: tuple[str, ...] = ()  # captions drawn every train.sample_every steps; empty: some of the validation data

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsample, norm
 from latentdiff.autoencoder.bottleneck import KL, MODULES, VQ, Identity, sample, upcast
+from latentdiff.autoencoder.equivariance import Warp, same
 from latentdiff.config import UserError
 
 START_LOGVAR = -6.0  # of the posterior before training
@@ -168,11 +169,11 @@ class Autoencoder(nn.Module):
         latent = self.quantize.quantise(z / self.scale + self.shift)
         return upcast(self.decoder(self.post_quant_conv(latent)))
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        """x [B, 3, H, W], noise like z (None: the mean) -> what stage one's loss needs."""
+    def forward(self, x: Tensor, noise: Tensor | None = None, warp: Warp = same) -> Reconstruction:
+        """x [B, 3, H, W], noise like z (None: the mean) -> what stage one's loss needs; y is of the warped latent."""
         assert self.config.channel_mult, "pixel space has nothing to train"
         latent, terms = self.quantize(*self.moments(x), noise)
-        h = self.decoder.features(self.post_quant_conv(latent))
+        h = self.decoder.features(self.post_quant_conv(warp(latent)))
         return Reconstruction(upcast(self.decoder.conv_out(h)), h, terms)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ class LossConfig:
     l1: float = 1.0  # weight of the absolute error
     l2: float = 0.0  # weight of the squared error
     perceptual: LPIPS | MultiScale | None = LPIPS()  # LPIPS; MultiScale needs no trained weights; none
+    equivariance: float = 0.0  # share of steps in which latent and picture are turned and shrunk alike (EQ-VAE)
 
 
 def reconstruction_loss(

@@ -73,7 +73,8 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(config.norm_groups, c)
         self.conv_out = zero(nn.Conv2d(c, out_channels, 3, padding=1))
 
-    def forward(self, z_t: Tensor, t: Tensor, cond: Cond = Cond()) -> Tensor:  # noqa: B008 - a Cond is frozen
+    def forward(self, z_t: Tensor, t: Tensor, cond: Cond = Cond(), middle: list | None = None) -> Tensor:  # noqa: B008
+        """middle: a list that is given what the middle made, [B, C, h / 2^n, w / 2^n]."""
         assert not self.context_dim or cond.context is not None, "cond.context is missing; this U-Net attends to it"
         emb = self.embed(t, cond.vector, z_t.dtype)
         h = self.conv_in(z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1))
@@ -82,6 +83,8 @@ class UNet(nn.Module):
             h = self.run(stage, h, emb, cond)
             skips.append(h)
         h = self.run(self.middle, h, emb, cond)
+        if middle is not None:
+            middle.append(h)
         for stage in self.up:
             skip = skips.pop()
             h = self.run(stage, torch.cat([fit(h, skip), skip], dim=1), emb, cond)

@@ -30,7 +30,8 @@ class Learner:
 
     def norms(self) -> dict[str, Tensor]:
         """The gradient norm of each component, to be asked before the step."""
-        return {f"grad_{name}": optim.norm_of(part) / self.scale for name, part in self.model.named_children()}
+        parts = {name: part for name, part in self.model.named_children() if any(True for _ in part.parameters())}
+        return {f"grad_{name}": optim.norm_of(part) / self.scale for name, part in parts.items()}
 
     def step(self, step: int) -> dict[str, Tensor]:
         """The step numbered `step`, counted from 0, at its rate, and the average after it; numbers for the log."""
