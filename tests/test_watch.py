@@ -57,3 +57,13 @@ def test_learning_by_heart_is_told(watch, capsys):
         watch.report(step, {"val_loss": loss})
     out = capsys.readouterr().out
     assert out.count("WARNING") == 1 and "0.4000 at its best and is 0.5000 now" in out
+
+
+def test_the_best_of_before_a_restart_is_remembered(watch, tmp_path, capsys):
+    rows = '{"step": 0, "seconds": 1, "psnr": 20.0}\n{"step": 0, "seconds": 1, "psnr": null, "val_loss": 0.4}\n'
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    one, two = watch(1), watch(2)
+    one.report(10, {"psnr": 16.0}, torch.ones(4, 4))
+    two.report(10, {"val_loss": 0.5})
+    out = capsys.readouterr().out
+    assert "PSNR fell from 20.0 to 16.0 dB" in out and "0.4000 at its best and is 0.5000 now" in out

@@ -5,17 +5,19 @@ ranks.py NAME words...      in the environment FLOAT64=1: all of stage two in fl
 """
 
 import functools
+import math
 import os
 import signal
 import sys
 import time
+from collections import Counter
 
 import torch
 from conftest import script
 
 from latentdiff import build, cli, keyed
 from latentdiff.latents import Latents
-from latentdiff.training import checkpoint
+from latentdiff.training import checkpoint, optim
 from latentdiff.training.log import Log
 
 stage = script(sys.argv.pop(1))
@@ -48,6 +50,23 @@ def report_or_fail(log: Log, step: int, **values):
     return report(log, step, **values)
 
 
+def spoil() -> None:
+    backward, step, count = optim.backward, optim.step, Counter()
+
+    def bad_loss(loss, scaler):
+        count["loss"] += 1
+        backward(loss * math.nan if count["loss"] == 3 else loss, scaler)
+
+    def bad_gradient(optimizer, *rest):
+        count["gradient"] += 1
+        if count["gradient"] == 5:
+            optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = math.nan
+        return step(optimizer, *rest)
+
+    if os.environ["RANK"] == "1":
+        optim.backward, optim.step = bad_loss, bad_gradient
+
+
 def in_float64() -> None:
     keyed.normal = functools.partial(keyed.normal, dtype=torch.float64)
     made, called = build.build_diffusion, Latents.__call__
@@ -64,7 +83,9 @@ def doubled(model: torch.nn.Module) -> torch.nn.Module:
 
 
 stage.train, Log.add = train_and_keep, add_and_keep
-if os.environ.get("FAULT"):
+if os.environ.get("FAULT") == "nan":
+    spoil()
+elif os.environ.get("FAULT"):
     Log.report = report_or_fail
 if os.environ.get("FLOAT64"):
     in_float64()

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 from conftest import STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, rows, tensors_of
+from test_loop_ranks import torchrun
 
 from latentdiff.autoencoder import loss
 from latentdiff.critic import Critic
 from latentdiff.data import loader
 from latentdiff.latents import Latents
-from latentdiff.training import optim
+from latentdiff.training import checkpoint, optim
 
 WORDS = ("data.count=16", "data.val_count=4", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=1",
          "train.keep=99", "train.val_every=99", "train.sample_every=99", "train.ema=0.5", "name=run")  # fmt: skip
@@ -154,3 +155,18 @@ def test_the_critic_has_an_fp16_scale_of_its_own_that_is_resumed(runs, monkeypat
     assert scales == whole
     assert_same_tensors(points(runs / "run")[-1], points(runs / "whole")[-1])
     assert rows(runs / "run")[-1] == rows(runs / "whole")[-1]
+
+
+@pytest.mark.slow
+def test_what_breaks_on_one_rank_is_skipped_by_all(runs):
+    """A loss before the gradients are averaged, and a gradient after it, which the other rank does not see."""
+    torchrun(*STAGE_TWO, *WORDS, "train.steps=6", FAULT="nan")
+    assert column(runs / "run", "skipped") == [0, 0, 1, 0, 1, 0] and column(runs / "run", "bad_steps")[-1] == 2
+    for kind in ("model", "ema"):
+        first, second = (checkpoint.read_tensors(runs / "run" / f"{kind}{rank}.safetensors") for rank in (0, 1))
+        assert_same_tensors(first, second)
+        assert all(torch.isfinite(tensor).all() for tensor in first.values())
+    at = points(runs / "run")
+    for before, after, moved in ((1, 2, False), (2, 3, True), (3, 4, False), (4, 5, True)):
+        weights = [only(at[step], "model") for step in (before, after)]
+        assert moved == any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -15,7 +15,7 @@ def test_killed_runs_that_are_started_again_equal_the_unbroken_one():
     """In a process of its own, which forks the runs: both stages, alone and on two ranks."""
     result = subprocess.run(
         [sys.executable, Path(__file__).with_name("kills.py"), "3"], env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=590,
+        cwd=ROOT, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert re.search(r"^12 kills, ([1-9]\d*) of them inside checkpoint,", result.stdout, re.MULTILINE), result.stdout

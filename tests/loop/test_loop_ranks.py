@@ -28,7 +28,7 @@ def torchrun(
     return subprocess.run(
         [*command, Path(__file__).with_name("ranks.py"), name, *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | env, cwd=ROOT, check=check,
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 

@@ -43,6 +43,21 @@ def test_a_step_saved_again_is_replaced(tmp_path):
     assert checkpoint.load(path)[0]["model"]["w"][0, 0] == 7
 
 
+def test_what_a_kill_left_is_cleared_by_the_next_write(tmp_path):
+    for name in (".step_00000003.tmp", ".step_00000001.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    checkpoint.save(tmp_path, 5, parts(), {}, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00000005"]
+
+
+def test_a_checkpoint_loses_its_name_before_it_is_deleted(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 5, parts(), {}, keep=1)
+    monkeypatch.setattr(checkpoint, "_clear", lambda folder: None)  # killed before it deletes
+    checkpoint.save(tmp_path, 10, parts(), {}, keep=1)
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step_00000010"]
+
+
 def test_a_half_written_checkpoint_is_none(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 5, parts(), {}, keep=2)
 
@@ -89,7 +104,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, harm):
 
 def test_tensors_are_stored_whole_whatever_their_layout(tmp_path):
     x = torch.arange(24.0).reshape(2, 3, 4)
-    shared = {"a": x.transpose(0, 2), "b": x[:, 1], "c": x.clone().requires_grad_()}
+    shared = {"a": x.transpose(0, 2), "b": x[:, 1], "c": x.clone().requires_grad_(), "d": x, "tied to d": x, "e": x[1]}
     checkpoint.write_tensors(tmp_path / "x.safetensors", shared, {"about": "layouts"})
     back = checkpoint.read_tensors(tmp_path / "x.safetensors")
     assert all(torch.equal(back[name], tensor) for name, tensor in shared.items())

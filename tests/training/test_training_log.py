@@ -1,5 +1,7 @@
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +119,43 @@ def test_damaged_lines_are_left_out(tmp_path):
 
 def test_times_are_told_as_a_clock_tells_them():
     assert [clock(s) for s in (0, 59.9, 61, 4000, math.inf)] == ["0:00", "0:59", "1:01", "1:06:40", "1000:00:00"]
+
+
+def test_bad_steps_are_counted_over_restarts(tmp_path):
+    for first in (0, 4):
+        log = log_at(tmp_path, first)
+        for step in range(first + 1, first + 5):
+            log.add(skipped=tensor(step in (1, 3, 4, 8)))
+            log.report(step)
+    rows = [(row["step"], row["skipped"], row["bad_steps"]) for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert rows == [(2, 0.5, 1), (4, 1, 3), (6, 0, 3), (8, 0.5, 4)]
+
+
+def test_wandb_gets_every_row_and_is_finished(tmp_path, monkeypatch):
+    got, asked = [], {}
+    run = SimpleNamespace(log=lambda values, step: got.append((step, values)), finish=lambda: got.append("finished"))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: asked.update(options) or run))
+    log = Log(tmp_path / "mine", ALONE, 0, Train(log_every=1), "wandb")
+    assert not asked  # a run that is refused leaves no trace there either
+    (tmp_path / "mine").mkdir()
+    log.start()
+    log.add(loss=tensor(2), grad_norm=tensor(math.nan))
+    log.report(1, lr=0.1)
+    log.close()
+    (step, values), end = got
+    assert step == 1 and values["loss"] == 2 and values["lr"] == 0.1 and "grad_norm" not in values
+    assert end == "finished" and asked["name"] == asked["id"] == "mine" and asked["resume"] == "allow"
+
+
+def test_tensorboard_gets_every_row_on_disk(tmp_path):
+    pytest.importorskip("tensorboard")
+    log = Log(tmp_path, ALONE, 0, Train(log_every=1), "tensorboard")
+    log.start()
+    log.add(loss=tensor(2))
+    log.report(1)
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
 
 
 def test_the_opening_screen_has_a_line_per_fact():

@@ -1,5 +1,6 @@
 """The endless stream of batches: (seed, step, position) gives the item, so a restart goes on exactly."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,13 +73,19 @@ def batches(
 ) -> Iterator[dict]:
     """Batches from step `first` on: one per micro-batch, each a dict of stacked tensors and lists."""
     order = _Order(first, steps, micro)
-    options = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
+    options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _deaf} if workers else {}
     try:
         yield from DataLoader(
             Stream(data, seed, batch_size), batch_sampler=order, collate_fn=collate, num_workers=workers, **options
         )
     except UserError as error:  # a worker's comes wrapped in its traceback
         raise UserError(str(error).rpartition("UserError: ")[2]) from None
+
+
+def _deaf(worker: int) -> None:
+    """Ctrl-C and Slurm tell all processes; the one that trains still needs its workers, and ends them itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(data: Any, indices: range, batch_size: int) -> Iterator[dict]:

@@ -105,6 +105,8 @@ def start(device: str = "auto", deterministic: bool = False, timeout: float = 30
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(deterministic)
     if size > 1:
         _join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", rank, size, timeout)
