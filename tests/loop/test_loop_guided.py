@@ -1,4 +1,4 @@
-"""A classifier is trained, resumed, and guides a run that knows no classes."""
+"""Drawing with more around the denoiser, by the scripts: a classifier that is trained, a picture, tiles."""
 
 import json
 
@@ -64,6 +64,17 @@ def test_a_run_is_guided_by_a_picture(runs, tmp_path, refused):
     out = ("--run", "blind", "--output", tmp_path / "none", "--guide")
     assert "no.png" in refused("sample", *out, tmp_path / "no.png")
     assert "l2 or lpips" in refused("sample", *out, tmp_path / "red.png", "--guide-by", "l3")
+
+
+def test_larger_pictures_are_drawn_in_tiles(tmp_path):
+    call(*BLIND)
+    pictures = []
+    for words in ((), ("--tile", 64), ("--tile", 32), ("--tile", 32, "--overlap", 0.5)):
+        out = tmp_path / str(len(pictures))
+        call("sample", "--run", "blind", "--steps", 3, "--height", 64, "--width", 64, "--output", out, *words)
+        pictures.append(np.asarray(Image.open(out / "00000-s0.png")).astype(int))
+    assert all(picture.shape == (64, 64, 3) for picture in pictures)
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a single tile is none
 
 
 def test_a_classifier_without_a_label_is_refused(refused):
