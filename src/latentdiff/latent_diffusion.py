@@ -90,7 +90,7 @@ class LatentDiffusion(nn.Module):
         """denoise(x, t) -> (x0, eps) with the condition bound."""
         network = self.unet
         if settings.tile:
-            network = patchwise(network, settings.tile, round(settings.tile * settings.overlap))
+            network = patchwise(network, settings.tile, int(settings.tile * settings.overlap))
 
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
