@@ -75,7 +75,7 @@ def draw(model: LatentDiffusion, given: dict[str, Iterable], count: int, seed: i
 
 
 def column(items: list[dict], name: str) -> list[Tensor]:
-    return [torch.as_tensor(item[name]) for item in items]
+    return [torch.as_tensor(np.array(item[name])) for item in items]
 
 
 def images(items: list[dict]) -> Tensor:
