@@ -19,13 +19,13 @@ import math
 import time
 from dataclasses import asdict
 
-from benchmarks.claims import networks, pages, sampling, trained
+from benchmarks.claims import autoencoders, models, networks, pages, sampling
 from benchmarks.claims.claim import Claim, Result, Setting, results
 from latentdiff import cli
 from latentdiff.config import UserError
 from latentdiff.training import checkpoint
 
-CLAIMS = {claim.name: claim for part in (networks, sampling, trained) for claim in part.CLAIMS}
+CLAIMS = {claim.name: claim for part in (networks, sampling, autoencoders, models) for claim in part.CLAIMS}
 
 
 def main(words: list[str]) -> None:

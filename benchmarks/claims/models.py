@@ -1,0 +1,132 @@
+"""Claims about whole models, which train their own on drawn shapes, under runs/claims."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.claims.arms import Kernel
+from benchmarks.claims.autoencoders import COMPRESSION, FACTORS, FIRST, judge, over_seeds, trained
+from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, bootstrap, paired_t
+from latentdiff import recipe
+from latentdiff.metrics import distances, features, measure, sets
+from latentdiff.metrics.drawing import Wanted
+from latentdiff.training import checkpoint
+from latentdiff.training.log import read_metrics
+from latentdiff.training.world import World, start
+
+SECOND = ("train_diffusion.py", "recipes/diffusion/uncond.py", "train.val_every=2000", "train.sample_every=4000",
+          "train.checkpoint_every=250", "train.keep=100")  # fmt: skip
+
+
+def latent_run(setting: Setting, f: int, steps: int, seed: int, *words: str, name: str = "tradeoff") -> Path:
+    """An unconditional run on the autoencoder of that f (1: pixels), the same U-Net for every f."""
+    place = FACTORS[1][0]
+    if f > 1:
+        source = trained(setting, f"compression-f{f}-{seed}", *FIRST, *COMPRESSION[f"f{f}"], f"train.seed={seed}")
+        place = f"autoencoder={source}"
+    words = (place, f"train.steps={steps}", f"train.seed={seed}", *words)
+    return trained(setting, f"{name}-f{f}-{seed}", *SECOND, *words)
+
+
+def seen(
+    setting: Setting, folder: Path, world: World, weights: Path | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of what an unconditional run draws, with the weights of a checkpoint, and of its training data."""
+    subject = measure.open_subject(str(folder), world)
+    if weights is not None:
+        subject.model.load_state_dict(checkpoint.read_tensors(weights) | _frozen(subject.model))
+    extractor = features.find(str(judge(setting)), None, None, folder, world)
+    wanted = Wanted(None, (), ("",), setting.count, setting.seed)
+    options = Namespace(split="val", batch_size=100, summary=False, sampler=None, steps=None, guidance_scale=None)
+    drawn, _ = measure.draw(subject, wanted, subject.model.sampling, "claims", options, world)
+    train = recipe.open_data(subject.recipe, "train")
+    real = sets.extract(extractor, train, min(len(train), 5000), world)
+    return sets.extract(extractor, drawn, len(drawn), world).features, real.features
+
+
+def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if name.startswith("autoencoder.")}
+
+
+def tradeoff(setting: Setting, steps: int = 4000) -> Result:
+    """KID over training, by steps and by seconds of this machine; seed 0 alone, one run per f."""
+    world, curves = start(setting.device), {}
+    for f in FACTORS:
+        folder = latent_run(setting, f, steps, 0)
+        clock = {row["step"]: row["seconds"] for row in read_metrics(folder / "metrics.jsonl")}
+        for place in checkpoint.list_checkpoints(folder / "checkpoints")[1::4]:
+            drawn, real = seen(setting, folder, world, place / "ema.safetensors")
+            step = int(place.name[5:])
+            curves.setdefault(f, []).append((step, clock[step], Kernel(drawn, real)))
+    budget = curves[4][-1][1]  # seconds that f = 4 took
+    last = {f: points[-1][2] for f, points in curves.items()}
+    within = {f: max((p for p in points if p[1] <= budget), default=points[0], key=lambda p: p[1])[2]
+              for f, points in curves.items()}  # fmt: skip
+
+    def effect(what: str, a: Kernel, b: Kernel) -> Effect:
+        return Effect(what, "> 0", *bootstrap(lambda w: a(w) - b(w), setting.count))
+
+    effects = [effect("KID of f = 1 minus f = 4, equal seconds", within[1], within[4]),
+               effect("KID of f = 16 minus f = 4, equal seconds", within[16], within[4]),
+               effect("KID of f = 16 minus f = 4, equal steps", last[16], last[4])]  # fmt: skip
+    whole = torch.ones(setting.count, dtype=torch.float64)
+    series = {i: [Series(f"f = {f}", [p[i] for p in points], [p[2](whole) for p in points])
+                  for f, points in curves.items()] for i in (0, 1)}  # fmt: skip
+    charts = [Chart("steps", "KID", series[0], log=True), Chart("seconds of training", "KID", series[1], log=True)]
+    protocol = (f"one seed per f; {steps} steps of the same U-Net, unconditional; {setting.count} pictures each; "
+                f"intervals are over pictures, not over seeds")  # fmt: skip
+    return Result("drawn shapes, 32 x 32", protocol, effects, charts)
+
+
+def by_heart(setting: Setting) -> Result:
+    """Trained on 64 pictures and on 20,000: how near what is drawn is to what was learned."""
+    world, ratios = start(setting.device), {}
+    for count in (64, 20000):
+        for seed in setting.seeds:
+            folder = latent_run(setting, 4, 4000, seed, f"data.count={count}", name=f"count{count}")
+            drawn, real = seen(setting, folder, world)
+            other = recipe.open_data(measure.open_subject(str(folder), world).recipe, "val")
+            extractor = features.find(str(judge(setting)), None, None, folder, world)
+            held_out = sets.extract(extractor, other, len(other), world).features
+            ratios.setdefault(str(count), []).append(distances.memorisation(drawn, real, held_out))
+    few, many = ([one["nearest_ratio"] for one in some] for some in ratios.values())
+    gaps = paired_t([a - b for a, b in zip(few, many)])
+    effects = [Effect("nearest ratio, 64 minus 20,000 pictures", "< 0", *gaps),
+               Effect("nearest ratio, 20,000 pictures", "> 0.8", *paired_t(many))]  # fmt: skip
+    chart = Chart("pictures to learn from", "nearest ratio", [over_seeds("nearest_ratio", list(ratios), ratios)])
+    protocol = f"{len(setting.seeds)} seeds, 4,000 steps, unconditional"
+    return Result("drawn shapes, 32 x 32", protocol, effects, [chart])
+
+
+def reuse(setting: Setting) -> Result:
+    """One frozen autoencoder under four kinds of second stage: its weights stay, and each stage learns."""
+    source = trained(setting, "compression-f4-0", *FIRST, *COMPRESSION["f4"], "train.seed=0")
+    own = checkpoint.read_tensors(source / "model.safetensors")
+    found: dict[str, list[float]] = {}
+    for task in ("uncond", "class", "text", "superres", "inpaint", "semantic", "layout"):
+        words = (f"autoencoder={source}", "train.steps=200", "train.val_every=50", "train.log_every=10")
+        folder = trained(setting, f"reuse-{task}", "train_diffusion.py", f"recipes/diffusion/{task}.py", *words)
+        kept = checkpoint.read_tensors(folder / "autoencoder" / "model.safetensors")
+        same = all(torch.equal(own[name], kept[name]) for name in own if name not in ("shift", "scale"))
+        losses = [row["val_loss"] for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
+        found[task] = [losses[0], losses[-1], float(same)]
+    shares = [last / first for first, last, _ in found.values()]
+    same = float(np.mean([kept for *_, kept in found.values()]))
+    effects = [Effect("share of tasks that kept the autoencoder bit by bit", "> 0.99", same, same, same),
+               Effect("val_loss after 200 steps over that after 50, worst and best task", "< 1",
+                      max(shares), min(shares), max(shares))]  # fmt: skip
+    names = {0: "50 steps", 1: "200 steps"}
+    series = [Series(name, list(found), [one[i] for one in found.values()]) for i, name in names.items()]
+    protocol = "200 steps of each task's small recipe on one autoencoder"
+    return Result("drawn shapes, 32 x 32", protocol, effects, [Chart("task", "val_loss", series)])
+
+
+CLAIMS = [
+    Claim("tradeoff", "Between pixels, too slow, and strong compression, too lossy, lies the best f.", "figs. 6, 17",
+          tradeoff, 90, trains=True, quick=False),
+    Claim("by-heart", "A model of few pictures learns them by heart, one of many does not.", "sec. 5", by_heart, 60,
+          trains=True, quick=False),
+    Claim("reuse", "One autoencoder serves many models.", "sec. 1", reuse, 10, trains=True),
+]  # fmt: skip
