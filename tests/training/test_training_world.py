@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from latentdiff.config import UserError
+from latentdiff.training import world as worlds
 from latentdiff.training.world import World, autocast, precision, start
 
 CPU = torch.device("cpu")
@@ -25,6 +27,34 @@ def test_alone_everything_is_what_it_was():
     ALONE.barrier()
     with ALONE.no_sync(module, True):
         pass
+
+
+def test_ranks_get_what_the_first_makes_or_its_reason(monkeypatch):
+    store = dist.HashStore()
+    monkeypatch.setattr(worlds, "_store", lambda: store)
+    first, second = World(0, 2, CPU), World(1, 2, CPU)
+    assert first.share("words", lambda: b"made") == second.share("words", None) == b"made"
+    store.set("reason/0", "there are no captions")
+    with pytest.raises(UserError, match="there are no captions"):
+        second.share("others", None)
+
+
+def test_the_ranks_that_are_left_name_those_that_are_gone(monkeypatch):
+    store = dist.HashStore()
+    monkeypatch.setattr(worlds, "_store", lambda: store)
+    for name, value in (("is_initialized", True), ("get_world_size", 3), ("get_rank", 0)):
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    store.set("place/1", "node1, process 7")
+    assert worlds.lost(ValueError("of my own"), patience=0) is None  # and the others are told why
+    assert worlds._word("reason/0") == "ValueError: of my own"
+    store.set("here/2", "")
+    text = worlds.lost(RuntimeError("[gloo] Connection closed by peer"), patience=0)
+    assert text == "rank 1 (node1, process 7): gone without a word (killed?)"
+    assert "no answer in time" in worlds.lost(RuntimeError("[gloo] Timed out waiting 5000ms"), patience=0)
+    store.set("reason/1", "its disk is full")
+    assert worlds.lost(RuntimeError("gloo"), patience=0) == "rank 1 (node1, process 7): its disk is full"
+    monkeypatch.setattr(dist, "get_rank", lambda: 2)
+    assert worlds.lost(RuntimeError("gloo"), patience=0) == ""  # the first that is left has said it
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

@@ -45,13 +45,17 @@ class World:
 
     def share(self, name: str, make, patience: float = 24 * 3600) -> bytes:
         """Bytes that rank 0 makes and all ranks get, through the store: slow work trips no watchdog."""
-        if self.size == 1:
-            return make()
-        store = _store()
         if self.is_main:
-            store.set(name, make())
-        store.wait([name], datetime.timedelta(seconds=patience))
-        return store.get(name)
+            made = make()
+            if self.size > 1:
+                _store().set(name, made)
+            return made
+        until = time.monotonic() + patience
+        while not _store().check([name]):
+            if _word("reason/0") or time.monotonic() > until:
+                raise UserError(_word("reason/0") or f"rank 0 did not make the {name} in {patience / 3600:.0f} hours")
+            time.sleep(0.1)
+        return _store().get(name)
 
     def agree(self, asked: int) -> int:
         """The largest of what the ranks ask for; over the CPUs, so that no device is waited for."""
