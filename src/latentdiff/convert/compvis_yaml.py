@@ -110,6 +110,8 @@ def _unet(recipe: DiffusionRecipe, z_channels: int, side: Any) -> Config:
     extra, context_dim, concat = _doors(recipe, z_channels)
     if unet.norm_groups != 32:
         _refuse(f"unet.norm_groups={unet.norm_groups} (it always has 32)")
+    if unet.blocks != "classic":
+        _refuse(f"unet.blocks={unet.blocks}")
     params = {
         "image_size": side,
         "in_channels": z_channels + concat,

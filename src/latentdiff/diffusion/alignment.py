@@ -1,8 +1,8 @@
 """A middle block that learns to see as a frozen feature network does (REPA, Yu et al. 2025; for U-Nets, Tian et al.
 2025): one more term in the loss, nothing more when drawing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,15 @@ class Alignment(nn.Module):
         return self.weight * (1 - cosine.mean(1))
 
 
-def open_teacher(config: Align, device: torch.device) -> nn.Module:
-    """The frozen network of a file; a file that is none, or gives other features, is refused."""
+def open_teacher(config: Align, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The frozen network of a file, pictures -> features; a file that is none, or gives others, is refused."""
+
+    @torch.no_grad()
+    def teacher(x: Tensor) -> Tensor:
+        return network(x)
+
     try:
-        teacher = torch.jit.load(Path(config.path), map_location=device).eval().requires_grad_(False)
+        network = torch.jit.load(config.path, map_location=device).eval()
         shape = tuple(teacher(torch.zeros(1, 3, 64, 64, device=device)).shape)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"align.path is {config.path}: no TorchScript network of pictures ({error})") from error
