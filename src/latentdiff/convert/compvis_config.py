@@ -17,6 +17,7 @@ from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training.settings import Train
 
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine"}  # theirs -> ours
+WHOLE = ("LatentDiffusion", "DDPM")
 PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity())
 
 
@@ -48,19 +49,16 @@ def original_of(config: Any) -> Original:
     root = Options(config, "the config")
     model = root.part("model") if "model" in root.values else root
     kind = model.target()
-    if kind in FIRST_STAGES:
-        return Original(_stage_one(model))
-    if kind not in ("LatentDiffusion", "DDPM"):
-        raise UserError(
-            f"{model.where}.target is {kind}; {', '.join(FIRST_STAGES)}, LatentDiffusion and DDPM are known"
-        )
-    return _stage_two(model, kind)
+    return _stage_two(model, kind) if kind in WHOLE else Original(_stage_one(model, WHOLE))
 
 
 # ---- stage one
 
 
-def _stage_one(model: Options) -> AutoencoderRecipe:
+def _stage_one(model: Options, others: tuple[str, ...] = ()) -> AutoencoderRecipe:
+    known = (*FIRST_STAGES, *others)
+    if model.target() not in FIRST_STAGES:
+        raise UserError(f"{model.where}.target is {model.target()}; known are {', '.join(known)}")
     config, size = FIRST_STAGES[model.target()](model.part("params", {}))
     base = AutoencoderRecipe(autoencoder=config)
     return replace(base, data=Folder(size=size), train=replace(base.train, ema=0.0))
