@@ -2,17 +2,25 @@
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from conftest import call, written
 
+from latentdiff import cli
+from latentdiff.metrics import measure, stage_two
+from latentdiff.training.world import World
+
 SMALL = ("--count", 8, "--prompts", 4, "--features", "autoencoder", "--no-report")
+CLOCKS = ("pictures_per_second", "peak_memory_mib")
 
 
 def figures_of(path) -> dict:
     """Without what a clock, or the machine's memory, says."""
     figures = json.loads(path.read_text())
-    return {name: value for name, value in figures.items() if name not in ("pictures_per_second", "peak_memory_mib")}
+    return {name: value for name, value in figures.items() if name not in CLOCKS}
 
 
 def test_stage_one_is_measured_by_its_reconstructions_and_its_latents(unbroken_one, tmp_path, capsys):
@@ -59,6 +67,57 @@ def test_an_evaluation_gives_the_same_figures_again_and_goes_on_where_it_stopped
     assert figures_of(run / "evaluation.json") == first
     call("evaluate", run, *SMALL, "--batch-size", 4, "--seed", 100)
     assert figures_of(run / "evaluation.json")["kid"] != first["kid"]
+
+
+class Rank(World):
+    """One of two ranks that are threads of this process: what they share meets in `meeting`."""
+
+    meeting = threading.Barrier(2, timeout=120)
+    shared: dict = {}
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        self.shared[self.rank] = x
+        self.meeting.wait()
+        total = self.shared[0] + self.shared[1]
+        self.meeting.wait()
+        return total
+
+    def agree(self, asked: int) -> int:
+        return int(self.sum(torch.tensor(asked)) > 0)
+
+    def barrier(self) -> None:
+        self.meeting.wait()
+
+    def share(self, name: str, make, patience: float = 0) -> bytes:
+        if self.is_main:
+            self.shared[name] = make()
+        self.meeting.wait()
+        return self.shared[name]
+
+
+def test_two_ranks_find_the_figures_of_one(unbroken_two, copy_of):
+    words = [*map(str, SMALL), "--batch-size", "3"]
+    found = {}
+
+    def measured(name: str, world: World) -> None:
+        subject = measure.open_subject(str(runs[name]), world)
+        options = cli.evaluate_arguments([name, *words])
+        parts = (measure.reconstructions, measure.prompted, measure.samples)
+        figures = [part(subject, options, world)[0] for part in parts]
+        figures = {n: v for one in figures for n, v in one.items() if n not in CLOCKS}
+        found[name, world.rank] = stage_two.finite(figures)
+
+    runs = {name: copy_of(unbroken_two, name) for name in ("one", "two")}
+    cpu = torch.device("cpu")
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [("one", World(0, 1, cpu)), ("two", Rank(0, 2, cpu)), ("two", Rank(1, 2, cpu))]
+        for job in [pool.submit(measured, *job) for job in jobs]:
+            job.result()
+    assert found["two", 0] == found["two", 1]
+    for name, value in found["one", 0].items():
+        if isinstance(value, (int, float)):
+            assert found["two", 0][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    assert [written(run / "evaluation") for run in runs.values()][0] == written(runs["two"] / "evaluation")
 
 
 def test_captions_of_a_file_are_drawn_once_each(unbroken_two, copy_of, tmp_path):

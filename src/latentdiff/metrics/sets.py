@@ -85,7 +85,7 @@ def over(data: Any, count: int, world: World, look: Callable[[dict], Tensor], ba
     for batch in loader.in_order(data, world.share_of(count), batch_size):
         found |= zip(batch["index"].tolist(), look(batch).float())
     # every rank needs a picture to know how wide a row is
-    if world.agree(not found):
+    if world.agree(int(not found)):
         raise UserError(f"{count} picture(s) that can be read are too few to compare, or fewer than {world.size} ranks")
     width = len(next(iter(found.values())))
     table = torch.zeros(count, width + 1, device=world.device)  # the last column: whether it was read
