@@ -22,7 +22,9 @@ from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.loader import collate
 from latentdiff.data.picture import BadPicture
 from latentdiff.data.tars import Tars, TarsDataset
+from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 
+TOKENIZER = CaptionTokenizer(wordpiece([*SPECIALS, "one"]), 8)
 DEEP = "[" * 3000
 JUNK = [
     None, True, False, 0, -1, 3, 1.5, float("nan"), float("inf"), 10**30, -(2**63), "", " ", "\0", "0.png", "../0.png",
@@ -96,7 +98,7 @@ def read_all(data: Any, rng: random.Random) -> None:
     if items:
         collate(items)
     if data.has_captions:
-        data.captions()
+        TOKENIZER.encode(data.captions())
     data.fingerprint()
 
 

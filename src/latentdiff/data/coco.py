@@ -9,7 +9,7 @@ from posixpath import basename, dirname, normpath, splitext
 from typing import Any
 
 from latentdiff.config import UserError
-from latentdiff.data.listing import SPLITS, Listing, scan, texts
+from latentdiff.data.listing import SPLITS, Listing, scan, split_of, texts
 from latentdiff.data.picture import EXTENSIONS
 
 KINDS = ("captions", "instances")
@@ -55,12 +55,6 @@ def list_coco(root: str) -> Listing:
     pictures = [name for name in sorted(names) if name.startswith(beside) and splitext(name)[1].lower() in EXTENSIONS]
     listing.orphans = [name for name in pictures if name not in named]
     return listing
-
-
-def split_of(name: str) -> str:
-    """train, val or test, by the first word of a name that says one: images/val2017/ is val; else train."""
-    words = re.findall("[a-z]+", name.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
 def _annotations(names: list[str]) -> list[tuple[str, str]]:

@@ -106,7 +106,7 @@ class FolderDataset:
         if self.source == "metadata":
             return self.listing.captions.get(id, [])
         if self.source == "class":
-            return [self.listing.classes[id].replace("_", " ").replace("-", " ")]
+            return texts(self.listing.classes[id].replace("_", " ").replace("-", " "))
         try:
             with open(os.path.join(self.config.path, os.path.splitext(id)[0] + ".txt"), "rb") as file:
                 return lines(file.read()) if self.source else []

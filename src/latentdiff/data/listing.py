@@ -4,6 +4,7 @@ import csv
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from posixpath import normpath, splitext
@@ -102,6 +103,12 @@ def _split_folders(names: list[str]) -> dict[str, str]:
     return dict(reversed(found))  # the first name of a split wins
 
 
+def split_of(name: str) -> str:
+    """train, val or test, by the first word of a name that says one: images/val2017/ is val; else train."""
+    words = re.findall("[a-z]+", name.lower())
+    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+
+
 def is_table(name: str) -> bool:
     """Whether a file's name says that it may be meant as metadata."""
     return name.lower().startswith("metadata") or splitext(name)[1].lower() in TABLES
@@ -165,9 +172,14 @@ READERS: dict[str, Callable[[str], Iterator[tuple[int, dict | str]]]] = {".jsonl
 
 
 def texts(value: object) -> list[str]:
-    """A caption, a list of them or nothing -> the captions that say something."""
+    """A caption, a list of them or nothing -> the captions that say something, in characters that UTF-8 has."""
     values = value if isinstance(value, list) else [value]
-    return [text for text in (str(v).strip() for v in values if v is not None) if text]
+    return [text for text in (_sound(str(v)).strip() for v in values if v is not None) if text]
+
+
+def _sound(text: str) -> str:
+    """Half of a surrogate pair, which JSON and file names may hold, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _label(listing: Listing, folders: dict[str, str]) -> None:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
-from latentdiff.data.coco import split_of
-from latentdiff.data.listing import scan
+from latentdiff.data.listing import scan, split_of
 from latentdiff.data.progress import watched
 
 

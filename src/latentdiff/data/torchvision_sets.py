@@ -45,14 +45,13 @@ class TorchvisionDataset:
         assert split in ("train", "val", "test"), f"there is no split {split!r}"
         self.config, self.split, self.bad, self.orphans = config, split, [], []
         self.height, self.width = config.size, config.width or config.size
-        held = _open(config, "val") if split != "test" else None
-        self.data = (
-            held if split == "val" and held is not None else _open(config, "test" if split == "test" else "train")
-        )
+        val = None if split == "test" else _open(config, "val")  # none: train is parted
+        self.part = "train" if split == "val" and val is None else split
+        self.data = val if self.part == "val" else _open(config, self.part)
         if self.data is None:
             raise UserError(f"data.name={config.name!r} has no split to {split} on")
         self.rows = range(len(self.data))
-        if split != "test" and held is None:
+        if self.part == "train" and val is None:
             self.rows = _held_out(len(self.data), config.val_share, split == "val")
         self.label_names = [_name(name) for name in getattr(self.data, "classes", None) or ()]
         self.targets = next((t for t in (getattr(self.data, name, None) for name in TARGETS) if t is not None), None)
@@ -62,7 +61,7 @@ class TorchvisionDataset:
         return len(self.rows)
 
     def id(self, i: int) -> str:
-        return f"{self.config.name}-{'test' if self.split == 'test' else 'train'}-{self.rows[i]:06d}"
+        return f"{self.config.name}-{self.part}-{self.rows[i]:06d}"
 
     def record(self, i: int, key: int) -> dict:
         """id, label (int) and caption, where there are any; `key` alone chooses among captions."""
