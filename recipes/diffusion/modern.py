@@ -12,6 +12,5 @@ recipe = replace(
     unet=replace(demo.unet, blocks="modern"),
     objective=Objective(prediction="flow", timesteps="logit_normal", stratified=True),
     train=replace(demo.train, betas=(0.9, 0.95)),
-    sampling=replace(demo.sampling, sampler="unipc", steps=8, spacing="trailing"),
     name="",
 )
