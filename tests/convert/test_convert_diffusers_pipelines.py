@@ -22,6 +22,7 @@ from latentdiff.config import UserError
 from latentdiff.convert import diffusers_schedule
 from latentdiff.convert.__main__ import main as convert
 from latentdiff.convert.diffusers_import import import_folder
+from latentdiff.convert.diffusers_pipelines import how_to_draw
 from latentdiff.data.degrade import Degrade
 from latentdiff.data.folder import Folder
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
@@ -59,8 +60,10 @@ RUNS = {  # a run's recipe, its first stage, and the pipeline of diffusers that 
     "text, original grid": (
         second_stage(TEXT, sampling=replace(DDIM, spacing="uniform")), first_stage(), "LDMTextToImagePipeline"),
     "text, cosine": (second_stage(TEXT, schedule=ScheduleConfig("cosine")), first_stage(), "LDMTextToImagePipeline"),
-    "text, sqrt": (second_stage(TEXT, schedule=ScheduleConfig("sqrt")), first_stage(), "LDMTextToImagePipeline"),
+    "text, shifted": (
+        second_stage(TEXT, schedule=ScheduleConfig("linear", shift=2.0)), first_stage(), "LDMTextToImagePipeline"),
     "unconditional": (second_stage(), VQ3, "LDMPipeline"),
+    "unconditional, KL": (second_stage(), first_stage(3), "LDMPipeline"),
     "super-resolution": (second_stage(LowRes(), **SUPERRES), VQ3, "LDMSuperResolutionPipeline"),
     "pixels": (second_stage(schedule=ScheduleConfig("linear")), PIXELS, "DDIMPipeline"),
     "masked padding": (second_stage(replace(TEXT, mask_padding=True)), first_stage(), None),
@@ -132,6 +135,13 @@ def test_what_a_pipeline_cannot_express_is_said(tmp_path, capsys):
     exported(tmp_path)
     said = capsys.readouterr().out
     assert "conditions.0.length is 9" in said and "4 times smaller" in said
+
+
+def test_what_sampling_there_does_otherwise_is_said():
+    plain, *rest = how_to_draw("LDMPipeline", Sampling("ddim", steps=20), 1000)
+    assert plain == "LDMPipeline: pipeline(num_inference_steps=20, eta=0)" and not rest
+    said = " ".join(how_to_draw("LDMTextToImagePipeline", Sampling(steps=30, guidance_rescale=0.5), 1000))
+    assert all(word in said for word in ("guidance_scale=4", "sampler=dpmpp_2m", "steps=30", "guidance_rescale=0.5"))
 
 
 def test_a_unet_that_diffusers_cannot_express_is_refused_by_field(tmp_path):

@@ -12,6 +12,7 @@ from latentdiff.convert import diffusers_autoencoder, diffusers_read, diffusers_
 from latentdiff.convert import diffusers_folder as folders
 from latentdiff.convert.native import Native, write_run
 from latentdiff.data.degrade import Degrade
+from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint, run
@@ -29,8 +30,8 @@ def import_folder(folder: str, *, output: str, autoencoder: str = "", vocab: str
     else:
         raise UserError(f"{source} is no folder of diffusers: it has neither model_index.json nor config.json")
     write_run(Path(output), made)
-    count = sum(value.numel() for value in made.weights.values())
-    print(f"{output}: a {type(made.recipe).__name__} of {count:,} numbers, from {source}")
+    kind = "an autoencoder" if made.first_stage is None else "a diffusion run"
+    print(f"{output}: {kind} of {sum(value.numel() for value in made.weights.values()):,} numbers, from {source}")
 
 
 def _model(source: Path, autoencoder: str, vocab: str) -> Native:
@@ -40,10 +41,7 @@ def _model(source: Path, autoencoder: str, vocab: str) -> Native:
     if kind in diffusers_autoencoder.READ:
         return diffusers_read.autoencoder(source)
     if kind in (diffusers_unet.TEXT, diffusers_unet.PLAIN):
-        unet = diffusers_read.unet(source)
-        first_stage = _attached(autoencoder) if autoencoder else diffusers_read.without_autoencoder(unet.out_channels)
-        scheduler = diffusers_read.scheduler(source.parent / "scheduler")
-        return diffusers_read.assemble(unet, first_stage, diffusers_read.doors(unet, []), scheduler)
+        return _unet_alone(source, autoencoder)
     if kind == "ldmbert":
         return _text_alone(source, vocab)
     known = ", ".join([*diffusers_autoencoder.READ, diffusers_unet.TEXT, diffusers_unet.PLAIN, "LDMBertModel"])
@@ -52,24 +50,34 @@ def _model(source: Path, autoencoder: str, vocab: str) -> Native:
     )
 
 
-def _attached(name: str) -> Native:
-    folder = run.find_run(name)
-    return Native(run.read_recipe(folder, AutoencoderRecipe), load.weights_of(folder))
+def _unet_alone(source: Path, autoencoder: str) -> Native:
+    """A U-Net over the autoencoder of a stage-one run, else over pixels if it has three channels."""
+    unet = diffusers_read.unet(source)
+    if autoencoder:
+        folder = run.find_run(autoencoder)
+        first_stage = Native(run.read_recipe(folder, AutoencoderRecipe), load.weights_of(folder))
+    elif unet.out_channels == 3:
+        print("the U-Net comes alone and has 3 channels: it is taken to work on pixels; --autoencoder RUN gives it one")
+        first_stage = diffusers_read.pixels()
+    else:
+        print("WARNING: the U-Net comes alone; its autoencoder is UNTRAINED. --autoencoder RUN gives it one")
+        first_stage = diffusers_read.stand_in(unet.out_channels)
+    scheduler = diffusers_read.scheduler(source.parent / "scheduler")
+    return diffusers_read.assemble(unet, first_stage, diffusers_read.doors(unet, []), scheduler)
 
 
 def _text_alone(source: Path, vocab: str) -> Native:
     """A text encoder with the smallest of U-Nets, which knows nothing: a run to start another from (init=)."""
     beside = source.parent / "tokenizer"
     text, weights, tokenizer = diffusers_read.text(source, beside if beside.is_dir() else None, vocab)
-    print("WARNING: the text encoder comes alone; the U-Net is UNTRAINED. Start a run from this one with init=")
+    print("WARNING: the text encoder comes alone; all else is UNTRAINED. Another run starts from it with init=")
     small = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_heads=1, norm_groups=4)
     torch.manual_seed(0)
     unet = diffusers_unet.Imported(
         small, UNet(small, 4, 4, text.dim).state_dict(), 4, 4, text.dim, vector_dim=0, table=None, size=None
     )
-    first_stage = diffusers_read.without_autoencoder(4)
-    scheduler = diffusers_read.scheduler(source.parent / "scheduler")
-    return diffusers_read.assemble(unet, first_stage, [(text, weights)], scheduler, tokenizer)
+    noise = ScheduleConfig(), "eps", "trailing"
+    return diffusers_read.assemble(unet, diffusers_read.stand_in(4), [(text, weights)], noise, tokenizer)
 
 
 # ---- pipelines

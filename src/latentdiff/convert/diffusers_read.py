@@ -41,19 +41,15 @@ def autoencoder(source: Path, ignore_scale: bool = False) -> Native:
     return _first_stage(made.config, made.weights, made.size)
 
 
-def without_autoencoder(z_channels: int) -> Native:
-    """For a U-Net that comes alone: none (pixels) where it has three channels, else an untrained one."""
-    made = PIXELS if z_channels == 3 else replace(STAND_IN, z_channels=z_channels)
-    if z_channels == 3:
-        print("the U-Net comes alone and has 3 channels: it is taken to work on pixels; --autoencoder RUN gives it one")
-    else:
-        print("WARNING: the U-Net comes alone; its autoencoder is UNTRAINED. --autoencoder RUN gives it one")
-    torch.manual_seed(0)
-    return _first_stage(made, Autoencoder(made).state_dict(), 256)
-
-
 def pixels() -> Native:
     return _first_stage(PIXELS, Autoencoder(PIXELS).state_dict(), 256)
+
+
+def stand_in(z_channels: int) -> Native:
+    """The smallest of autoencoders, untrained, where none came along."""
+    made = replace(STAND_IN, z_channels=z_channels)
+    torch.manual_seed(0)
+    return _first_stage(made, Autoencoder(made).state_dict(), 256)
 
 
 def _first_stage(made: AutoencoderConfig, weights: Weights, size: int) -> Native:

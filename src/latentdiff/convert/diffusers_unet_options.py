@@ -54,9 +54,9 @@ BLOCKS = {  # kind -> whether it attends, and how it changes the size (None: as 
     | {"ResnetDownsampleBlock2D": (False, "resnet"), "ResnetUpsampleBlock2D": (False, "resnet")}
     | {"AttnDownBlock2D": (True, None), "AttnUpBlock2D": (True, None)},
 }
-TOLD = (  # fields of ours that their options hold
+TOLD = (  # fields of ours that their options hold, and one that is of memory alone
     "channels", "channel_mult", "num_res_blocks", "attention_levels", "num_heads", "head_channels", "transformer_depth",
-    "dropout", "scale_shift_norm", "resblock_updown", "norm_groups",
+    "dropout", "scale_shift_norm", "resblock_updown", "norm_groups", "recompute",
 )  # fmt: skip
 CLASSES = (None, "identity", "simple_projection")  # kinds of class embedding that we know
 
