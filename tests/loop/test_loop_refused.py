@@ -15,7 +15,7 @@ FILES = {  # what a recipe file says -> words of the error
     "recipe = DiffusionRecipe(train=Train(stepz=3))": ["'stepz'", "did you mean 'steps'?"],
     "recipe = DiffusionRecipe(train=Train(steps='many'))": ["train.steps", "whole number"],
     "recipe = DiffusionRecipe(train=Train(lr='1e-4'))": ["train.lr", "'1e-4'", "a number"],
-    "recipe = DiffusionRecipe(data=Train())": ["data", "Shapes or Folder"],
+    "recipe = DiffusionRecipe(data=Train())": ["data", "Shapes, Folder"],
     "recipe = DiffusionRecipe(train=Train(steps=0))": ["train.steps is 0"],
     "recipe = 3": ["DiffusionRecipe", "int"],
     "recipe = {}['lr']": ["KeyError"],
