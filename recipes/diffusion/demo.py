@@ -19,9 +19,10 @@ recipe = DiffusionRecipe(
         attention_levels=(0, 1),
         head_channels=32,
         norm_groups=16,
+        positions=True,  # without it "above" and "below" stay the same word for thousands of steps
     ),
     schedule=ScheduleConfig(kind="flow", shift=2.0),  # places and relations are decided where the noise is high
-    objective=Objective(prediction="flow", timesteps="logit_normal"),
+    objective=Objective(prediction="flow", timesteps="logit_normal", stratified=True),
     train=Train(
         steps=4000,
         batch_size=32,

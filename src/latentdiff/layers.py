@@ -1,4 +1,4 @@
-"""Functions both networks share: attention, tokens <-> image, the time embedding, zero initialisation."""
+"""Functions both networks share: attention, tokens <-> image, embeddings of time and place, initialisation."""
 
 import math
 
@@ -26,15 +26,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens [B, N, width] to a context [B, L, context_width] -> [B, N, width]."""
+    """Multi-head attention of tokens [B, N, width] to a context [B, L, context_width] -> [B, N, width].
 
-    def __init__(self, width: int, heads: int, head_dim: int, context_width: int) -> None:
+    gain: the standard deviation at which queries and keys of normed input start. torch's default, 0.58, attends to
+    everything alike, and what is to be told apart is then learnt late or never.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int, context_width: int, gain: float | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, heads * head_dim, bias=False)
         self.k = nn.Linear(context_width, heads * head_dim, bias=False)
         self.v = nn.Linear(context_width, heads * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, width)
+        if gain is not None:
+            nn.init.normal_(self.q.weight, std=gain * width**-0.5)
+            nn.init.normal_(self.k.weight, std=gain * context_width**-0.5)
 
     def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.out(attention(self.q(tokens), self.k(context), self.v(context), self.heads, mask))
@@ -54,6 +61,18 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+def place_embedding(height: int, width: int, channels: int, like: Tensor) -> Tensor:
+    """Sines of y and x, from half a turn to four turns across the picture: [h·w, channels], on the device of `like`.
+
+    Places are shares of the picture, so that "above" means the same at any size; channels must divide by 4.
+    """
+    turns = math.pi * 2.0 ** (3 * torch.arange(channels // 4, device=like.device) / (channels // 4))
+    y, x = (((torch.arange(n, device=like.device) + 0.5) / n)[:, None] * turns for n in (height, width))
+    rows, columns = (torch.cat([angles.cos(), angles.sin()], dim=1) for angles in (y, x))  # [h or w, channels / 2]
+    both = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
+    return torch.cat(both, dim=-1).flatten(0, 1).to(like.dtype)
 
 
 def zero(module: nn.Module) -> nn.Module:

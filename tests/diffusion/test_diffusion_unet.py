@@ -8,8 +8,8 @@ from torch import Tensor
 
 from latentdiff.cond import Cond
 from latentdiff.config import UserError
-from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.layers import attention
+from latentdiff.diffusion.unet import Layers, UNet, UNetConfig
+from latentdiff.layers import attention, place_embedding
 
 TINY = UNetConfig(channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, norm_groups=4)
 
@@ -163,3 +163,33 @@ def test_attention_keeps_its_precision_and_equals_its_equation(dtype: torch.dtyp
 def test_a_config_of_no_network_is_refused_by_name(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         UNet(replace(TINY, **changes), 3, 3)
+
+
+@pytest.mark.parametrize("context_dim", [None, 5])
+def test_with_positions_attention_tells_equal_places_apart_and_without_it_cannot(context_dim):
+    spread = {}
+    for positions in (True, False):
+        torch.manual_seed(0)
+        layers = Layers(replace(TINY, positions=positions), context_dim)
+        attend = layers.attention(16).double()
+        for parameter in attend.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        cond = Cond(context=torch.randn(2, 3, 5, dtype=torch.float64) if context_dim else None)
+        h = attend(torch.ones(2, 16, 4, 6, dtype=torch.float64), None, cond)
+        spread[positions] = h.flatten(2).std(dim=2).max().item()
+    assert spread[False] < 1e-12
+    assert spread[True] > 0.1
+
+
+def test_places_are_shares_of_the_picture_and_all_differ():
+    small, large = (place_embedding(n, 2 * n, 16, torch.zeros(1, dtype=torch.float64)) for n in (4, 12))
+    assert torch.cdist(small, small).add(torch.eye(32) * 9).min() > 0.1
+    every_third = large.unflatten(0, (12, 24))[1::3, 1::3].flatten(0, 1)  # the cells with the same centres
+    assert torch.allclose(small, every_third, atol=1e-6)
+
+
+def test_positions_that_cannot_be_are_refused():
+    odd = replace(TINY, channels=18, norm_groups=2, channel_mult=(1,), attention_levels=(0,), num_heads=2)
+    for config in (replace(TINY, blocks="modern"), odd):
+        with pytest.raises(UserError, match="positions"):
+            UNet(replace(config, positions=True), 3, 3)

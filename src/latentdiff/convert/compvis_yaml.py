@@ -112,6 +112,8 @@ def _unet(recipe: DiffusionRecipe, z_channels: int, side: Any) -> Config:
         _refuse(f"unet.norm_groups={unet.norm_groups} (it always has 32)")
     if unet.blocks != "classic":
         _refuse(f"unet.blocks={unet.blocks}")
+    if unet.positions:
+        _refuse("unet.positions=true")
     params = {
         "image_size": side,
         "in_channels": z_channels + concat,

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff.cond import Cond
-from latentdiff.layers import Attention, attention, to_image, to_tokens, zero
+from latentdiff.layers import Attention, attention, place_embedding, to_image, to_tokens, zero
 
 
 class Stage(nn.ModuleDict):
@@ -72,23 +72,29 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Attention among the places of an image, with a skip: the U-Net's without a context."""
 
-    def __init__(self, c: int, heads: int, groups: int) -> None:
+    def __init__(self, c: int, heads: int, groups: int, positions: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.positions = heads, positions
         self.norm = nn.GroupNorm(groups, c)
         self.qkv = nn.Linear(c, 3 * c)
         self.out = zero(nn.Linear(c, c))
 
     def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
-        q, k, v = self.qkv(to_tokens(self.norm(x))).chunk(3, dim=-1)  # [B, h·w, C] each
+        tokens = to_tokens(self.norm(x))  # [B, h·w, C]
+        if self.positions:
+            tokens = tokens + place_embedding(*x.shape[2:], x.shape[1], like=tokens)
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         return x + to_image(self.out(attention(q, k, v, self.heads)), *x.shape[2:])
 
 
 class Transformer(nn.Module):
     """The paper's table 16, as released: every place attends to all places and to the context; with a skip."""
 
-    def __init__(self, c: int, heads: int, context_dim: int, depth: int, groups: int) -> None:
+    def __init__(
+        self, c: int, heads: int, context_dim: int, depth: int, groups: int, positions: bool = False
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.positions = positions
         self.norm = nn.GroupNorm(groups, c, eps=1e-6)
         self.proj_in = nn.Linear(c, c)
         self.blocks = nn.ModuleList(TransformerBlock(c, heads, context_dim) for _ in range(depth))
@@ -96,6 +102,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
         tokens = self.proj_in(to_tokens(self.norm(x)))  # [B, h·w, C]
+        if self.positions:
+            tokens = tokens + place_embedding(*x.shape[2:], x.shape[1], like=tokens)
         for block in self.blocks:
             tokens = block(tokens, cond.context, cond.context_mask)
         return x + to_image(self.proj_out(tokens), *x.shape[2:])
@@ -108,7 +116,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attn1 = Attention(width, heads, width // heads, width)
-        self.attn2 = Attention(width, heads, width // heads, context_dim)
+        self.attn2 = Attention(width, heads, width // heads, context_dim, gain=2.0)
         self.ff = GEGLU(width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:

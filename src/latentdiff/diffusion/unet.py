@@ -40,6 +40,7 @@ class UNetConfig:
     resblock_updown: bool = False  # residual blocks change the size; otherwise convolutions do
     norm_groups: int = 32  # of every GroupNorm
     blocks: str = "classic"  # attention as released (classic), or with RMSNorm, rotations and SwiGLU (modern)
+    positions: bool = False  # attention is told the places, as sines: "above" is learnt far sooner; not as released
     recompute: bool = False  # stages are computed again in the backward pass: far less memory, a third more time
 
     def heads(self, width: int) -> int:
@@ -154,8 +155,9 @@ class Layers:
         if config.blocks == "modern":
             return ModernTransformer(c, config.heads(c), self.context_dim, config.transformer_depth)
         if self.context_dim:
-            return Transformer(c, config.heads(c), self.context_dim, config.transformer_depth, config.norm_groups)
-        return SelfAttention(c, config.heads(c), config.norm_groups)
+            depth = config.transformer_depth
+            return Transformer(c, config.heads(c), self.context_dim, depth, config.norm_groups, config.positions)
+        return SelfAttention(c, config.heads(c), config.norm_groups, config.positions)
 
 
 def _check(config: UNetConfig) -> None:
@@ -176,5 +178,7 @@ def _check(config: UNetConfig) -> None:
         raise UserError(f"unet.blocks is {config.blocks!r}; it must be classic or modern")
     if any(width % getattr(config, name) for width in attending):
         raise UserError(f"unet.{name} is {getattr(config, name)}; it must divide the widths that attend, {attending}")
+    if config.positions and (config.blocks == "modern" or any(width % 4 for width in attending)):
+        raise UserError(f"unet.positions needs classic blocks and widths that divide by 4; these attend: {attending}")
     if config.blocks == "modern" and any(width // config.heads(width) % 4 for width in attending):
         raise UserError(f"unet.{name} is {getattr(config, name)}; with blocks=modern a head's width must divide by 4")
