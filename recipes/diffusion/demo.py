@@ -22,7 +22,7 @@ recipe = DiffusionRecipe(
         positions=True,  # without it "above" and "below" stay the same word for thousands of steps
     ),
     schedule=ScheduleConfig(kind="flow", shift=2.0),  # places and relations are decided where the noise is high
-    objective=Objective(prediction="flow", timesteps="logit_normal", stratified=True),
+    objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
         steps=4000,
         batch_size=32,

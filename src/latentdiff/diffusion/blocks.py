@@ -116,7 +116,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.attn1 = Attention(width, heads, width // heads, width)
-        self.attn2 = Attention(width, heads, width // heads, context_dim, gain=2.0)
+        self.attn2 = Attention(width, heads, width // heads, context_dim, gain=1.0)
         self.ff = GEGLU(width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,30 @@
+"""How sharply attention starts."""
+
+import pytest
+import torch
+
+from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.diffusion.unet import Layers, UNetConfig
+from latentdiff.layers import Attention
+
+
+def logits(attention: Attention, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    q, k = (x.unflatten(-1, (attention.heads, -1)) for x in (attention.q(tokens), attention.k(context)))
+    return torch.einsum("bnhd,blhd->bhnl", q, k) / q.shape[-1] ** 0.5
+
+
+@pytest.mark.parametrize(("gain", "spread"), [(None, 1 / 3), (1.0, 1.0), (1.4, 1.96)])
+def test_logits_of_normed_tokens_start_with_a_spread_of_gain_squared(gain, spread):
+    torch.manual_seed(0)
+    attention = Attention(128, 4, 32, 96, gain)
+    found = logits(attention, torch.randn(8, 40, 128), torch.randn(8, 40, 96)).std().item()
+    assert found == pytest.approx(spread, rel=0.1)
+
+
+def test_text_and_cross_attention_start_sharper_than_torch_would():
+    torch.manual_seed(0)
+    config = Text(dim=128, depth=1, heads=4, head_dim=32, length=8, vocab_size=9)
+    text = TextCondition(config, 0, torch.zeros(8, dtype=torch.long)).blocks[0].attention
+    cross = Layers(UNetConfig(channels=128, norm_groups=8), 96).attention(128).blocks[0].attn2
+    assert text.q.weight.std().item() == pytest.approx(1.4 * 128**-0.5, rel=0.05)
+    assert cross.k.weight.std().item() == pytest.approx(96**-0.5, rel=0.05)
