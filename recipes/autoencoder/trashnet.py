@@ -5,4 +5,4 @@ from dataclasses import replace
 from latentdiff.config import load
 from latentdiff.data.folder import Folder
 
-recipe = replace(load("emoji.py"), data=Folder(path="data/photos/trashnet", size=72, width=96, flip=True))
+recipe = replace(load("emoji.py"), data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True))
