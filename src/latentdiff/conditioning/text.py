@@ -60,10 +60,14 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        # sharper than torch starts it: what words say together ("above", and which was named first) would reach the
-        # U-Net too faintly to be learnt
+        # queries and keys sharper than torch starts them, all else softer and without biases: otherwise what words say
+        # together ("above", and which was named first) reaches the U-Net too faintly to be learnt
         self.attention = Attention(dim, heads, head_dim, dim, gain=1.4)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        for linear in (self.attention.v, self.attention.out, self.mlp[0], self.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.4 * linear.in_features**-0.5)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
         tokens = self.norm1(h)
