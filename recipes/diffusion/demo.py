@@ -24,7 +24,7 @@ recipe = DiffusionRecipe(
     schedule=ScheduleConfig(kind="flow", shift=2.0),  # places and relations are decided where the noise is high
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=4000,
+        steps=3500,
         batch_size=32,
         lr=1e-3,
         schedule="cosine",

@@ -9,7 +9,7 @@ demo = load("demo.py")
 
 recipe = replace(
     demo,
-    unet=replace(demo.unet, blocks="modern"),
+    unet=replace(demo.unet, blocks="modern", positions=False),  # they turn queries and keys by their places instead
     objective=Objective(prediction="flow", timesteps="logit_normal", stratified=True),
     train=replace(demo.train, betas=(0.9, 0.95)),
     name="",

@@ -45,10 +45,14 @@ def opened(path, width: int) -> list[str]:
     """What the console of a browser says of a page at a width."""
     if BROWSER is None:
         pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    framed = path.with_name(f"framed-{width}-{path.name}")  # a window may not be as narrow as a phone, a frame may
+    framed.write_text(
+        f'<body style="margin:0"><iframe src="{path.name}" width="{width}" height="900" style="border:0">'
+    )
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-               "--v=0", f"--window-size={width},900", f"--user-data-dir={path.parent}/profile-{width}",
+               "--v=0", f"--window-size={max(width, 600)},900", f"--user-data-dir={path.parent}/profile-{width}",
                "--disable-background-networking", f"--screenshot={path.with_suffix(f'.{width}.png')}",
-               "--virtual-time-budget=20000", path.as_uri()]  # fmt: skip
+               "--virtual-time-budget=20000", framed.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert path.with_suffix(f".{width}.png").exists(), done.stderr[-2000:]
     return re.findall(r':CONSOLE[^"]*"(.*)", source:', done.stderr)
