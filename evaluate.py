@@ -24,7 +24,7 @@ RUN               a run's folder or name, of either stage
                   the seconds from the first training step to here
 """
 
-from latentdiff import cli
+from latentdiff import arguments, cli
 
 cli.answer_help(__doc__)
 
@@ -41,7 +41,7 @@ from latentdiff.training.world import World, start
 
 
 def main(words: list[str]) -> None:
-    options = cli.evaluate_arguments(words)
+    options = arguments.evaluate_arguments(words)
     started, world = time.perf_counter(), start()
     if options.run is None:
         figures, protocol = measure.folders(options, world)

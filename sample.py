@@ -6,9 +6,9 @@ python sample.py --run runs/semantic --segmentation map.png
 python sample.py --run RUN --help        what this run draws from
 """
 
-from latentdiff import cli
+from latentdiff import arguments, cli
 
-cli.answer_help(__doc__ + "\n" + cli.SAMPLE_OPTIONS, cli.about_run)
+cli.answer_help(__doc__ + "\n" + arguments.SAMPLE_OPTIONS, cli.about_run)
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff import inputs, load, needs
+from latentdiff import inputs, load, needs, progress
 from latentdiff.autoencoder import tiled
 from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
@@ -28,22 +28,14 @@ from latentdiff.training import pictures, run
 from latentdiff.training.world import autocast, precision, start
 from latentdiff.writer import Writer
 
-SETTINGS = (
-    "steps",
-    "sampler",
-    "guidance_scale",
-    "guidance_rescale",
-    "guidance_interval",
-    "eta",
-    "spacing",
-    "quantize_denoised",
-    "shift",
-    "overlap",
-)  # of a run, and options
+SETTINGS = (  # of a run, and options
+    "steps", "sampler", "guidance_scale", "guidance_rescale", "guidance_interval", "eta", "spacing",
+    "quantize_denoised", "shift", "overlap",
+)  # fmt: skip
 
 
 def main(words: list[str]) -> None:
-    options = cli.sample_arguments(words)
+    options = arguments.sample_arguments(words)
     device = start(options.device).device
     prompts = read_prompts(options)
     given = {name for name in inputs.READERS if getattr(options, name)} | ({"prompt"} if prompts else set())
@@ -63,7 +55,7 @@ def main(words: list[str]) -> None:
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide, device))
     model.check(settings)
-    seeds = cli.seeds(options.seed, options.num_images)
+    seeds = arguments.seeds(options.seed, options.num_images)
     steering, names = Steering(model, options), load.names_of(folder)
     if options.classifier:
         other = run.find_run(options.classifier)
@@ -115,7 +107,7 @@ def draw_all(
     if options.init_image:
         about |= {"init_image": options.init_image, "strength": _strength(options)}
     writer = Writer(Path(options.output), about)
-    bar = cli.progress(-(-len(jobs) // options.batch_size) * settings.steps, "sampling")
+    bar = progress.bar(-(-len(jobs) // options.batch_size) * settings.steps, "sampling")
     started = time.perf_counter()
     for batch in inputs.batches(jobs, options.batch_size):
         found, finished, rows = model.fields(fields_of(batch)), None, []

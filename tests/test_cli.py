@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, STAGE_TWO
 
-from latentdiff import cli
+from latentdiff import arguments, cli, progress
 from latentdiff.config import UserError
 from latentdiff.recipe import DiffusionRecipe
 
@@ -126,40 +126,40 @@ def test_every_alias_means_the_same():
     for name, options in given.items():
         for option in options:
             for words in ([option, "3"], [f"{option}=3"]):
-                assert float(getattr(cli.sample_arguments(words), name)) == 3
+                assert float(getattr(arguments.sample_arguments(words), name)) == 3
 
 
 def test_every_option_is_in_the_help():
-    for option in [*cli._SAMPLE, "--prompt", "--no-grid"]:
-        assert f"{option} " in cli.SAMPLE_OPTIONS + " " or f"{option}\n" in cli.SAMPLE_OPTIONS
+    for option in [*arguments._SAMPLE, "--prompt", "--no-grid"]:
+        assert f"{option} " in arguments.SAMPLE_OPTIONS + " " or f"{option}\n" in arguments.SAMPLE_OPTIONS
 
 
 def test_values_keep_their_underscores():
-    assert cli.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
+    assert arguments.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
 
 
 @pytest.mark.parametrize("text, count, seeds", [
     ("7", 3, [7, 8, 9]), ("0", 1, [0]), ("0-15", 1, list(range(16))), ("3-3", 5, [3]),
 ])  # fmt: skip
 def test_seeds(text, count, seeds):
-    assert cli.seeds(text, count) == seeds
+    assert arguments.seeds(text, count) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2", "9" * 20])
 def test_wrong_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seed"):
-        cli.seeds(text, 1)
+        arguments.seeds(text, 1)
 
 
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--num-images", "-1"], ["--batch-size=0"], ["--steps", "x"],
                                    ["--colour"], ["stray"], ["--prompt"]])  # fmt: skip
 def test_wrong_options_are_refused(words):
     with pytest.raises(UserError):
-        cli.sample_arguments(words)
+        arguments.sample_arguments(words)
 
 
 def test_a_progress_bar_is_not_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    bar = cli.progress(3, "sampling")
+    bar = progress.bar(3, "sampling")
     bar.update()
     bar.close()

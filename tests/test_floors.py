@@ -7,14 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "latentdiff"
 FLOORS = {
-    "layers": 0, "cond": 0, "config": 0, "keyed": 0, "tiles": 0,
-    "needs": 1, "autoencoder": 1, "diffusion": 1, "conditioning": 1, "data": 1, "training": 1,
+    "layers": 0, "cond": 0, "config": 0, "keyed": 0, "tiles": 0, "progress": 0,
+    "needs": 1, "arguments": 1, "autoencoder": 1, "diffusion": 1, "conditioning": 1, "data": 1, "training": 1,
     "cli": 2, "latent_diffusion": 2, "critic": 2, "codes": 2, "guiders": 2,
     "recipe": 3, "modelspec": 4, "build": 4, "load": 5, "classifier": 6,
     "metrics": 6, "convert": 6, "latents": 6, "screen": 6, "inputs": 6, "steering": 7, "writer": 6,
     "watch": 7,
 }  # fmt: skip
-NO_TORCH = ("config", "cli", "needs", "__init__")  # --help answers at once
+NO_TORCH = ("config", "cli", "arguments", "progress", "needs", "__init__")  # --help answers at once
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

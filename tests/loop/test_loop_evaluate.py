@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import call, written
 
-from latentdiff import cli
+from latentdiff import arguments
 from latentdiff.metrics import measure, stage_two
 from latentdiff.training.world import World
 
@@ -101,7 +101,7 @@ def test_two_ranks_find_the_figures_of_one(unbroken_two, copy_of):
 
     def measured(name: str, world: World) -> None:
         subject = measure.open_subject(str(runs[name]), world)
-        options = cli.evaluate_arguments([name, *words])
+        options = arguments.evaluate_arguments([name, *words])
         parts = (measure.reconstructions, measure.prompted, measure.samples)
         figures = [part(subject, options, world)[0] for part in parts]
         figures = {n: v for one in figures for n, v in one.items() if n not in CLOCKS}

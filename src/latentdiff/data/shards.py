@@ -8,7 +8,7 @@ from typing import NamedTuple
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
 from latentdiff.data.listing import scan, split_of
-from latentdiff.data.progress import watched
+from latentdiff.progress import watched
 
 
 class Span(NamedTuple):

@@ -7,6 +7,7 @@ clean image or, with `last`, the noise level of that timestep. noise() returns s
 A step is made of x0 and eps, never of x itself, so that a denoise which alters x (known pixels, guidance) is obeyed.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -106,23 +107,9 @@ def _unic(h: float, r: float) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def ipndm(
-    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
-    last: Last = None,
-) -> Steps:  # fmt: skip
-    """iPNDM (Zhang & Chen 2023, sec. 4): PLMS without its first step of two evaluations."""
-    history: list[Tensor] = []
-    for here, there in _steps(x, ts, schedule, last):
-        x0, eps = denoise(x, here.t)
-        history = [eps, *history[:3]]
-        x = _carried(x0, eps, _adams(history), here, there)
-        yield x, x0
-
-
-@torch.no_grad()
 def plms(
     denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
-    last: Last = None,
+    last: Last = None, twice: bool = True,
 ) -> Steps:  # fmt: skip
     """PLMS (Liu et al. 2022, eq. 12): DDIM with eps extrapolated from four steps; the first takes two evaluations."""
     history: list[Tensor] = []
@@ -130,12 +117,13 @@ def plms(
         x0, eps = denoise(x, here.t)
         history = [eps, *history[:3]]
         ahead = _adams(history)
-        if len(history) == 1 and there.t is not None:
+        if twice and len(history) == 1 and there.t is not None:
             ahead = (eps + denoise(_carried(x0, eps, eps, here, there), there.t)[1]) / 2
         x = _carried(x0, eps, ahead, here, there)
         yield x, x0
 
 
+ipndm = functools.partial(plms, twice=False)  # Zhang & Chen 2023, sec. 4: one evaluation in the first step too
 ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latentdiff import cli, keyed
+from latentdiff import keyed, progress
 from latentdiff.config import UserError
 from latentdiff.data import loader
 from latentdiff.data.fields import stacked
@@ -71,7 +71,7 @@ def fill(
     folder.mkdir(parents=True, exist_ok=True)
     blocks = [range(i, min(i + batch_size, wanted.count)) for i in range(0, wanted.count, batch_size)]
     mine = [block for block in blocks[world.rank :: world.size] if not all(_path(folder, i).exists() for i in block)]
-    bar, started, drawn = cli.progress(len(mine) if world.is_main else 0, "drawing"), time.perf_counter(), 0
+    bar, started, drawn = progress.bar(len(mine) if world.is_main else 0, "drawing"), time.perf_counter(), 0
     for block in mine:
         x = draw(model, fields(model, wanted.reads, wanted.batch(block)), [wanted.seed + i for i in block], settings)
         for i, image in zip(block, pictures.to_uint8(x)):
