@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from itertools import islice
 
 import numpy as np
@@ -138,3 +140,17 @@ def test_numbers_too_large_for_a_tensor_stay_in_a_list():
     items = [{"user": 10**30, "n": 1, "bad": []}, {"user": 2, "n": 2, "bad": []}]
     batch = loader.collate(items)
     assert batch["user"] == [10**30, 2] and batch["n"].tolist() == [1, 2]
+
+
+OPEN = """
+from latentdiff.data import loader
+from latentdiff.data.shapes import Shapes, ShapesDataset
+stream = loader.batches(ShapesDataset(Shapes(count=8), "train"), 0, 4, [range(4)], 0, 100, workers=1)
+next(stream)
+"""
+
+
+@pytest.mark.slow
+def test_python_ends_though_a_stream_with_workers_is_still_open():
+    result = subprocess.run([sys.executable, "-c", OPEN], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stderr == ""

@@ -97,7 +97,7 @@ def small_disk(tmp_path):
         return disk
 
     yield mounted
-    subprocess.run(["umount", str(disk)], capture_output=True)
+    subprocess.run(["umount", "--lazy", str(disk)], capture_output=True)
 
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])

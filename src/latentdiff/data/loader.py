@@ -1,5 +1,7 @@
 """The endless stream of batches: (seed, step, position) gives the item, so a restart goes on exactly."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -86,6 +88,16 @@ def _deaf(worker: int) -> None:
     """Ctrl-C and Slurm tell all processes; the one that trains still needs its workers, and ends them itself."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Of a stream that is still open when Python ends: it would send SIGTERM and wait, for ever where they are deaf."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a killed worker for a fault
+    for worker in workers:
+        worker.kill()
 
 
 def in_order(data: Any, indices: range, batch_size: int) -> Iterator[dict]:
