@@ -42,6 +42,7 @@ def main(words: list[str]) -> None:
     model = build.build_diffusion(r, autoencoder, tokenizer)
     if not newest:
         load.start_from(r, model, log.say)
+    load.attach_teacher(r, model, world.device)
     learner = Learner(world.place(model), r.train, world)
     if newest:
         learner.load(tensors, state)

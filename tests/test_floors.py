@@ -10,7 +10,7 @@ FLOORS = {
     "layers": 0, "cond": 0, "config": 0, "keyed": 0, "tiles": 0, "progress": 0,
     "needs": 1, "arguments": 1, "autoencoder": 1, "diffusion": 1, "conditioning": 1, "data": 1, "training": 1,
     "cli": 2, "latent_diffusion": 2, "critic": 2, "codes": 2, "guiders": 2,
-    "recipe": 3, "modelspec": 4, "build": 4, "load": 5, "classifier": 6,
+    "teacher": 3, "recipe": 3, "modelspec": 4, "build": 4, "load": 5, "classifier": 6,
     "metrics": 6, "convert": 6, "latents": 6, "screen": 6, "inputs": 6, "steering": 7, "writer": 6,
     "watch": 7,
 }  # fmt: skip

@@ -86,7 +86,7 @@ class TestEveryRecipe:
 
 
 def first_recipe(tree):
-    source = tree.autoencoder.path
+    source = tree.autoencoder.path or f"{tree.init}-autoencoder"
     stem = source.removesuffix("-autoencoder")
     return read(ROOT / source if source.endswith(".py") else next(ROOT.glob(f"recipes/autoencoder/**/{stem}.py")))
 

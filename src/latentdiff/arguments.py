@@ -28,7 +28,7 @@ SAMPLE_OPTIONS = """\
   --seed N | A-B         the first picture's seed, or a range (default 0)
   --num-images N         pictures per prompt, with seeds N, N+1, ... (also --n_samples)
   --steps N              sampling steps (also --ddim_steps, --num-inference-steps)
-  --sampler NAME         ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc or ipndm
+  --sampler NAME         ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc, ipndm or lcm
   --guidance-scale S     of classifier-free guidance; 1 is none (also --scale, --cfg-scale)
   --guidance-rescale R   0 to 1: pull the contrast back that guidance adds
   --guidance-interval A,B  guide only where this share is noise, for example 0.2,0.8; half the cost elsewhere

@@ -21,7 +21,7 @@ from latentdiff.diffusion.unet import UNet
 
 @dataclass(frozen=True)
 class Sampling:
-    sampler: str = "dpmpp_2m"  # ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc or ipndm
+    sampler: str = "dpmpp_2m"  # ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc, ipndm or lcm
     steps: int = 20  # network evaluations (twice as many for heun, one more for plms)
     guidance_scale: float = 4.0  # of classifier-free guidance; 1 is none
     guidance_interval: tuple[float, ...] = (0.0, 1.0)  # of sigma / (alpha + sigma): where guidance works
@@ -49,11 +49,15 @@ class LatentDiffusion(nn.Module):
         self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
         self.alignment: nn.Module | None = None  # REPA's projection, where the recipe has `align`
         self.guide: LatentDiffusion | None = None
+        self.teacher: Callable[..., Tensor] | None = None  # where the recipe has `distill`
 
     # ---- training
 
     def forward(self, z: Tensor, batch: dict, t: Tensor, eps: Tensor, drops: list[Tensor]) -> Tensor:
         """The loss of each sample (Rombach et al. 2022, eq. 2 and 3): z, eps [B, C, h, w], t [B] -> [B]."""
+        if self.teacher is not None:
+            student = self.denoiser(self.condition(batch, len(z)), self.sampling)
+            return objective.distance(self.objective, self.teacher(student, batch, z, t, eps))
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         target = prediction.target(self.objective.prediction, z, eps, alpha, sigma)
         z_t, middle = self.schedule.diffuse(z, eps, t), None if self.alignment is None else []

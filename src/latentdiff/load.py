@@ -15,6 +15,7 @@ from latentdiff.config import UserError
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.teacher import Teacher
 from latentdiff.training import checkpoint, run
 from latentdiff.training.world import World
 
@@ -86,6 +87,18 @@ def load_guide(path: str | Path, device: str | torch.device = "cpu") -> LatentDi
     if average.is_file():
         _load(model, checkpoint.read_tensors(average), average)
     return model
+
+
+def attach_teacher(recipe: DiffusionRecipe, model: LatentDiffusion, device: torch.device) -> None:
+    """Where the recipe has `distill`: the run named by init, for the loss to ask."""
+    if recipe.distill is None:
+        return
+    if not recipe.init or recipe.align is not None:
+        raise UserError("distill needs init=RUN, the run to learn from, and does not go with align")
+    teacher = load_run(init_run(recipe), device)
+    if teacher.schedule.config != model.schedule.config:
+        raise UserError(f"the run init={recipe.init} has another schedule; a student must have its teacher's")
+    model.teacher = Teacher(teacher, recipe.distill)
 
 
 def names_of(folder: Path) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ from latentdiff.data.shapes import Shapes, ShapesDataset
 from latentdiff.data.tars import Tars, TarsDataset
 from latentdiff.data.torchvision_sets import Torchvision, TorchvisionDataset
 from latentdiff.diffusion.alignment import Align
+from latentdiff.diffusion.consistency import Distill
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
 from latentdiff.latent_diffusion import Objective, Sampling
@@ -80,6 +81,7 @@ class DiffusionRecipe:
     schedule: ScheduleConfig = ScheduleConfig()  # signal and noise over time
     objective: Objective = Objective()  # what is predicted, and how errors weigh
     align: Align | None = None  # REPA: the U-Net's middle learns to see as a frozen network does
+    distill: Distill | None = None  # learn to draw in a few steps what the run named by init draws in many
     train: Train = Train()  # the loop
     sampling: Sampling = Sampling()  # defaults of sample.py, and of the pictures drawn while training
     preview: tuple[str, ...] = ()  # captions drawn every train.sample_every steps; empty: some of the validation data

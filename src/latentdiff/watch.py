@@ -147,7 +147,7 @@ class DenoisingWatch:
             with autocast(z.device, self.latents.dtype):
                 loss = model(z, fields, t, eps, shown)
                 sums[:2] += torch.stack([torch.ones_like(loss), loss]).double().sum(1)
-                if "tokens" in fields:
+                if "tokens" in fields and model.teacher is None:  # he would be told the others' captions as well
                     others = fields | {"tokens": fields["tokens"].roll(1, dims=0)}
                     gap = model(z, others, t, eps, shown) - loss
                     sums[2:] += torch.stack([torch.ones_like(gap), gap]).double().sum(1)

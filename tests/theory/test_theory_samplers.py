@@ -149,4 +149,4 @@ def test_image_guidance_moves_towards_the_target_and_not_away(schedule: Schedule
 
 
 def test_all_samplers_are_tested_here() -> None:
-    assert set(SAMPLERS) == {"ddpm", "ddim", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ipndm"}
+    assert set(SAMPLERS) == {"ddpm", "ddim", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "ipndm", "lcm"}

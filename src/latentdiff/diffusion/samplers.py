@@ -141,6 +141,18 @@ def _carried(x0: Tensor, eps: Tensor, ahead: Tensor, here: "Level", there: "Leve
     return there.alpha * (x0 + ratio * (eps - ahead)) + there.sigma * ahead
 
 
+@torch.no_grad()
+def lcm(
+    denoise: Denoise, x: Tensor, ts: Tensor, schedule: Schedule, eta: float = 0.0, noise: Noise = None,
+    last: Last = None,
+) -> Steps:  # fmt: skip
+    """Multistep consistency sampling (Song et al. 2023, alg. 1): each guess is noised anew. For distilled runs."""
+    for here, there in _steps(x, ts, schedule, last):
+        x0, _ = denoise(x, here.t)
+        x = there.alpha * x0 + (there.sigma * noise() if there.sigma > 0 else 0)
+        yield x, x0
+
+
 SAMPLERS = {  # name -> function, and its eta where that is not the caller's choice
     "ddpm": (ddim, 1.0),  # Ho et al. 2020, alg. 2, with the posterior variance
     "ddim": (ddim, None),
@@ -150,6 +162,7 @@ SAMPLERS = {  # name -> function, and its eta where that is not the caller's cho
     "dpmpp_2m_sde": (dpmpp_2m, 1.0),
     "unipc": (unipc, 0.0),
     "ipndm": (ipndm, 0.0),
+    "lcm": (lcm, 0.0),
 }
 
 
