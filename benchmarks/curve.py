@@ -1,6 +1,6 @@
 """Accuracy against time: every checkpoint that a text-to-shapes run has kept, judged as a finished run is.
 
-python -m benchmarks curve RUN [--prompts 500]                      while the run trains or afterwards
+python -m benchmarks curve RUN [--prompts 500] [--every 1000]       while the run trains or afterwards
 python -m benchmarks curve --page                                   docs/curve.svg from the results alone
 
 A checkpoint that is judged leaves a row in benchmarks/results/curve.json and is not judged again. Time is both stages'
@@ -31,10 +31,11 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?")
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--every", type=int, default=1, help="judge the checkpoints at multiples of this step only")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args(words)
     if options.run:
-        judge(run.find_run(options.run), options.prompts)
+        judge(run.find_run(options.run), options.prompts, options.every)
     points = json.loads(RESULT.read_text())["points"]
     PICTURE.write_text(svg(chart(points)))
     for point in points:
@@ -42,7 +43,7 @@ def main(words: list[str]) -> None:
               f"left out {point['prompt_accuracy_left_out']:.3f}")  # fmt: skip
 
 
-def judge(folder: Path, prompts: int) -> None:
+def judge(folder: Path, prompts: int, every: int) -> None:
     """Measure the checkpoints that have no row yet, the oldest first."""
     first_stage = run.read_recipe(folder, DiffusionRecipe).autoencoder.path
     trained = [] if first_stage.endswith(".py") else read_metrics(run.find_run(first_stage) / "metrics.jsonl")
@@ -51,12 +52,12 @@ def judge(folder: Path, prompts: int) -> None:
     known = json.loads(RESULT.read_text())["points"] if RESULT.exists() else []
     for saved in checkpoint.list_checkpoints(folder / "checkpoints"):
         step = int(saved.name.removeprefix("step_"))
-        if any(point["step"] == step for point in known):
+        if step % every or any(point["step"] == step for point in known):
             continue
-        point = {"step": step, "minutes": round((before + seconds[step]) / 60, 2)}
+        point = {"step": step, "prompts": prompts, "minutes": round((before + seconds[step]) / 60, 2)}
         known.append(point | figures(folder, saved, prompts))
         known.sort(key=lambda point: point["step"])
-        checkpoint.write_json(RESULT, {"run": folder.name, "prompts": prompts, "points": known})
+        checkpoint.write_json(RESULT, {"run": folder.name, "points": known})
 
 
 def figures(folder: Path, saved: Path, prompts: int) -> dict[str, float]:
