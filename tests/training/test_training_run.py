@@ -46,6 +46,15 @@ def test_a_run_that_exists_goes_on_from_its_newest_checkpoint(runs):
     assert begun(Recipe())[1].name == "step_00000010"
 
 
+@pytest.mark.parametrize("theirs", [0, 7])
+def test_ranks_that_see_different_checkpoints_do_not_start(theirs, runs, monkeypatch):
+    """On a network's file system a machine may see a folder as it was a while ago."""
+    checkpoint.save(runs / "mine" / "checkpoints", 5, {}, {}, 1)
+    monkeypatch.setattr(World, "agree", lambda world, asked: max(asked, theirs if asked >= 0 else -theirs))
+    with pytest.raises(UserError, match="different checkpoints"):
+        run.open_run(Recipe(), World(1, 2, torch.device("cpu")))
+
+
 def test_what_may_change_is_recorded():
     begun(Recipe())
     later = replace(Recipe(), train=Train(steps=7, workers=2, log_every=3, keep=9))
@@ -103,6 +112,14 @@ def test_signals_ask_to_stop_and_end_the_process_with_their_number(number, tmp_p
         stop.leave(Log(tmp_path, ALONE, 0, Train()), 7, stop.wanted(ALONE))
     assert leaving.value.code == 128 + number
     assert f"stopped by {number.name} after step 7; start again" in capsys.readouterr().out
+
+
+def test_no_rank_leaves_before_the_first_has_saved(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(World, "barrier", lambda world: waited.append(world.rank))
+    with pytest.raises(SystemExit):
+        run.Stop().leave(Log(tmp_path, World(1, 2, torch.device("cpu")), 0, Train()), 7, signal.SIGTERM)
+    assert waited == [1]
 
 
 def test_a_second_interrupt_leaves_at_once():

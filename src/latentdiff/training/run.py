@@ -44,8 +44,11 @@ def open_run(recipe: Any, world: World) -> tuple[Path, Path | None]:
                     f"run {folder} was started with {field}={before!r}, not {now!r}; give the new run a name of "
                     f"its own (name=...), or go on with the old value"
                 )
-    checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
-    return folder, checkpoints[-1] if checkpoints else None
+    newest = next(reversed(checkpoint.list_checkpoints(folder / "checkpoints")), None)
+    step = int(newest.name.removeprefix("step_")) if newest else 0
+    if world.agree(step) != -world.agree(-step):
+        raise UserError(f"the ranks see different checkpoints in {folder}: the file system lags; start again in a minute")
+    return folder, newest
 
 
 def begin(folder: Path, recipe: Any, world: World, parts: Callable[[], None] = lambda: None) -> None:
@@ -106,6 +109,7 @@ class Stop:
     def leave(self, log: Log, done: int, number: int) -> None:
         """End the process, after `done` steps and a checkpoint, as the signal would have: code 128 + number."""
         name = signal.Signals(number).name
+        log.world.barrier()  # a rank that leaves first has its launcher end the one that still writes the checkpoint
         log.say(f"stopped by {name} after step {done}; start again with the same command to go on")
         log.close()
         raise SystemExit(128 + number)
