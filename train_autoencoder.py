@@ -75,6 +75,7 @@ def main(words: list[str]) -> None:
     parts = build(r, world, model, distance)
     if newest:
         parts.load(tensors, state)
+        tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
     log.say(describe(r, log, data, held_out, parts))
     bad = recipe.bad_list(r, folder, data)
     watch = ReconstructionWatch(r, world, held_out, parts.distance, bad, log)

@@ -46,6 +46,7 @@ def main(words: list[str]) -> None:
     learner = Learner(world.place(build_classifier(r, autoencoder)), r.train, world)
     if newest:
         learner.load(tensors, state)
+        tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
     parts, latent = {"classifier": learner.model}, f"autoencoder {r.autoencoder.path}"
     log.say(screen.opening(r, log, data, held_out, autoencoder, parts, latent=latent))
 

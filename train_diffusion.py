@@ -46,6 +46,7 @@ def main(words: list[str]) -> None:
     learner = Learner(world.place(model), r.train, world)
     if newest:
         learner.load(tensors, state)
+        tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
     aim, networks = f"{r.objective.prediction} on {r.schedule.kind}", dict(model.named_children())
     latent = f"autoencoder {r.autoencoder.path}"
     log.say(screen.opening(r, log, data, held_out, autoencoder, networks, latent=latent, objective=aim))

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -56,6 +57,23 @@ def test_a_checkpoint_loses_its_name_before_it_is_deleted(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "_clear", lambda folder: None)  # killed before it deletes
     checkpoint.save(tmp_path, 10, parts(), {}, keep=1)
     assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step_00000010"]
+
+
+def test_a_checkpoint_that_cannot_be_deleted_yet_stops_nothing(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, {}, {}, keep=1)
+    rmdir = os.rmdir
+
+    def busy(path, **options):
+        if "step_00000001" in str(path):
+            raise OSError(39, "Directory not empty")
+        rmdir(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        checkpoint.save(tmp_path, 2, {}, {}, keep=1)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step_00000002"]
+    checkpoint.save(tmp_path, 3, {}, {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
 
 
 def test_a_half_written_checkpoint_is_none(tmp_path, monkeypatch):

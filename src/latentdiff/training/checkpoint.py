@@ -45,9 +45,12 @@ def _hide(checkpoint: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Delete what is hidden: of an older checkpoint, or of a write that was killed."""
+    """Delete what is hidden: of an older checkpoint, or of a write that was killed.
+
+    What cannot go yet is tried again at the next: NFS keeps files that some process still has open, or mapped.
+    """
     for hidden in folder.glob(".step_*"):
-        shutil.rmtree(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
