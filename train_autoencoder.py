@@ -107,6 +107,7 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
             x = loader.images(batch, world.device)
             shape = (model.z_channels, *(side // model.factor for side in x.shape[2:]))
             noise = keyed.normal(keyed.keys(t.seed, step, positions, "posterior", x.device), shape)
+            keyed.reseed(t.seed, step, positions.start, "dropout")
             warp = equivariance.draw(r.loss.equivariance, t.seed, step, shape[1:], model.factor)
             with world.no_sync(parallel, more):
                 with learner.autocast():

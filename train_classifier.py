@@ -71,6 +71,7 @@ def train(r, world: World, learner: Learner, latents: Latents, held_out, stop: r
             z, batch = latents(next(stream), step, positions)
             timesteps = keyed.uniform(keyed.keys(t.seed, step, positions, "t", z.device)) * (schedule.T - 1)
             eps = keyed.normal(keyed.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
+            keyed.reseed(t.seed, step, positions.start, "dropout")
             with world.no_sync(parallel, positions is not micro[-1]):
                 with learner.autocast():
                     logits = parallel(schedule.diffuse(z, eps, timesteps), timesteps).float()

@@ -79,6 +79,7 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
             timesteps = model.draw_timesteps(u)
             eps = keyed.normal(keyed.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
             drops = model.draw_drops(keyed.keys(t.seed, step, positions, "drop", z.device))
+            keyed.reseed(t.seed, step, positions.start, "dropout")
             with world.no_sync(parallel, positions is not micro[-1]):
                 with learner.autocast():
                     losses = parallel(z, batch, timesteps, eps, drops)

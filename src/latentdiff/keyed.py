@@ -44,6 +44,11 @@ def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.floa
     return (radius * torch.cos(angle)).to(dtype).view(-1, *shape)
 
 
+def reseed(*parts: int | str) -> None:
+    """What torch draws by itself from here on, as in dropout, follows from a key as well."""
+    torch.manual_seed(key(*parts))
+
+
 def permute(i: int, n: int, key: int) -> int:
     """Where item i of 0..n-1 stands in the keyed random order: a bijection evaluated by index.
 

@@ -44,6 +44,15 @@ def test_ten_steps_and_ten_more_equal_twenty(stage, unbroken, runs):
     assert trained == [row for row in rows(unbroken) if "lr" in row]
 
 
+def test_a_run_with_dropout_goes_on_exactly_too(stage, runs):
+    words = (*STAGES[stage], f"{'autoencoder' if stage == 'one' else 'unet'}.dropout=0.5", "train.val_every=9",
+             "train.sample_every=9", "train.checkpoint_every=2", "data.val_count=2", "data.count=8")  # fmt: skip
+    for name, steps in (("whole", 4), ("run", 2), ("run", 4)):
+        call(*words, f"train.steps={steps}", f"name={name}")
+    last = "checkpoints/step_00000004"
+    assert_same_tensors(tensors_of(runs / "run" / last), tensors_of(runs / "whole" / last))
+
+
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(stage, unbroken, runs, monkeypatch, capsys):
     report = Log.report
 
