@@ -61,6 +61,8 @@ def main(words: list[str]) -> None:
     r, report_to = cli.training_recipe(words, AutoencoderRecipe, "recipes/autoencoder/demo.py")
     if not r.autoencoder.channel_mult:
         raise UserError("autoencoder.channel_mult is empty: pixel space has no first stage to train")
+    if r.train.compile:
+        raise UserError("train.compile is true, but only stage two's U-Net is compiled; leave it out")
     world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all

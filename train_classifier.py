@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latentdiff import build, keyed, load, recipe, screen
 from latentdiff.classifier import ClassifierRecipe, build_classifier
-from latentdiff.config import hash_of
+from latentdiff.config import UserError, hash_of
 from latentdiff.data import loader
 from latentdiff.diffusion.classifier import Classifier
 from latentdiff.diffusion.schedule import Schedule
@@ -35,6 +35,8 @@ CURVES = ("loss", "right", "val_loss", "val_right_low_noise")
 
 def main(words: list[str]) -> None:
     r, report_to = cli.training_recipe(words, ClassifierRecipe, "recipes/classifier/shapes.py")
+    if r.train.compile:
+        raise UserError("train.compile is true, but only a diffusion run's U-Net is compiled; leave it out")
     world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all

@@ -94,6 +94,12 @@ def test_words_are_applied_in_order_and_options_stand_anywhere():
     assert resolved("--overfit=2")[0].train.overfit == 2
 
 
+def test_the_recipe_may_stand_anywhere_among_the_words():
+    words = ["autoencoder=other.py", STAGE_TWO[1], "train.steps=3"]
+    recipe, _ = cli.training_recipe(words, DiffusionRecipe, "unused.py")
+    assert (recipe.name, recipe.train.steps, recipe.autoencoder.path) == ("tiny", 3, "other.py")
+
+
 def test_a_recipe_is_named_after_its_file():
     assert resolved()[0].name == resolved("name=")[0].name == "tiny"
 

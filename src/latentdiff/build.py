@@ -27,7 +27,7 @@ from latentdiff.diffusion.alignment import Alignment
 from latentdiff.diffusion.schedule import Schedule
 from latentdiff.diffusion.unet import UNet
 from latentdiff.latent_diffusion import LatentDiffusion
-from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe
+from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe, size_of
 from latentdiff.training import checkpoint, run
 from latentdiff.training.world import World
 
@@ -81,7 +81,11 @@ def _build_condition(
 
 def scale_of(recipe: DiffusionRecipe) -> int:
     """How many times larger than low_res the pictures are; 1 where none is read."""
-    return next((field.scale for field in recipe.fields if isinstance(field, Degrade)), 1)
+    scale = next((field.scale for field in recipe.fields if isinstance(field, Degrade)), 1)
+    height, width = size_of(recipe)
+    if height % scale or width % scale:
+        raise UserError(f"Degrade's scale is {scale}; it must divide the sides of the pictures, {width}x{height}")
+    return scale
 
 
 def init_run(recipe: AutoencoderRecipe | DiffusionRecipe) -> Path:
@@ -118,7 +122,11 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, sa
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, more than conditions' vocab_size={text.vocab_size}"
         )
-    tokenizer.encode(recipe.preview, strict=True)  # a caption of ours that is too long is refused, not cut
+    if long := tokenizer.too_long(recipe.preview):  # refused, not cut
+        raise UserError(
+            f"preview has {long[0][0]!r}, {long[0][1]} tokens to this tokenizer, but the model reads at most "
+            f"{text.length - 2}; preview= draws captions of the held-out pictures instead"
+        )
     return tokenizer
 
 

@@ -31,7 +31,8 @@ def training_recipe(words: list[str], root: type, default: str) -> tuple[Any, st
     unknown = [word for word in words if word.startswith("-")]
     if unknown:
         raise UserError(f"unknown option {unknown[0]}; there are --overfit N, --report-to NAME and --help")
-    path = words.pop(0) if words and words[0].endswith(".py") else default
+    named = [i for i, word in enumerate(words) if word.endswith(".py") and "=" not in word]
+    path = words.pop(named[0]) if named else default
     recipe = config.override(config.read_recipe(path, root), words).named(Path(path).stem)  # name= alone: its default
     if overfit is not None:
         if not overfit.isdigit() or int(overfit) < 1:

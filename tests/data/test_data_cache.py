@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -326,3 +327,12 @@ def test_the_manifest_says_what_the_rows_depend_on(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text()) == {
         "autoencoder": "weights", "data": "pictures-a-10", "copies": 1, "rows": 10, "shard_rows": 4,
     }  # fmt: skip
+
+
+def test_rows_can_be_sent_to_a_worker_that_is_not_forked(tmp_path):
+    rows = CachedLatents(Pictures(), open_cache(tmp_path, SMALL, Pictures(), "weights", Encoder(), ALONE, quiet))
+    sent = pickle.loads(pickle.dumps(rows))
+    for r in (0, 7):
+        ours, theirs = rows.item(r, 3), sent.item(r, 3)
+        assert np.array_equal(ours.pop("mean"), theirs.pop("mean"))
+        assert np.array_equal(ours.pop("logvar"), theirs.pop("logvar")) and ours == theirs

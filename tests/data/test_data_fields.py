@@ -1,5 +1,7 @@
 """Boxes and maps follow crop and flip; what is made from a picture is made anew from the key."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from latentdiff.config import UserError
 from latentdiff.data.degrade import Degrade
 from latentdiff.data.fields import Fields, check_classes, follow_boxes, follow_map, needs_picture, open_map, stacked
+from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.masks import Masks
 from latentdiff.data.picture import BadPicture, View, fit
 from latentdiff.data.shapes import Shapes, ShapesDataset
@@ -112,3 +115,15 @@ def test_boxes_of_several_pictures_are_filled_up_with_class_minus_one():
     assert boxes.shape == (2, 2, 5) and boxes[0].min() == 1 and (boxes[1] == -1).all()
     assert stacked("boxes", [np.zeros((0, 5))] * 2).tolist() == [[[-1.0] * 5]] * 2
     assert torch.equal(stacked("label", torch.arange(3)), torch.arange(3))
+
+
+def test_columns_that_are_named_as_fields_are_not_taken_for_them(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    row = {"file_name": "a.png", "segmentation": "a-map.png", "boxes": [1], "mask": "m.png", "low_res": "l.png"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    data = FolderDataset(Folder(str(tmp_path), size=8, val_share=0.0), "train")
+    assert needs_picture(("segmentation",), data.record(0, 0))
+    with pytest.raises(UserError, match="segmentation, but the data has none; a picture needs map_file_name"):
+        Fields(data, ("segmentation",), (), {"segmentation": 3}).item(0, 0)
+    with pytest.raises(UserError, match="caption, but the data has none; a picture needs a text"):
+        Fields(data, ("caption",), (), {}).item(0, 0)

@@ -87,12 +87,12 @@ def test_text_files_win_over_class_names_and_keep_the_labels(make):
 
 def test_metadata_lines_give_captions_labels_and_keep_other_columns(make):
     rows = [
-        {"file_name": "./b.png", "text": ["two", "zwei"], "label": "dog", "label_id": 1, "boxes": [[0, 0, 1, 1]]},
+        {"file_name": "./b.png", "text": ["two", "zwei"], "label": "dog", "label_id": 1, "areas": [[0, 0, 1, 1]]},
         {"file_name": "a.png", "text": "one", "label": "cat", "label_id": 0, "score": 0.5},
     ]
     data = make({"a.png": None, "b.png": None, "extra.png": None, "metadata.jsonl": rows})
     assert records(data)[0] == {"id": "a.png", "label": 0, "label_id": 0, "score": 0.5, "caption": "one"}
-    assert data.record(1, 0)["boxes"] == [[0, 0, 1, 1]]
+    assert data.record(1, 0)["areas"] == [[0, 0, 1, 1]]
     assert {data.record(1, key)["caption"] for key in range(20)} == {"two", "zwei"}
     assert data.captions() == ["one", "two", "zwei"]
     assert data.label_names == ["cat", "dog"]

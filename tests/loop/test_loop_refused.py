@@ -68,6 +68,7 @@ ONE = {
     ("discriminator.start=3", "discriminator.learn_from=5"): ["lower learn_from"],
     ("autoencoder.norm_groups=7",): ["norm_groups is 7"],
     ("autoencoder.channel_mult=",): ["channel_mult"],
+    ("train.compile=true",): ["train.compile", "stage two"],
     ("autoencoder.bottleneck=VAE",): ["KL, VQ or Identity"],
     ("loss.perceptual=LPIPS", "loss.perceptual.backbone_weights=/nowhere.pth"): ["/nowhere.pth"],
 }
@@ -84,7 +85,7 @@ TWO = {
     ("conditions.0.tokenizer=nowhere.json",): ["nowhere.json"],
     ("conditions.1.dim=3",): ["conditions has no item '1'"],
     ("unet.norm_groups=7",): ["norm_groups"],
-    ("preview=" + "star " * 40,): ["40 tokens", "at most 30"],
+    ("preview=" + "star " * 40,): ["preview has", "40 tokens", "at most 30", "preview= draws"],
 }
 
 
@@ -93,6 +94,11 @@ def test_wrong_fields_of_one_stage_are_refused(words, refused, runs):
     stage, table = (STAGE_ONE, ONE) if words in ONE else (STAGE_TWO, TWO)
     error = refused(*stage, *words)
     assert all(word in error for word in table[words])
+    assert not runs.exists()
+
+
+def test_a_classifier_is_not_compiled(refused, runs):
+    assert "train.compile is true" in refused("train_classifier", "train.compile=true")
     assert not runs.exists()
 
 

@@ -254,6 +254,12 @@ def test_a_low_resolution_condition_without_its_maker_is_refused(refused):
     assert "fields must have Degrade()" in refused("train_diffusion", "recipes/diffusion/superres.py", "fields=")
 
 
+def test_a_scale_that_does_not_divide_the_pictures_is_refused(refused, runs):
+    words = ("recipes/diffusion/superres.py", "autoencoder=recipes/autoencoder/tiny.py", *TWO, "fields.0.scale=3")
+    assert "scale is 3; it must divide the sides of the pictures, 32x32" in refused("train_diffusion", *words)
+    assert not runs.exists()
+
+
 # ---- starting from another run
 
 

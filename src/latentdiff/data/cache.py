@@ -246,6 +246,7 @@ class _Shard:
     TYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "BOOL": np.bool_}
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             with open(path, "rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
@@ -258,6 +259,9 @@ class _Shard:
             raise UserError(
                 f"{path} is damaged ({error}); delete it and start again: only its rows are made anew"
             ) from error
+
+    def __reduce__(self) -> tuple:
+        return _Shard, (self.path,)  # a loader's worker that is not forked maps the file anew
 
     def _open(self, about: dict, start: int) -> np.ndarray:
         kind, count = self.TYPES[about["dtype"]], int(np.prod(about["shape"]))

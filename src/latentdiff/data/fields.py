@@ -23,6 +23,7 @@ MADE: dict[type, Callable[[Any, np.ndarray, int], dict]] = {  # what is made fro
     Masks: lambda config, image, key: {"mask": random_mask(config, *image.shape[:2], key)},
 }
 BESIDE = {  # field -> what a picture's row in the metadata must name, and an example
+    "caption": "a text: x.txt beside x.jpg, or a column that data.caption names",
     "label": "label (a class for every picture), or class sub-folders",
     "boxes": "objects: {bbox: [[x, y, width, height], ...], categories: [0, ...]}",
     "segmentation": "map_file_name: an image of class numbers",

@@ -11,7 +11,10 @@ from latentdiff.data.coco import Coco, list_coco
 from latentdiff.data.listing import Listing, list_pictures, texts
 from latentdiff.data.picture import CROPS, BadPicture, fit, open_rgb, refuse_too_many
 
-RESERVED = {"id", "image", "view", "key", "index", "bad", "tokens", "mean", "logvar", "label", "caption"}  # of an item
+RESERVED = {  # of an item; a column of such a name is not read
+    "id", "image", "view", "key", "index", "bad", "tokens", "mean", "logvar", "label", "caption", "boxes", "low_res",
+    "mask", "segmentation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Train:
     precision: str = "auto"  # auto, fp32, bf16 or fp16: what autocast computes in
     device: str = "auto"  # auto, cuda or cpu
     deterministic: bool = False  # on CUDA: bit-exact restarts, slower
-    compile: bool = False  # torch.compile the network in place: pays on CUDA, not in short CPU runs
+    compile: bool = False  # torch.compile stage two's U-Net in place: pays on CUDA, not in short CPU runs
     seed: int = 0  # of weights, order, noise, everything
     workers: int = 0  # processes per rank that decode pictures ahead
     timeout: float = 30.0  # minutes that ranks wait for one of them before the run ends and names it
