@@ -62,8 +62,21 @@ def main(words: list[str]) -> None:
         recipe["conditions"] += cli.read_json(other / "recipe.json")["conditions"]
         names |= load.names_of(other)
     jobs = inputs.jobs(options, prompts, model, recipe, names, seeds)
+    check_guidance(model, settings, options)
     check_sizes(jobs, model, options)
     draw_all(model, folder, jobs, settings, options, precision(options.precision, device), steering)
+
+
+def check_guidance(model: LatentDiffusion, settings: Sampling, options) -> None:
+    """Refuse what would change nothing."""
+    if options.negative_prompt is not None:
+        if model.tokenizer is None:
+            raise UserError("--negative-prompt is for runs with text; this one has none")
+        if options.autoguide:
+            raise UserError("--negative-prompt and --autoguide each say what guidance moves away from; give one")
+    if settings.guidance_scale == 1 and (options.negative_prompt is not None or options.autoguide):
+        option = "--autoguide" if options.autoguide else "--negative-prompt"
+        raise UserError(f"{option} does nothing at guidance scale 1; give another one, such as --guidance-scale 2")
 
 
 def check_sizes(jobs: list[inputs.Job], model: LatentDiffusion, options) -> None:
@@ -71,8 +84,6 @@ def check_sizes(jobs: list[inputs.Job], model: LatentDiffusion, options) -> None
     inputs.check_masks(jobs)
     texts = [job.prompt for job in jobs if job.prompt is not None] + [options.negative_prompt or ""]
     model.tokens(list(dict.fromkeys(texts)))
-    if options.negative_prompt is not None and model.tokenizer is None:
-        raise UserError("--negative-prompt is for runs with text; this one has none")
     for height, width in {job.size for job in jobs} - {None}:
         if (options.height or height, options.width or width) != (height, width):
             raise UserError(
@@ -175,7 +186,8 @@ def read_prompts(options) -> list[str]:
 def newest_run(given: set[str]) -> Path:
     """The newest finished run that takes the given inputs; one that has learned to fill before one that has not."""
     runs = sorted(run.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime)
-    recipes = [(path.parent, cli.read_json(path.parent / "recipe.json")) for path in runs]
+    folders = [path.parent for path in runs if (path.parent / "recipe.json").is_file()]
+    recipes = [(folder, cli.read_json(folder / "recipe.json")) for folder in folders]
     fitting = [(f, r) for f, r in recipes if r["type"] == "DiffusionRecipe" and needs.takes(r, given)]
     if not fitting:
         wants = " and ".join(map(needs.option, sorted(given))) or "no input"

@@ -1,6 +1,7 @@
 """Drawing larger than in training, over a picture, and with more around the denoiser."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from latentdiff import keyed
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.config import UserError
+from latentdiff.diffusion import guidance
 from latentdiff.diffusion.guidance import blend_known
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
@@ -90,3 +92,15 @@ def test_known_pixels_can_be_put_around_the_denoiser():
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     assert ((x - alpha * known) / sigma)[..., :4].std().item() == pytest.approx(1.0, abs=0.2)  # noise and no more
     assert ((x - alpha * known) / sigma)[..., 4:].std() > 1.5
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_a_mask_is_where_it_is_not_zero(white, monkeypatch):
+    """Masks are often files of 0 and 255."""
+    made, masks = model(), []
+    made.autoencoder = SimpleNamespace(encode=lambda x: x[:, :, ::2, ::2], factor=2)
+    monkeypatch.setattr(guidance, "blend_known", lambda denoise, z, known, *rest: masks.append(known))
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[:, :, 4:] = white
+    made.known_pixels({"image": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "mask": mask})(None, None)
+    assert masks[0].tolist() == [[[[1, 1, 0, 0]] * 4]]

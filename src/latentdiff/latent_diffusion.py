@@ -242,7 +242,7 @@ class LatentDiffusion(nn.Module):
         if "mask" not in batch or any(isinstance(part, MaskedCondition) for part in self.conditioner.parts):
             return None
         z, factor = self.autoencoder.encode(to_signed(batch["image"])), self.autoencoder.factor
-        known = 1 - F.max_pool2d(batch["mask"][:, None].to(z.dtype), factor)  # cells that are known as a whole
+        known = 1 - F.max_pool2d((batch["mask"] > 0)[:, None].to(z.dtype), factor)  # cells that are known as a whole
         return lambda denoise, noise: guidance.blend_known(denoise, z, known, noise, self.schedule)
 
     def finished(self, x: Tensor, batch: dict) -> Tensor:

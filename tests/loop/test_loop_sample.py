@@ -92,6 +92,7 @@ def test_the_newest_run_that_takes_a_prompt_is_the_default(reader, unbroken_one,
     copy_of(reader, "reads")
     call(*STAGE_TWO, "conditions=", "sampling.guidance_scale=1", "train.steps=1", "name=blind")
     copy_of(unbroken_one, "first-stage")
+    (copy_of(reader, "torn") / "recipe.json").unlink()
     call("sample", "--prompt", PROMPT, "--steps", 2, "--output", tmp_path / "a")
     assert '"run": "reads"' in (tmp_path / "a" / "samples.jsonl").read_text()
     call("sample", "--steps", 2, "--output", tmp_path / "b")
@@ -105,6 +106,7 @@ REFUSED = {
     ("--prompt", "star " * 60): "at most 30",
     ("--prompt", PROMPT, "--prompt", "star " * 60, "--batch-size", 1): "at most 30",
     ("--prompt", PROMPT, "--negative-prompt", "star " * 60): "at most 30",
+    ("--prompt", PROMPT, "--negative-prompt", "a star", "--guidance-scale", 1): "--negative-prompt does nothing",
     ("--prompt", PROMPT, "--sampler", "magic"): "dpmpp_2m",
     ("--prompt", PROMPT, "--eta", 0.5): "eta",
     ("--prompt", PROMPT, "--steps", 0): "--steps",
@@ -124,6 +126,13 @@ REFUSED = {
 def test_what_cannot_be_drawn_is_refused_and_leaves_no_folder(words, reader, refused, tmp_path):
     error = refused("sample", "--run", reader, "--output", tmp_path / "out", *words)
     assert REFUSED[words] in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_guidance_away_from_a_run_is_not_ignored(reader, refused, tmp_path):
+    words = ("--run", reader, "--prompt", PROMPT, "--autoguide", reader, "--output", tmp_path / "out")
+    assert "--autoguide does nothing" in refused("sample", *words, "--guidance-scale", 1)
+    assert "give one" in refused("sample", *words, "--guidance-scale", 2, "--negative-prompt", "a star")
     assert not (tmp_path / "out").exists()
 
 

@@ -31,10 +31,11 @@ def error(
     flow have it built in). The target has no gradient and no average of its own (Song & Dhariwal 2024, sec. 3.2).
     """
     x = schedule.diffuse(z, eps, t)
+    said = student(x, t)[0]  # first: half weights that autocast keeps from below would have no gradient (torch 2.6)
     with torch.no_grad():
         x0, direction = teacher(x, t)
         there = t - schedule.T / steps
         s = there.clamp(min=0)
         nearer = schedule.diffuse(x0, direction, s)
         target = torch.where(column(there, x) < 0, x0, student(nearer, s)[0])
-    return student(x, t)[0] - target
+    return said - target

@@ -193,8 +193,8 @@ def read_prompts(options: Namespace, model: LatentDiffusion) -> tuple[str, ...]:
     """The lines of --prompts-file; there are as many pictures, unless --count says otherwise."""
     if not options.prompts_file:
         return ()
-    if model.tokenizer is None:
-        raise UserError("--prompts-file is for runs that draw from text")
+    if model.tokenizer is None or len(model.conditioner.parts) > 1:
+        raise UserError("--prompts-file is for runs that draw from text alone")
     try:
         lines = [line.strip() for line in Path(options.prompts_file).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
