@@ -73,6 +73,18 @@ def test_a_rank_that_fails_alone_says_so_and_ranks_that_fail_alike_say_it_once(m
     assert said(capsys) == ""
 
 
+def test_memory_that_does_not_suffice_is_one_line_that_says_what_needs_less(capsys):
+    def fail(words):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(fail)
+    error = capsys.readouterr().err
+    assert leaving.value.code == 2 and error.count("\n") == 1 and "GPU 0" not in error
+    assert error.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. Training needs less with")
+    assert "train.accumulate" in error
+
+
 def test_errors_of_programmers_are_raised():
     def fail(words):
         raise AssertionError("a bug")

@@ -14,6 +14,12 @@ from latentdiff import config, needs
 from latentdiff.config import UserError
 
 
+LESS_MEMORY = (
+    "Training needs less with a larger train.accumulate (the same batch in more pieces), a smaller train.batch_size, or "
+    "unet.recompute=true; sample.py and evaluate.py with a smaller --batch-size, sample.py also with --tile"
+)
+
+
 def answer_help(doc: str, more: Callable[[list[str]], str] = lambda words: "") -> None:
     """--help without a recipe: print how the script is called, before anything slow is imported, and `more`."""
     words = sys.argv[1:]
@@ -75,6 +81,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (UserError, OSError) as error:
         _fail(error)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; it is not imported for --help
+            _fail(UserError(f"{str(error).partition('. GPU')[0]}. {LESS_MEMORY}"))
         _mourn(error)
         raise
     except KeyboardInterrupt:
