@@ -76,3 +76,9 @@ def test_a_run_without_averages_is_refused_by_name(tmp_path):
         reconstruct(tmp_path, 0.1)
     with pytest.raises(UserError, match="RUN WIDTH OUTPUT"):
         main(["one"])
+    with pytest.raises(UserError, match="no run at nowhere"):
+        main(["nowhere", "0.1", "out"])
+    (tmp_path / "recipe.json").write_text("{}")
+    for width in ("wide", "0.5"):
+        with pytest.raises(UserError, match=f"WIDTH is {width}"):
+            main([str(tmp_path), width, "out"])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.config import UserError
-from latentdiff.training import checkpoint
+from latentdiff.training import checkpoint, run
 
 
 def exponent(width: float) -> float:
@@ -93,10 +93,20 @@ def reconstruct(folder: Path, width: float) -> dict[str, Tensor]:
     return {name: x.float() if x.is_floating_point() else x for name, x in total.items()}
 
 
+def _width(text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0 < width < 0.28:
+        raise UserError(f"WIDTH is {text}; it must be a number above 0 and below 0.28, for example 0.08")
+    return width
+
+
 def main(words: list[str]) -> None:
     if len(words) != 3:
         raise UserError("python -m latentdiff.training.power_ema RUN WIDTH OUTPUT")
-    folder, width, output = Path(words[0]), float(words[1]), Path(words[2])
+    folder, width, output = run.find_run(words[0]), _width(words[1]), Path(words[2])
     made = reconstruct(folder, width)
     if output.exists():
         raise UserError(f"{output} exists; name a folder that does not")
