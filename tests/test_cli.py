@@ -75,7 +75,7 @@ def test_a_rank_that_fails_alone_says_so_and_ranks_that_fail_alike_say_it_once(m
 
 def test_memory_that_does_not_suffice_is_one_line_that_says_what_needs_less(capsys):
     def fail(words):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of ...")
 
     with pytest.raises(SystemExit) as leaving:
         cli.run(fail)
