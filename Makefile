@@ -47,5 +47,5 @@ train-diffusion: venv  ## stage two: RECIPE= (default recipes/diffusion/demo.py)
 sample: venv  ## draw: RUN= and ARGS='--prompt "..."'
 	$(BIN)/python sample.py $(if $(RUN),--run $(RUN)) $(ARGS)
 
-bench: venv  ## the measurements of benchmarks/
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: venv  ## speed and memory beside diffusers: docs/benchmarks.md
+	$(BIN)/python -m benchmarks speed $(ARGS)

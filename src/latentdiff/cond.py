@@ -11,7 +11,7 @@ class Cond:
     """The three doors into the U-Net; a door that is not used is None.
 
     concat        [B, C, h, w]  joined to z_t along the channels
-    context       [B, L, D]     attended to by cross-attention
+    context       [B, L, D]     attended to by cross-attention; as keys and values where a U-Net holds them (`hold`)
     context_mask  [B, L] bool   True where a context token may be attended to (None: everywhere)
     vector        [B, D]        added to the time embedding
     """

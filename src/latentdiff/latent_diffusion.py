@@ -92,7 +92,7 @@ class LatentDiffusion(nn.Module):
 
     def denoiser(self, cond: conds.Cond, settings: Sampling) -> guidance.Denoise:
         """denoise(x, t) -> (x0, eps) with the condition bound."""
-        network = self.unet
+        network, cond = self.unet, self.unet.hold(cond)
         if settings.tile:
             network = patchwise(network, settings.tile, int(settings.tile * settings.overlap))
 

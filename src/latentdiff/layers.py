@@ -43,8 +43,16 @@ class Attention(nn.Module):
             nn.init.normal_(self.q.weight, std=gain * width**-0.5)
             nn.init.normal_(self.k.weight, std=gain * context_width**-0.5)
 
-    def forward(self, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.out(attention(self.q(tokens), self.k(context), self.v(context), self.heads, mask))
+    def forward(self, tokens: Tensor, context: "Tensor | Held", mask: Tensor | None = None) -> Tensor:
+        k, v = self.hold(context) if isinstance(context, Tensor) else context[self]
+        return self.out(attention(self.q(tokens), k, v, self.heads, mask))
+
+    def hold(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of a context, which are the same at every step of a sampler."""
+        return self.k(context), self.v(context)
+
+
+Held = dict[nn.Module, tuple[Tensor, Tensor]]  # keys and values of a context for each attention to it
 
 
 def to_tokens(x: Tensor) -> Tensor:

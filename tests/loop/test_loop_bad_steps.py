@@ -115,8 +115,8 @@ def test_no_code_is_revived_from_a_broken_picture(runs, monkeypatch):
 
 def spoiled(optimizer):
     """One number of one of Adam's moments."""
-    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
-    state["exp_avg"].view(-1)[0] = NAN
+    moment = optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"]
+    moment[(0,) * moment.ndim] = NAN
 
 
 @pytest.mark.parametrize("stage, whose", [(STAGE_ONE, 0), (STAGE_ONE, 1), (STAGE_TWO, 0)], ids=["one", "critic", "two"])

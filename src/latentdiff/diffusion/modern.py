@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff.cond import Cond
-from latentdiff.layers import attention, to_image, to_tokens, zero
+from latentdiff.layers import Held, attention, to_image, to_tokens, zero
 
 BASE = 100.0  # the longest wave of a place in radians; grids of latents are small
 
@@ -44,7 +44,7 @@ class ModernBlock(nn.Module):
         self.attn2 = NormedAttention(width, heads, context_dim) if context_dim else None
         self.ff = SwiGLU(width)
 
-    def forward(self, x: Tensor, places: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, places: Tensor, context: Tensor | Held | None, mask: Tensor | None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, h, places=places)
         if self.attn2 is not None:
@@ -63,13 +63,18 @@ class NormedAttention(nn.Module):
         self.norm_q, self.norm_k = (nn.RMSNorm(width // heads) for _ in range(2))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-        v = self.v(context)
-        q, k = (y.unflatten(-1, (self.heads, -1)) for y in (self.q(x), self.k(context)))  # [B, N or L, heads, d]
-        q, k = self.norm_q(q), self.norm_k(k)
+    def forward(
+        self, x: Tensor, context: Tensor | Held, mask: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
+        k, v = self.hold(context) if isinstance(context, Tensor) else context[self]
+        q = self.norm_q(self.q(x).unflatten(-1, (self.heads, -1)))  # [B, N, heads, d]
         if places is not None:
             q, k = rotate(q, places), rotate(k, places)
         return self.out(attention(q.flatten(2).to(v.dtype), k.flatten(2).to(v.dtype), v, self.heads, mask))
+
+    def hold(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, L, heads, d] and values [B, L, width] of a context."""
+        return self.norm_k(self.k(context).unflatten(-1, (self.heads, -1))), self.v(context)
 
 
 class SwiGLU(nn.Module):

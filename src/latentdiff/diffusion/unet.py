@@ -1,7 +1,7 @@
 """The U-Net of the paper (sec. 3.3): down, middle, up, under a timestep, with three doors for conditions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,14 @@ from latentdiff.diffusion.blocks import (
     SelfAttention,
     Stage,
     Transformer,
+    TransformerBlock,
     Upsample,
     double,
     fit,
     halve,
     same,
 )
-from latentdiff.diffusion.modern import ModernTransformer
+from latentdiff.diffusion.modern import ModernBlock, ModernTransformer
 from latentdiff.layers import timestep_embedding, zero
 
 
@@ -90,6 +91,13 @@ class UNet(nn.Module):
             skip = skips.pop()
             h = self.run(stage, torch.cat([fit(h, skip), skip], dim=1), emb, cond)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+    def hold(self, cond: Cond) -> Cond:
+        """The condition with its context as keys and values, for many calls with the same one: they are made once."""
+        if not self.context_dim:
+            return cond
+        attend = [block.attn2 for block in self.modules() if isinstance(block, (TransformerBlock, ModernBlock))]
+        return replace(cond, context={layer: layer.hold(cond.context) for layer in attend})
 
     def run(self, stage: Stage, h: Tensor, emb: Tensor, cond: Cond) -> Tensor:
         """One stage, of which nothing but its input is kept for the backward pass where the config says so."""

@@ -120,5 +120,9 @@ def load_state(
         index, moment = name.split(".")
         moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, named in optimizer.state.items():  # the fused kernel walks weight and moment side by side in memory
+        for name, moment in named.items():
+            if moment.ndim:
+                named[name] = torch.empty_like(weight).copy_(moment)
     if scaler is not None and "scaler" in state:
         scaler.load_state_dict(state["scaler"])

@@ -65,10 +65,7 @@ class World:
         return int(answer)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """The module on the device, in the memory format that is fastest there (channels_last is slower on CPUs)."""
-        if self.device.type == "cuda":
-            return module.to(self.device, memory_format=torch.channels_last)
-        return module.to(self.device)
+        return place(module, self.device)
 
     def parallel(self, module: nn.Module, **options) -> nn.Module:
         """The module, averaged over ranks in its backward pass; with one rank, the module itself."""
@@ -199,7 +196,17 @@ def _word(key: str) -> str:
     return _store().get(key).decode() if _store().check([key]) else ""
 
 
-# ---- what is computed in
+# ---- how and what is computed in
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on the device, in the memory format that is fastest there.
+
+    Measured: channels_last saves a CPU without bf16 5 % of a training step and a tenth of a forward pass; where a CPU
+    computes in bf16, its group norms are several times slower in it.
+    """
+    plain = device.type == "cpu" and _cpu_has_bf16()
+    return module.to(device, memory_format=torch.preserve_format if plain else torch.channels_last)
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,95 @@
+"""The networks that are measured: ours, and diffusers' of the same configuration with the same weights."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.speed.race import ROOT
+from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from latentdiff.cond import Cond
+from latentdiff.config import read_recipe
+from latentdiff.convert import diffusers_autoencoder, diffusers_unet
+from latentdiff.diffusion.unet import UNet, UNetConfig
+from latentdiff.recipe import DiffusionRecipe
+
+
+@dataclass(frozen=True)
+class Size:
+    unet: UNetConfig
+    latent: tuple[int, int, int]
+    batch: int
+    context: tuple[int, int] | None = None  # tokens, width
+
+
+def recipe(name: str) -> UNetConfig:
+    return read_recipe(ROOT / "recipes/diffusion" / name, DiffusionRecipe).unet
+
+
+@cache
+def sizes() -> dict[str, Size]:
+    """What the issue names; where diffusers cannot express a field, the nearest that it can is measured in both."""
+    demo = replace(recipe("demo.py"), positions=False)  # diffusers has no places in its attention
+    # a quarter of the width; heads by width, since diffusers' U-Net without text knows no others
+    churches = replace(recipe("paper/lsun_churches256.py"), channels=48, norm_groups=16, num_heads=1, head_channels=24)
+    txt2img = recipe("paper/txt2img-1p4B-eval.py")
+    return {
+        "tiny": Size(UNetConfig(8, (1, 2), 1, (1,), 2, norm_groups=4), (4, 4, 4), 2, (3, 8)),
+        "demo": Size(demo, (4, 8, 8), 32, (24, 128)),
+        "churches/4": Size(churches, (4, 32, 32), 4),
+        "txt2img/4": Size(replace(txt2img, channels=96, norm_groups=32), (4, 32, 32), 2, (77, 320)),
+        "cin256": Size(recipe("paper/cin256-v2.py"), (3, 64, 64), 32, (1, 512)),
+        "txt2img": Size(txt2img, (4, 32, 32), 32, (77, 1280)),
+    }
+
+
+@torch.no_grad()
+def awake(module: nn.Module) -> nn.Module:
+    """The module with small random numbers where training starts from zeros, which would hide what they multiply."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if not parameter.any():
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def ours(size: Size) -> UNet:
+    torch.manual_seed(0)
+    channels = size.latent[0]
+    return awake(UNet(size.unet, channels, channels, size.context and size.context[1]))
+
+
+def theirs(unet: UNet, latent: tuple[int, int, int]) -> nn.Module:
+    """UNet2DConditionModel, or UNet2DModel without a context."""
+    import diffusers
+
+    options, weights = diffusers_unet.to_theirs(unet, latent[1:])
+    model = getattr(diffusers, options["_class_name"]).from_config(options)
+    model.load_state_dict(weights)
+    return model
+
+
+def autoencoder(width: float = 1.0) -> Autoencoder:
+    """kl-f8 at a share of its width."""
+    torch.manual_seed(0)
+    channels = int(128 * width)
+    return Autoencoder(AutoencoderConfig(channels=channels, norm_groups=min(32, channels // 2))).eval()
+
+
+def their_autoencoder(model: Autoencoder, size: int) -> nn.Module:
+    import diffusers
+
+    options, weights = diffusers_autoencoder.to_theirs(model, size)
+    theirs = diffusers.AutoencoderKL.from_config(options)
+    theirs.load_state_dict(weights)
+    return theirs.eval()
+
+
+def inputs(size: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Cond]:
+    """z_t, what the network should say, t, and the condition; the same for every contestant."""
+    generator = torch.Generator().manual_seed(1)
+    z_t, target = (torch.randn(size.batch, *size.latent, generator=generator) for _ in range(2))
+    t = torch.randint(0, 1000, (size.batch,), generator=generator)
+    context = None if size.context is None else torch.randn(size.batch, *size.context, generator=generator).to(device)
+    return z_t.to(device), target.to(device), t.to(device), Cond(context=context)
