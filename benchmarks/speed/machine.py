@@ -1,5 +1,6 @@
 """The machine: its facts, its memory, its clock and its limit."""
 
+import importlib
 import os
 import platform
 import re
@@ -24,7 +25,9 @@ def dtype() -> torch.dtype:
 
 
 def begin() -> None:
-    """As the scripts begin."""
+    """As the scripts begin; what the first optimiser's step would import is imported."""
+    importlib.import_module("torch._dynamo")
+
     start()
     torch.manual_seed(0)
 

@@ -28,12 +28,13 @@ class Process:
     """A contestant at work."""
 
     def __init__(self, one: Contestant) -> None:
-        self.one, self.said = one, tempfile.TemporaryFile("w+")
+        self.one, self.said = one, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.folder = tempfile.TemporaryDirectory()
         paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.speed.worker", one.where, json.dumps(one.options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
-            cwd=ROOT, env=dict(os.environ) | {"PYTHONPATH": paths} | one.environment,
+            cwd=ROOT, env=dict(os.environ) | {"PYTHONPATH": paths, "TMPDIR": self.folder.name} | one.environment,
         )  # fmt: skip
 
     def turn(self) -> Turn:
@@ -53,6 +54,7 @@ class Process:
         self.process.stdin.close()
         self.process.wait()
         self.said.close()
+        self.folder.cleanup()
 
 
 def race(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, list[Turn]]:

@@ -17,6 +17,7 @@ TRAIN = Train(lr=1e-4, ema=0.9999, clip=1.0)
 
 def ours(done, size: str, steps: int = 1, compiled: bool = False) -> None:
     """What train_diffusion.py does between two batches."""
+    done.settled()
     chosen, device = networks.sizes()[size], machine.device()
     world = ALONE if device.type == "cpu" else World(0, 1, device)
     unet = world.place(networks.ours(chosen))

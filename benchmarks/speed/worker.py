@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.worker MODULE:FUNCTION OPTIONS      OPTIONS: a JSON object, of which "warm_up" is ours
 
-A contestant is a function(done, **options) that sets itself up and then works for ever, calling done(figure=value) after
-each repeat. The first `warm_up` calls return at once; from then on every repeat waits for a line on the standard input
-and is answered by a line of JSON: its seconds, those of the processor, its memory, and what the contestant said of it.
+A contestant is a function(done, **options) that sets itself up and then works for ever; after each repeat it calls
+done(figure=value). The first `warm_up` calls return at once; from then on every repeat waits for a line on the standard
+input and is answered by a line of JSON: its seconds, those of the processor, its memory, and what the contestant said.
 """
 
 import importlib

@@ -4,8 +4,8 @@ A folder of safetensors shards (mean and log-variance before normalisation, so t
 step) and a manifest of what the rows depend on. Captions are outside and joined by the item's id.
 """
 
+import contextlib
 import json
-import mmap
 import os
 import struct
 import time
@@ -26,6 +26,7 @@ from latentdiff.data.loader import collate
 from latentdiff.data.picture import BadPicture
 
 Moments = tuple[Tensor, Tensor | None]
+SUMS = "sums.json"  # of all shards, so that none need be opened for the statistics
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LatentCache:
     def __init__(self, folder: Path, manifest: dict) -> None:
         self.folder, self.manifest = folder, manifest
         self.copies, self.shard_rows = manifest["copies"], manifest["shard_rows"]
-        self.shards = [_Shard(folder / name) for name in _shard_names(manifest)]
+        self.names, self.opened = _shard_names(manifest), {}
 
     def __len__(self) -> int:
         return self.manifest["rows"]
@@ -51,11 +52,23 @@ class LatentCache:
     def row(self, r: int) -> dict[str, np.ndarray]:
         """mean [C, h, w], logvar [C, h, w] (KL only), and the key that chose the crop and the flip."""
         shard, place = divmod(r, self.shard_rows)
-        return self.shards[shard].row(place)
+        return self.shard(shard).row(place)
+
+    def shard(self, i: int) -> "_Shard":
+        """Shard i, opened when it is first asked for: a cache of any size opens at once."""
+        if i not in self.opened:
+            self.opened[i] = _Shard(self.folder / self.names[i])
+        return self.opened[i]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Per-channel mean and variance of the latents over all rows: Var(mean) + E[exp(logvar)]."""
-        sums = sum(shard.array("sums") for shard in self.shards)  # float64 [4, C]: n, sum, squares, variances
+        path = self.folder / SUMS
+        if path.exists():
+            sums = np.array(json.loads(path.read_text()))  # [4, C]: n, sum, squares, variances
+        else:
+            sums = np.asarray(sum(self.shard(i).arrays["sums"] for i in range(len(self.names))))
+            with contextlib.suppress(OSError):  # not ours to write to
+                _write_json(path, sums.tolist())
         if np.ndim(sums) == 0:
             raise UserError("none of the pictures can be read")
         mean = sums[1] / sums[0]
@@ -107,13 +120,15 @@ def open_cache(
         "rows": len(data) * config.copies, "shard_rows": config.shard_rows,
     }  # fmt: skip
     _compare(folder / "manifest.json", identity)
-    missing = [shard for shard, name in enumerate(_shard_names(identity)) if not (folder / name).exists()]
+    there = set(os.listdir(folder)) if folder.exists() else set()
+    missing = {shard for shard, name in enumerate(_shard_names(identity)) if name not in there}
     if missing:
         say(f"encoding {identity['rows']} latents into {folder}" + _left(missing, identity))
     try:
         if missing:
-            _write_manifest(folder / "manifest.json", identity)
+            _write_json(folder / "manifest.json", identity)
             _clear(folder)
+            (folder / SUMS).unlink(missing_ok=True)
         for first in range(0, len(_shard_names(identity)), world.size):
             if first + world.rank in missing:
                 _write_shard(folder, first + world.rank, identity, config, data, encode)
@@ -128,7 +143,7 @@ def row_key(item_id: str, copy: int) -> int:
     return keyed.key(item_id, "copy", copy // 2) & ~1 | copy & 1
 
 
-def _left(missing: list[int], identity: dict) -> str:
+def _left(missing: set[int], identity: dict) -> str:
     total = len(_shard_names(identity))
     return "" if len(missing) == total else f": {len(missing)} of {total} shards are missing"
 
@@ -149,10 +164,10 @@ def _compare(path: Path, identity: dict) -> None:
             )
 
 
-def _write_manifest(path: Path, manifest: dict) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path)
-    aside.write_text(json.dumps(manifest, indent=1) + "\n")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
     aside.replace(path)
 
 
@@ -249,9 +264,10 @@ class _Shard:
         self.path = path
         try:
             with open(path, "rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(min(length, path.stat().st_size)))
-                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                (length,), size = struct.unpack("<Q", file.read(8)), os.fstat(file.fileno()).st_size
+                header = json.loads(file.read(min(length, size)))
+            # mapped, and no file stays open: there may be more shards than a process may open files
+            self.bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
             self.arrays = {
                 name: self._open(about, 8 + length) for name, about in header.items() if name != "__metadata__"
             }
@@ -266,9 +282,6 @@ class _Shard:
     def _open(self, about: dict, start: int) -> np.ndarray:
         kind, count = self.TYPES[about["dtype"]], int(np.prod(about["shape"]))
         return np.frombuffer(self.bytes, kind, count, start + about["data_offsets"][0]).reshape(about["shape"])
-
-    def array(self, name: str) -> np.ndarray:
-        return self.arrays[name]
 
     def row(self, place: int) -> dict[str, Any]:
         found = {name: np.array(a[place]) for name, a in self.arrays.items() if name in ("mean", "logvar")}

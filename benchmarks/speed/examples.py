@@ -1,0 +1,163 @@
+"""The loops of diffusers' training examples, written again over diffusers' classes. What they do and in which order is
+theirs (as of August 2026); what is told by a note is mended."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from benchmarks.speed import machine, networks, shipped
+from latentdiff.autoencoder import discriminator, perceptual
+from latentdiff.build import build_autoencoder, build_diffusion, open_tokenizer
+from latentdiff.convert import diffusers_text
+from latentdiff.recipe import AutoencoderRecipe, open_data
+from latentdiff.training.world import ALONE, autocast
+
+
+class Pictures(Dataset):
+    """pixel_values in [-1, 1] and the caption's tokens, by the transforms that the examples set up."""
+
+    def __init__(self, folder: Path, pixels: int, tokenizer=None) -> None:
+        self.paths, self.tokenizer = sorted(folder.glob("*.jpg")), tokenizer
+        self.transform = transforms.Compose(
+            [transforms.Resize(pixels), transforms.CenterCrop(pixels), transforms.ToTensor(),
+             transforms.Normalize([0.5], [0.5])]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        item = {"pixel_values": self.transform(Image.open(self.paths[i]).convert("RGB"))}
+        if self.tokenizer is not None:
+            item["input_ids"] = self.tokenizer.encode([self.paths[i].with_suffix(".txt").read_text()])[0]
+        return item
+
+
+def epochs(data: Dataset, batch: int) -> Iterator[dict[str, Tensor]]:
+    loader = DataLoader(data, batch_size=batch, shuffle=True)  # dataloader_num_workers=0 is their default
+    while True:
+        yield from loader
+
+
+def text_to_image(done, size: str) -> None:
+    """examples/text_to_image/train_text_to_image.py with --use_ema and --mixed_precision, if this machine has bf16.
+
+    In every step: encode the pictures, sample and scale; noise; t; add the noise; encode the captions; predict; mean
+    squared error; read it for the log; backward; clip; AdamW; gradients; EMA. Autoencoder and text encoder are frozen
+    and wholly in the type of the mixed precision.
+    """
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    done.settled()
+    s, device, dtype = shipped.sizes()[size], machine.device(), machine.dtype()
+    folder = shipped.pictures(Path(tempfile.mkdtemp()), s)
+    r = shipped.text_recipe(s, folder)
+    tokenizer = open_tokenizer(r, folder, open_data(r, "train"), ALONE, print)
+    ours = build_autoencoder(AutoencoderRecipe(autoencoder=s.frozen))
+    model = networks.awake(build_diffusion(r, ours, tokenizer))
+    vae = networks.their_autoencoder(ours, s.pixels).to(device, dtype).requires_grad_(False)
+    unet = networks.theirs(model.unet, (4, s.pixels // ours.factor, s.pixels // ours.factor)).to(device).train()
+    text_encoder = bert(model.conditioner.parts[0], s.text, tokenizer.pad_id).to(device, dtype).requires_grad_(False)
+    noise_scheduler = DDPMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
+    ema = EMAModel(unet.parameters(), decay=r.train.ema)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=r.train.lr, weight_decay=r.train.weight_decay)
+    for batch in epochs(Pictures(folder, s.pixels, tokenizer), s.text_batch):
+        with torch.no_grad():
+            latents = vae.encode(batch["pixel_values"].to(device, dtype)).latent_dist.sample()
+        latents = latents * vae.config.scaling_factor
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, 1000, (len(latents),), device=device)
+        noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
+        with torch.no_grad():
+            encoder_hidden_states = text_encoder(batch["input_ids"].to(device))[0]
+        with autocast(device, dtype):
+            model_pred = unet(noisy_latents, timesteps, encoder_hidden_states).sample
+        loss = F.mse_loss(model_pred.float(), noise.float())
+        train_loss = loss.item()
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), r.train.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        done(loss=train_loss)
+
+
+def bert(part: nn.Module, text, pad_id: int) -> nn.Module:
+    """LDMBertModel with the weights of our text encoder."""
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    options, weights = diffusers_text.to_theirs(text, part.state_dict(), pad_id)
+    model = LDMBertModel(LDMBertConfig(**{k: v for k, v in options.items() if k != "architectures"}))
+    model.load_state_dict(weights, strict=False)  # to_logits, which nothing reads
+    return model.eval()
+
+
+def autoencoder(done, size: str) -> None:
+    """examples/research_projects/autoencoderkl/train_autoencoderkl.py with --use_ema, L1 and the hinge loss.
+
+    Batches alternate: of every batch the pictures are encoded, sampled and decoded; even ones train the autoencoder
+    (L1 and LPIPS, KL, -D of the result, the adaptive weight by two walks to the last layer, backward, clip, AdamW), odd
+    ones the discriminator; the average follows each. A turn is one of each kind: an update of both networks.
+
+    Mended: LPIPS has a gradient (there it is under no_grad), the discriminator takes its step (with the gradients that
+    the autoencoder's left in it cleared before) on detached pictures, and weights stay in float32 under autocast (there
+    they are cast). Their discriminator and LPIPS are those of other projects; here they are ours in both.
+    """
+    from diffusers.training_utils import EMAModel
+
+    done.settled()
+    s, device, dtype = shipped.sizes()[size], machine.device(), machine.dtype()
+    folder = shipped.pictures(Path(tempfile.mkdtemp()), s)
+    r = shipped.autoencoder_recipe(s, folder)
+    vae = networks.their_autoencoder(build_autoencoder(r), s.pixels).to(device).train()
+    critic = discriminator.Discriminator(s.critic).to(device)
+    lpips = perceptual.build(r.loss.perceptual).to(device)
+    ema = EMAModel(vae.parameters(), decay=r.train.ema)
+    settings = {"lr": r.train.lr, "betas": r.train.betas, "weight_decay": r.train.weight_decay}
+    optimizer, disc_optimizer = (torch.optim.AdamW(m.parameters(), **settings) for m in (vae, critic))
+    said = 0.0
+    for step, batch in enumerate(epochs(Pictures(folder, s.pixels), s.autoencoder_batch)):
+        targets = batch["pixel_values"].to(device)
+        with autocast(device, dtype):
+            posterior = vae.encode(targets).latent_dist
+            reconstructions = vae.decode(posterior.sample()).sample
+        if step % 2 == 0:
+            with autocast(device, dtype):
+                nll_loss = generator_nll(reconstructions, targets, lpips, r.loss.perceptual.weight)
+                kl_loss = posterior.kl().sum() / len(targets)
+                g_loss = -critic(reconstructions).mean()
+            last_layer = vae.decoder.conv_out.weight
+            nll_grads, g_grads = (torch.autograd.grad(x, last_layer, retain_graph=True)[0] for x in (nll_loss, g_loss))
+            disc_weight = (nll_grads.norm() / (g_grads.norm() + 1e-4)).clamp(0, 1e4).detach() * s.critic.weight
+            loss = nll_loss + r.autoencoder.bottleneck.weight * kl_loss + disc_weight * g_loss
+            said = nll_loss.item()
+            loss.backward()
+            nn.utils.clip_grad_norm_(vae.parameters(), r.train.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            disc_optimizer.zero_grad()
+            with autocast(device, dtype):
+                disc_loss = discriminator.hinge(critic(targets), critic(reconstructions.detach()))
+            disc_loss.item()
+            disc_loss.backward()
+            nn.utils.clip_grad_norm_(critic.parameters(), r.train.clip)
+            disc_optimizer.step()
+        ema.step(vae.parameters())
+        if step % 2 == 1:
+            done(nll=said)
+
+
+def generator_nll(reconstructions: Tensor, targets: Tensor, lpips: nn.Module, weight: float) -> Tensor:
+    """Absolute errors and the perceptual distance, added to each, summed over a picture."""
+    rec_loss = F.l1_loss(reconstructions.float(), targets.float(), reduction="none")
+    rec_loss = rec_loss + weight * lpips(reconstructions, targets)
+    return rec_loss.sum() / len(targets)

@@ -1,0 +1,199 @@
+"""Training as it ships: our two loops as they stand in the scripts, beside the loops of diffusers' examples."""
+
+import importlib.util
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.speed import networks
+from benchmarks.speed.race import ROOT, Contestant, Spread, clock, race, ratio
+from benchmarks.speed.work import Bar, Row, Work, once, row, times
+from latentdiff import recipe as recipes
+from latentdiff.autoencoder import perceptual
+from latentdiff.autoencoder.autoencoder import AutoencoderConfig
+from latentdiff.autoencoder.discriminator import DiscriminatorConfig
+from latentdiff.autoencoder.loss import LossConfig
+from latentdiff.build import build_autoencoder, build_diffusion, open_tokenizer
+from latentdiff.conditioning.text import Text
+from latentdiff.config import UserError
+from latentdiff.data.cache import Cache
+from latentdiff.data.folder import Folder
+from latentdiff.latents import Latents
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.training.learner import Learner
+from latentdiff.training.log import Log
+from latentdiff.training.settings import Train
+from latentdiff.training.world import World, start
+
+CAPTION = "a large red star above a small blue circle on a gray background"
+
+
+@dataclass(frozen=True)
+class Size:
+    pixels: int
+    pictures: int  # in the folder
+    text_batch: int
+    autoencoder_batch: int
+    frozen: AutoencoderConfig  # first stage of text-to-image
+    trained: AutoencoderConfig
+    text: Text
+    unet: str  # in networks.sizes()
+    critic: DiscriminatorConfig
+
+
+@cache
+def sizes() -> dict[str, Size]:
+    always = DiscriminatorConfig(start=0.0, learn_from=0.0, ramp=0.0)
+    text, quarter = Text(dim=320, depth=4, heads=5, vocab_size=256), networks.autoencoder(0.25).config
+    tiny = AutoencoderConfig(channels=8, channel_mult=(1, 1), num_res_blocks=1, norm_groups=4)
+    return {
+        "tiny": Size(16, 4, 2, 2, tiny, tiny, replace(text, dim=8, depth=1, heads=2, head_dim=4), "tiny",
+                     replace(always, channels=8, layers=1)),
+        "usual": Size(256, 8, 4, 2, networks.autoencoder().config, quarter, text, "txt2img/4", always),
+    }  # fmt: skip
+
+
+def pictures(folder: Path, size: Size) -> Path:
+    """A folder of captioned pictures, smooth enough that JPEG and the networks have something to do."""
+    draw = np.random.default_rng(0)
+    for i in range(size.pictures):
+        coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), np.uint8))
+        coarse.resize((size.pixels + 16, size.pixels), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+        (folder / f"{i}.txt").write_text(CAPTION)
+    return folder
+
+
+def text_recipe(size: Size, data: Path) -> DiffusionRecipe:
+    train = Train(steps=10**6, batch_size=size.text_batch, lr=1e-4, log_every=10**6, val_every=10**6,
+                  sample_every=10**6, checkpoint_every=10**6)  # fmt: skip
+    return DiffusionRecipe(name="bench", data=Folder(path=str(data), size=size.pixels, val_share=0.0),
+                           cache=Cache(path=str(data / "cache"), batch_size=4), conditions=(size.text,),
+                           unet=networks.sizes()[size.unet].unet, train=train)  # fmt: skip
+
+
+def autoencoder_recipe(size: Size, data: Path) -> AutoencoderRecipe:
+    train = Train(steps=10**6, batch_size=size.autoencoder_batch, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, clip=1.0,
+                  log_every=10**6, val_every=10**6, sample_every=10**6, checkpoint_every=10**6)  # fmt: skip
+    return AutoencoderRecipe(name="bench", data=Folder(path=str(data), size=size.pixels, val_share=0.0),
+                             autoencoder=size.trained, loss=LossConfig(perceptual=distance(size.pixels)),
+                             discriminator=size.critic, train=train)  # fmt: skip
+
+
+def distance(pixels: int) -> perceptual.LPIPS | perceptual.MultiScale:
+    """LPIPS where weights are at hand, of SqueezeNet; else, and for very small pictures, the term that needs none."""
+    if pixels < 64:
+        return perceptual.MultiScale()
+    try:
+        perceptual.build(perceptual.LPIPS("squeezenet"))
+    except (UserError, OSError):
+        return perceptual.MultiScale()
+    return perceptual.LPIPS("squeezenet")
+
+
+class Bench:
+    """What the loops are given in place of what watches and stops a run: it ends a turn after every step."""
+
+    def __init__(self, done) -> None:
+        self.done, self.log, self.facts = done, None, {}
+        self.health = SimpleNamespace(look=lambda step, values: None)
+        self.bad = SimpleNamespace(note=lambda bad: None)
+
+    def wanted(self, world: World) -> int:
+        losses = {name: float(self.log.sums[name][0]) for name in ("loss", "nll") if name in self.log.sums}
+        self.log.sums = {}
+        self.done(**losses, **self.facts)
+        return 0
+
+
+def script(name: str) -> ModuleType:
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text_to_image(size: Size, data: Path, world: World, bench: Bench) -> tuple:
+    """All that train_diffusion.train is given; the text encoder is frozen, as in the example."""
+    r, rows = text_recipe(size, data), None
+    rows = recipes.open_data(r, "train")
+    bench.log = Log(data / "run", world, 0, r.train)
+    autoencoder = (
+        world.place(build_autoencoder(AutoencoderRecipe(autoencoder=size.frozen))).eval().requires_grad_(False)
+    )
+    tokenizer = open_tokenizer(r, data / "run", rows, world, bench.log.say)
+    model = networks.awake(build_diffusion(r, autoencoder, tokenizer))
+    model.conditioner.requires_grad_(False)
+    learner, began = Learner(world.place(model), r.train, world), time.perf_counter()
+    latents = Latents(r, world, autoencoder, tokenizer, rows, bench.log)
+    bench.facts["filling"] = (time.perf_counter() - began) / len(rows)
+    bench.log.start()
+    return r, world, learner, latents, bench, bench, bench.log
+
+
+def ours_text(done, size: str) -> None:
+    """train_diffusion.py's loop, on the cache that it fills before."""
+    train, world, bench = script("train_diffusion").train, start(), Bench(done)
+    done.settled()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LATENTDIFF_RUNS"] = folder
+        (Path(folder) / "run").mkdir()
+        train(*text_to_image(sizes()[size], pictures(Path(folder), sizes()[size]), world, bench))
+
+
+def ours_autoencoder(done, size: str) -> None:
+    """train_autoencoder.py's loop."""
+    stage, world, bench = script("train_autoencoder"), start(), Bench(done)
+    done.settled()
+    with tempfile.TemporaryDirectory() as folder:
+        r = autoencoder_recipe(sizes()[size], pictures(Path(folder), sizes()[size]))
+        data, bench.log = recipes.open_data(r, "train"), Log(Path(folder), world, 0, r.train)
+        parts = stage.build(r, world, build_autoencoder(r), perceptual.build(r.loss.perceptual))
+        bench.log.start()
+        stage.train(r, world, parts, data, bench, bench, bench.log)
+
+
+# ---- works
+
+
+def text_work(share: float) -> list[Row]:
+    field = {"ours": Contestant("shipped:ours_text", {"size": "usual"}),
+             "diffusers": Contestant("examples:text_to_image", {"size": "usual"})}  # fmt: skip
+    turns = race(field, times(5, share))
+    saved = [a[clock()] - b[clock()] for a, b in zip(turns["diffusers"], turns["ours"])]
+    filling = turns["ours"][0]["filling"] * sizes()["usual"].text_batch
+    return [
+        row("against diffusers' example", ratio(turns["diffusers"], turns["ours"])),
+        row("diffusers' memory against ours", ratio(turns["diffusers"], turns["ours"], "memory")),
+        once("epochs after which the cache has paid for itself", filling / statistics.median(saved), "epochs"),
+    ]
+
+
+def autoencoder_work(share: float) -> list[Row]:
+    field = {"ours": Contestant("shipped:ours_autoencoder", {"size": "usual"}),
+             "diffusers": Contestant("examples:autoencoder", {"size": "usual"})}  # fmt: skip
+    turns = race(field, times(5, share))
+    per_picture = Spread.of([a[clock()] / b[clock()] / 2 for a, b in zip(turns["diffusers"], turns["ours"])])
+    return [
+        row("against diffusers' example, for an update of both networks", ratio(turns["diffusers"], turns["ours"])),
+        row("the same for each picture that is read", per_picture, note="theirs reads two batches for it"),
+        row("diffusers' memory against ours", ratio(turns["diffusers"], turns["ours"], "memory")),
+    ]
+
+
+WORKS = [
+    Work("shipped-text", "stage two as shipped: kl-f8 at full width, txt2img's U-Net at 1/4 width, 256 pixels, batch 4, "
+         "frozen text encoder: our loop on the cache, their example's loop on pictures", text_work,
+         {"against diffusers' example": Bar(3, 3)}),
+    Work("shipped-autoencoder", "stage one as shipped: kl-f8 at 1/4 width, 256 pixels, batch 2: our loop, and that of "
+         "their autoencoder example with its loss mended", autoencoder_work,
+         {"against diffusers' example, for an update of both networks": Bar(1.3, 1.3)}),
+]  # fmt: skip
