@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS := $(or $(LATENTDIFF_RUNS),runs)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fast lint train-ae train-diffusion sample bench
+.PHONY: help venv demo test fast lint train-ae train-diffusion sample bench bench-demo
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -49,3 +49,6 @@ sample: venv  ## draw: RUN= and ARGS='--prompt "..."'
 
 bench: venv  ## speed and memory beside diffusers: docs/benchmarks.md
 	$(BIN)/python -m benchmarks speed $(ARGS)
+
+bench-demo: venv  ## the demo of today beside the one that speed is counted from, about half an hour
+	$(BIN)/python -m benchmarks demo $(ARGS)

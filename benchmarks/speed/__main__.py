@@ -17,12 +17,13 @@ import time
 
 import torch
 
-from benchmarks.speed import machine, page, sampling, training
+from benchmarks.speed import coding, data, growth, machine, page, sampling, shipped, starting, training
 from benchmarks.speed.work import Work
 from latentdiff import cli
 from latentdiff.config import UserError
 
-WORKS: dict[str, Work] = {work.name: work for part in (training, sampling) for work in part.WORKS}
+PARTS = (training, shipped, sampling, coding, data, growth, starting)
+WORKS: dict[str, Work] = {work.name: work for part in PARTS for work in part.WORKS}
 
 
 def main(words: list[str]) -> None:

@@ -123,8 +123,9 @@ def sparse(folder: Path, rows: int, config: caches.Cache) -> None:
         if 0 < i < len(names) - 1:
             os.link(folder / names[0], folder / name)
             continue
-        shapes = {"sums": ("F64", (4, 4), 8), "mean": ("F32", (held, 4, 8, 8), 4), "logvar": ("F32", (held, 4, 8, 8), 4),
-                  "key": ("I64", (held,), 8), "id_hash": ("I64", (held,), 8), "ok": ("BOOL", (held,), 1)}  # fmt: skip
+        latent = ("F32", (held, 4, 8, 8), 4)
+        shapes = {"sums": ("F64", (4, 4), 8), "mean": latent, "logvar": latent, "key": ("I64", (held,), 8),
+                  "id_hash": ("I64", (held,), 8), "ok": ("BOOL", (held,), 1)}  # fmt: skip
         header, end = {}, 0
         for field, (kind, shape, size) in shapes.items():
             length = size * int(np.prod(shape))

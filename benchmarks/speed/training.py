@@ -1,5 +1,7 @@
 """The U-Net's training step: forward, backward, optimiser and average, on the same numbers."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,25 +12,25 @@ from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff.training import optim
 from latentdiff.training.learner import Learner
 from latentdiff.training.settings import Train
-from latentdiff.training.world import ALONE, World, autocast
+from latentdiff.training.world import autocast, start
 
 TRAIN = Train(lr=1e-4, ema=0.9999, clip=1.0)
 
 
-def ours(done, size: str, steps: int = 1, compiled: bool = False) -> None:
-    """What train_diffusion.py does between two batches."""
+def ours(done, size: str, steps: int = 1, compiled: bool = False, **changes) -> None:
+    """What train_diffusion.py does between two batches; changes: of the size."""
     done.settled()
-    chosen, device = networks.sizes()[size], machine.device()
-    world = ALONE if device.type == "cpu" else World(0, 1, device)
+    chosen, world = replace(networks.sizes()[size], **changes), start()
+    device = world.device
     unet = world.place(networks.ours(chosen))
-    learner, step = Learner(unet, TRAIN, world), 0
+    learner, parallel, step = Learner(unet, TRAIN, world), world.parallel(unet, broadcast_buffers=False), 0
     if compiled:
         unet.compile()
     z_t, target, t, cond = networks.inputs(chosen, device)
     while True:
         for _ in range(steps):
             with learner.autocast():
-                loss = (unet(z_t, t, cond).to(z_t.dtype) - target).square().flatten(1).mean(1).mean()
+                loss = (parallel(z_t, t, cond).to(z_t.dtype) - target).square().flatten(1).mean(1).mean()
             optim.backward(loss, learner.scaler)
             learner.step(step)
             step += 1
