@@ -65,7 +65,7 @@ def coding(share: float) -> list[Row]:
         for pixels, width in ((256, 1.0), (256, 0.25), (512, 0.25)):
             told = {"how": how, "pixels": pixels, "width": width}
             field = {"ours": Contestant("coding:ours", told), "diffusers": Contestant("coding:theirs", told)}
-            turns = race(field, times(5, share))
+            turns = race(field, times(3 if width == 1 else 5, share))
             what = f"{how}, {pixels} pixels, {'full' if width == 1 else '1/4'} width"
             found.append(row(what, ratio(turns["diffusers"], turns["ours"])))
     return found

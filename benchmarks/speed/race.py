@@ -38,13 +38,13 @@ class Process:
         )  # fmt: skip
 
     def turn(self) -> Turn:
-        """One repeat; the first begins when the contestant is ready."""
-        try:
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+        """One repeat."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Turn:
+        answer = self.process.stdout.readline()
         if not answer:
             self.said.seek(0)
             raise UserError(f"{self.one.where} {self.one.options} failed: {self.said.read()[-2000:]}")
@@ -58,13 +58,13 @@ class Process:
 
 
 def race(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, list[Turn]]:
-    """The turns of each; the order is turned round at every other round.
-
-    A contestant sets itself up and warms up in its first, uncounted turn, alone.
-    """
-    running = {name: Process(one) for name, one in contestants.items()}
+    """The turns of each, once all have set themselves up, one after the other; every other round goes backwards."""
+    running: dict[str, Process] = {}
     turns: dict[str, list[Turn]] = {name: [] for name in contestants}
     try:
+        for name, one in contestants.items():
+            running[name] = Process(one)
+            running[name].answer()  # it is ready
         for repeat in range(repeats):
             for name in list(contestants)[:: 1 if repeat % 2 == 0 else -1]:
                 turns[name].append(running[name].turn())

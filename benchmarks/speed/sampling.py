@@ -104,16 +104,16 @@ def theirs(done, model: str, batch: int, steps: int = 50, guidance_scale: float 
 FEW = {"sampler": "dpmpp_2m", "steps": 8}  # whose pictures are as good as DDIM's at 50: docs/options.md
 
 
-def work(name: str, says: str, cases: dict[str, tuple[str, int, int]], few: bool = False) -> Work:
-    """cases: what -> model, batch, steps; few: ours takes its best settings instead."""
+def work(name: str, says: str, cases: dict[str, tuple[str, int, int, int]], few: bool = False) -> Work:
+    """cases: what -> model, batch, steps, repeats; few: ours takes its best settings instead."""
 
     def measure(share: float) -> list[Row]:
         found = []
-        for what, (model, batch, steps) in cases.items():
+        for what, (model, batch, steps, repeats) in cases.items():
             told = {"model": model, "batch": batch, "steps": steps}
             field = {"ours": Contestant("sampling:ours", told | (FEW if few else {})),
                      "diffusers": Contestant("sampling:theirs", told)}  # fmt: skip
-            turns = race(field, times(7, share))
+            turns = race(field, times(repeats, share))
             found.append(row(what, ratio(turns["diffusers"], turns["ours"])))
         return found
 
@@ -123,10 +123,10 @@ def work(name: str, says: str, cases: dict[str, tuple[str, int, int]], few: bool
 DEMO, LARGER = "the demo's size, 64 pixels", "txt2img at 1/4 width, 256 pixels"
 SAME = "prompt to PNG, guided, against LDMTextToImagePipeline with the same sampler (DDIM) and steps"
 WORKS = [
-    work("sample-1", f"{SAME}, batch 1", {f"{DEMO}, 50 steps": ("demo", 1, 50),
-                                          f"{LARGER}, 10 steps": ("txt2img/4", 1, 10)}),
-    work("sample-16", f"{SAME}, batch 16", {f"{DEMO}, 20 steps": ("demo", 16, 20),
-                                            f"{LARGER}, 3 steps": ("txt2img/4", 16, 3)}),
+    work("sample-1", f"{SAME}, batch 1", {f"{DEMO}, 50 steps": ("demo", 1, 50, 7),
+                                          f"{LARGER}, 10 steps": ("txt2img/4", 1, 10, 5)}),
+    work("sample-16", f"{SAME}, batch 16", {f"{DEMO}, 20 steps": ("demo", 16, 20, 7),
+                                            f"{LARGER}, 2 steps": ("txt2img/4", 16, 2, 3)}),
     work("sample-best", f"prompt to PNG, guided: {FEW['steps']} steps of {FEW['sampler']} against DDIM's 50 of "
-         "LDMTextToImagePipeline", {f"{DEMO}, batch 1": ("demo", 1, 50)}, few=True),
+         "LDMTextToImagePipeline", {f"{DEMO}, batch 1": ("demo", 1, 50, 7)}, few=True),
 ]  # fmt: skip

@@ -43,7 +43,7 @@ def took(command: tuple[str, ...]) -> float:
 
 def starting(share: float) -> list[Row]:
     found: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(times(5, share)):
+    for _ in range(times(3, share)):
         for name, command in COMMANDS.items():
             found[name].append(took(command))
     first, *others = COMMANDS

@@ -100,7 +100,7 @@ def rows(turns: dict[str, list[Turn]], steps: int) -> list[Row]:
     shares = [100 * steps * turns["limit"][0]["flops"] / turn[clock()] / peak for turn in ours]
     found = [
         row("against diffusers", ratio(turns["diffusers"], ours)),
-        row("share of the matrix peak", Spread.of(shares), "%", f"peak {peak / 1e12:.2g} TFLOP/s"),
+        row("share of the matrix peak", Spread.of(shares), "%"),
         row("diffusers' memory against ours", ratio(turns["diffusers"], ours, "memory")),
     ]
     if on_gpu():

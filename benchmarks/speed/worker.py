@@ -5,6 +5,7 @@
 A contestant is a function(done, **options) that sets itself up and then works for ever; after each repeat it calls
 done(figure=value). The first `warm_up` calls return at once; from then on every repeat waits for a line on the standard
 input and is answered by a line of JSON: its seconds, those of the processor, its memory, and what the contestant said.
+A line before the first says that it is ready.
 """
 
 import importlib
@@ -21,7 +22,7 @@ class Turns:
     """`done`, as a contestant is given it."""
 
     def __init__(self, orders: TextIO, answers: TextIO, warm_up: int) -> None:
-        self.orders, self.answers, self.left = orders, answers, warm_up
+        self.orders, self.answers, self.left, self.ready = orders, answers, warm_up, False
         self.settled()
 
     def settled(self) -> None:
@@ -31,6 +32,9 @@ class Turns:
 
     def wait(self) -> None:
         """For the next order; there is none when the race is over."""
+        if not self.ready:
+            self.answer(ready=True)
+            self.ready = True
         if not self.orders.readline():
             os._exit(0)  # nothing here is worth a clean end
         self.began, self.worked = time.perf_counter(), time.process_time()
