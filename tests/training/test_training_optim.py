@@ -63,6 +63,15 @@ def test_the_rate_falls_to_its_end(schedule, half):
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_rate_falls_late_where_it_is_told_to(schedule):
+    train = settings(schedule=schedule, warmup=20, decay_from=80)
+    rates = [optim.rate(train, step) for step in range(20, 101)]
+    assert (
+        rates[:61] == pytest.approx([0.1] * 61) and rates[70] == pytest.approx(0.05) and rates[80] == pytest.approx(0)
+    )
+
+
 def test_the_cosine_is_a_cosine():
     train = settings(schedule="cosine")
     assert optim.rate(train, 25) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)) / 2)

@@ -10,11 +10,12 @@ from latentdiff.training.world import ALONE, World, precision
 
 
 def rate(train: Train, step: int) -> float:
-    """The learning rate at a step counted from 0: warm-up, then constant, cosine or linear."""
+    """The learning rate at a step counted from 0: warm-up, full for a while, then constant, cosine or linear."""
     if step < train.warmup:
         start = train.lr_start
         return train.lr * (start + (1 - start) * step / train.warmup if start else (step + 1) / train.warmup)
-    done = min(1.0, (step - train.warmup) / max(1, (train.decay_steps or train.steps) - train.warmup))
+    begin, end = max(train.warmup, train.decay_from), train.decay_steps or train.steps
+    done = min(1.0, max(0, step - begin) / max(1, end - begin))
     share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.schedule]
     floor = 1.0 if train.schedule == "constant" else train.lr_end
     return train.lr * (floor + (1 - floor) * share)

@@ -13,6 +13,7 @@ class Train:
     lr: float = 1e-4  # the peak rate; never scaled behind your back
     schedule: str = "constant"  # of the rate after warm-up: constant, cosine or linear (to lr_end)
     lr_end: float = 0.0  # the rate at the last step, as a fraction of lr, for cosine and linear
+    decay_from: int = 0  # the step at which the rate begins to fall, for cosine and linear; 0: after the warm-up
     decay_steps: int = 0  # the step from which on the rate stays there; 0: the last
     warmup: int = 0  # steps over which the rate rises from lr_start
     lr_start: float = 0.0  # the rate at the first step of the warm-up, as a fraction of lr; 0: lr / warmup
