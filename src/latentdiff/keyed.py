@@ -19,8 +19,9 @@ def key(*parts: int | str) -> int:
 
 
 def keys(seed: int, step: int, positions: range, what: str, device: torch.device | str = "cpu") -> Tensor:
-    """One key per sample: positions in the global batch of `step` -> int64 [B]."""
-    return torch.tensor([key(seed, step, position, what) for position in positions], dtype=torch.int64, device=device)
+    """One key per sample: positions in the global batch of `step` -> int64 [B]. The host waits for no device."""
+    made = torch.tensor([key(seed, step, position, what) for position in positions], dtype=torch.int64)
+    return made.to(device, non_blocking=True)
 
 
 def bits(keys: Tensor, count: int) -> Tensor:

@@ -50,7 +50,7 @@ class Latents:
         """A posterior sample z [B, C, h, w], drawn anew at every step, and the fields that the conditions read."""
         self.bad.note(batch["bad"])
         if "mean" in batch:
-            mean, logvar = (batch[name].to(self.device) if name in batch else None for name in ("mean", "logvar"))
+            mean, logvar = (self.sent(batch[name]) if name in batch else None for name in ("mean", "logvar"))
         else:
             mean, logvar = self.moments(batch)
         noise = keyed.normal(keyed.keys(self.seed, step, positions, "posterior", self.device), mean.shape[1:])
@@ -61,7 +61,11 @@ class Latents:
 
     def fields(self, batch: dict) -> dict:
         """What the conditions read, on the device."""
-        found = {name: fields.stacked(name, batch[name]).to(self.device) for name in self.wanted if name != "caption"}
+        found = {name: self.sent(fields.stacked(name, batch[name])) for name in self.wanted if name != "caption"}
         if self.tokenizer is not None:
-            found["tokens"] = self.tokenizer.encode(batch["caption"]).to(self.device)
+            found["tokens"] = self.sent(self.tokenizer.encode(batch["caption"]))
         return found
+
+    def sent(self, x: Tensor) -> Tensor:
+        """x on the device, for which the host does not wait."""
+        return x.to(self.device, non_blocking=True)

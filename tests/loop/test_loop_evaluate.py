@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import call, written
+from conftest import STAGE_ONE, STAGE_TWO, call, written
 
 from latentdiff import arguments
 from latentdiff.metrics import measure, stage_two
@@ -151,6 +151,19 @@ def test_folders_of_pictures_are_compared_with_each_other_and_with_a_run(unbroke
     call("evaluate", run, *SMALL, "--samples", drawn)
     again = figures_of(run / "evaluation.json")
     assert again["fid"] == ours["fid"] and again["protocol"]["samples"] == str(drawn)
+
+
+def test_a_single_held_out_picture_is_reconstructed_and_no_spread_is_told(runs):
+    call(*STAGE_ONE, "train.steps=1", "data.val_count=1", "name=run")
+    call("evaluate", runs / "run", "--features", "autoencoder")
+    found = figures_of(runs / "run" / "evaluation.json")
+    assert found["reconstructions"] == 1 and found["psnr"] > 0 and "rfid" not in found
+
+
+def test_a_single_training_picture_is_no_set_to_compare_with(refused, runs):
+    call(*STAGE_TWO, "train.steps=1", "data.count=1", "name=run")
+    error = refused("evaluate", runs / "run", "--count", 2, "--prompts", 2, "--features", "autoencoder")
+    assert "2 drawn and 1 real pictures" in error
 
 
 def test_what_cannot_be_measured_is_refused(unbroken_one, unbroken_two, refused, tmp_path):

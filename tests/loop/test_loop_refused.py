@@ -153,6 +153,12 @@ def test_a_cache_of_another_autoencoder_is_refused(unbroken_one, refused, runs, 
     assert written(tmp_path) == before
 
 
+def test_a_first_check_on_few_items_leaves_no_cache_in_the_way(runs):
+    call(*STAGE_TWO, "train.steps=1", "--overfit=4", "name=check")
+    call(*STAGE_TWO, "train.steps=1", "name=whole")
+    assert len(list((runs / "cache").iterdir())) == 2
+
+
 def test_a_damaged_cache_is_named_and_mended_by_deleting_the_file(runs, refused, tmp_path, capsys):
     words = (*STAGE_TWO, "train.steps=1", f"cache.path={tmp_path / 'cache'}")
     call(*words, "name=a")

@@ -154,4 +154,4 @@ class First:
         return self.data.captions()
 
     def fingerprint(self) -> str:
-        return f"{self.data.fingerprint()}-{self.n}"
+        return f"{self.n}-{self.data.fingerprint()}"  # caches are named by its beginning

@@ -47,7 +47,7 @@ def rfid(autoencoder: Autoencoder, data: Any, extractor: Extractor, world: World
     """FID between pictures and their reconstructions."""
     real = sets.extract(extractor, data, count, world)
     made = sets.extract(extractor, data, count, world, lambda x: again(autoencoder, x))
-    return {"rfid": fid(real.features, made.features)}
+    return {"rfid": fid(real.features, made.features)} if len(real.features) > 1 else {}  # one picture has no spread
 
 
 def latents(autoencoder: Autoencoder, data: Any, world: World, count: int) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from latentdiff.training.world import World
 def compare(drawn: Features, real: Features) -> dict[str, float]:
     """How far the drawn pictures are from the real ones, and how much of each set the other covers."""
     a, b = drawn.features, real.features
+    if min(len(a), len(b)) < 2:
+        raise UserError(f"{len(a)} drawn and {len(b)} real pictures are compared; sets of at least 2 each can be")
     precision, recall = distances.precision_recall(a, b)
     figures = {"fid": distances.fid(a, b), "kid": distances.kid(a, b), "kid_error": distances.kid_error(a, b),
                "precision": precision, "recall": recall}  # fmt: skip
