@@ -9,6 +9,7 @@ import torch
 from latentdiff.config import UserError
 from latentdiff.data import loader
 from latentdiff.data.picture import BadPicture
+from latentdiff.data.shapes import Shapes, ShapesDataset
 
 
 class Numbers:
@@ -133,6 +134,7 @@ def test_overfitting_sees_the_first_items_only():
     assert len(data) == 3 and set(sum(seen(data, [range(4)], 0, 5, 4), [])) == {0, 1, 2}
     assert data.fingerprint() not in (Numbers(10).fingerprint(), loader.First(Numbers(10), 2).fingerprint())
     assert len(loader.First(Numbers(10), 99)) == 10
+    assert loader.First(ShapesDataset(Shapes()), 3).label_names == ShapesDataset(Shapes()).label_names  # for sample.py
     assert data.id(2) == "picture-2" and data.record(1, 5)["key"] == 5 and data.captions()
 
 

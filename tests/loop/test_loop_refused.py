@@ -39,6 +39,8 @@ BOTH = {  # words after either tiny recipe -> words of the error
     ("train.steps=many",): ["train.steps=many", "whole number"],
     ("train.steps=1.5",): ["train.steps=1.5"],
     ("train.steps=0",): ["at least 1"],
+    ("train.workers=-1",): ["train.workers is -1"],
+    ("train.ema=9",): ["train.ema is 9"],
     ("train.lr=nan",): ["train.lr"],
     ("train.betas=0.9",): ["two numbers"],
     ("train.schedule=sawtooth",): ["cosine"],
@@ -74,6 +76,7 @@ ONE = {
 }
 TWO = {
     ("autoencoder=",): ["autoencoder is empty"],
+    ("cache.batch_size=0",): ["cache.batch_size is 0"],
     ("autoencoder=nowhere",): ["no run at nowhere"],
     ("autoencoder=nowhere.py",): ["no recipe at nowhere.py"],
     ("autoencoder.statistics=mine",): ["run, data or identity"],

@@ -37,6 +37,11 @@ class Cache:
     shard_rows: int = 8192  # rows per file
     batch_size: int = 256  # pictures encoded at once; halved when the device's memory does not suffice
 
+    def __post_init__(self) -> None:
+        for name in ("copies", "shard_rows", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"cache.{name} is {getattr(self, name)}; it must be at least 1")
+
 
 class LatentCache:
     """Rows of moments: item i's copy j is row i * copies + j."""

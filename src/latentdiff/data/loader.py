@@ -137,6 +137,7 @@ class First:
 
     def __init__(self, data: Any, n: int) -> None:
         self.data, self.n = data, min(n, len(data))
+        self.label_names, self.category_names = (getattr(data, name, []) for name in ("label_names", "category_names"))
 
     def __len__(self) -> int:
         return self.n

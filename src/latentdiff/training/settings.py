@@ -42,6 +42,11 @@ class Train:
         for name in whole.split():
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("decay_steps", "warmup", "workers", "overfit"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must not be below 0")
+        if not 0 <= self.ema <= 1:
+            raise UserError(f"train.ema is {self.ema}; it must be a share from 0 (no average) to 1, such as 0.9999")
         if any(not 0 < width < 0.28 for width in self.ema_widths):
             raise UserError(f"train.ema_widths is {self.ema_widths}; each must be above 0 and below 0.28")
         if not self.timeout > 0:
