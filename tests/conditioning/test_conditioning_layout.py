@@ -45,3 +45,10 @@ def test_of_too_many_boxes_the_first_are_kept() -> None:
 def test_classes_that_do_not_fit_the_vocabulary_are_refused() -> None:
     with pytest.raises(UserError, match="classes=101"):
         LayoutCondition(Layout(classes=101, vocab_size=101))
+
+
+def test_corners_that_lie_close_begin_alike_and_classes_do_not() -> None:
+    module = LayoutCondition(Layout(dim=64, depth=1, vocab_size=640))  # 25 x 25
+    tokens = torch.nn.functional.normalize(module.tokens.weight[: 25 * 25].detach(), dim=1).view(25, 25, 64)
+    near, far = ((tokens[:, : 25 - d] * tokens[:, d:]).sum(2).mean() for d in (1, 10))
+    assert near > far + 0.2 and (tokens[0, 0] * tokens[0, 1]).sum() < 0.9
