@@ -26,6 +26,7 @@ from latentdiff.data.shapes import ShapesDataset
 from latentdiff.data.shapes_scene import KINDS, Scene
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.metrics.reconstruction import psnr
+from latentdiff.metrics.stage_one import again
 from latentdiff.recipe import DiffusionRecipe, with_fields
 from latentdiff.training import checkpoint, pictures, run
 
@@ -183,6 +184,7 @@ def filled(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     return figures, [shown, first, second, truth]
 
 
+@torch.no_grad()
 def unprompted(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     """Readable scenes, attributes as often as in the data, and no copies of training pictures."""
     count = len(items)
@@ -191,8 +193,10 @@ def unprompted(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     config = run.read_recipe(folder, DiffusionRecipe).data
     train = ShapesDataset(config, "train")
     drawn, known = histograms([s for s in scenes if s]), histograms([train.scene(i) for i in range(4000)])
-    figures = {"readable": share(s is not None for s in scenes),
-               "readable_in_the_data": share(shapes_reader.read(picture) is not None for picture in real)}  # fmt: skip
+    copies = torch.cat([again(model.autoencoder, part) for part in real.split(BATCH)])
+    figures = {"readable": share(s is not None for s in scenes)}
+    for name, others in (("in_the_data", real), ("reconstructed", copies)):
+        figures[f"readable_{name}"] = share(shapes_reader.read(picture) is not None for picture in others)
     distances = {name: distance(drawn[name], known[name]) for name in known}
     figures |= {f"histogram_{name}": value for name, value in distances.items()}
     figures["histogram_distance"] = float(np.mean(list(distances.values())))

@@ -1,4 +1,4 @@
-"""The measurement of the tasks on shapes: true pictures get full marks, others do not, and the page says the results."""
+"""Tasks on shapes: true pictures get full marks, others do not, and the page says what the results say."""
 
 from collections import Counter
 from pathlib import Path

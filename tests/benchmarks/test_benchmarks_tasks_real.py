@@ -1,4 +1,4 @@
-"""The measurement of real runs: maps of boxes, the reader of maps, and the page."""
+"""Real runs: maps of boxes, the reader of maps, and the page that says what the results say."""
 
 from pathlib import Path
 
