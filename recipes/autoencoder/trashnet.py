@@ -1,8 +1,17 @@
-"""Photographs of rubbish at 72 x 96: 2,146 of them to train on, as the emoji are; data/photos/trashnet holds them."""
+"""Photographs of rubbish at 72 x 96: 2,146 of them to train on; data/photos/trashnet holds them.
+
+Half as wide as the emoji's, and many small steps: what pays on a small machine.
+"""
 
 from dataclasses import replace
 
 from latentdiff.config import load
 from latentdiff.data.folder import Folder
 
-recipe = replace(load("emoji.py"), data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True))
+emoji = load("emoji.py")
+recipe = replace(
+    emoji,
+    data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True),
+    autoencoder=replace(emoji.autoencoder, channels=16),
+    train=replace(emoji.train, steps=3000, batch_size=4, ema=0.998),
+)

@@ -1,4 +1,4 @@
-"""Boxes of cells to pictures of blood at 96 x 128; data/boxes_bccd holds both.
+"""Boxes of cells to pictures of blood at 96 x 72; data/boxes_bccd holds both.
 
 The classes: 0 red cells, 1 white cells, 2 platelets. The annotators left some cells out.
 """
@@ -14,12 +14,12 @@ uncond = load("uncond.py")
 recipe = replace(
     uncond,
     autoencoder="bccd-autoencoder",
-    data=Folder(path="data/boxes_bccd", size=96, width=128, flip=True),
+    data=Folder(path="data/boxes_bccd", size=72, width=96, flip=True),
     cache=Cache(copies=2),  # as it is, and mirrored
     conditions=(
         Layout(classes=3, objects=30, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
-    unet=replace(uncond.unet, channels=64, channel_mult=(1, 2, 3), attention_levels=(1, 2), head_channels=32),
-    train=replace(uncond.train, steps=8000, batch_size=8),
+    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=(1, 2), positions=True),
+    train=replace(uncond.train, steps=3000, batch_size=8),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

@@ -10,5 +10,5 @@ recipe = replace(
     autoencoder="recipes/autoencoder/pixel.py",
     unet=replace(uncond.unet, channels=16, channel_mult=(1, 2, 4), attention_levels=(2,), head_channels=16),
     schedule=replace(uncond.schedule, shift=4.0),  # more pixels hide less under the same noise
-    train=replace(uncond.train, steps=3000, batch_size=16),
+    train=replace(uncond.train, steps=4000),
 )

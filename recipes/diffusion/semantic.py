@@ -13,6 +13,6 @@ recipe = replace(
     unet=replace(uncond.unet, attention_levels=()),
     # the condition says what is where, so the middle of the noise matters most
     schedule=replace(uncond.schedule, shift=2.0),
-    objective=replace(uncond.objective, timesteps="logit_normal"),
-    train=replace(uncond.train, steps=8000),
+    objective=replace(uncond.objective, timesteps="logit_normal", stratified=False),
+    train=replace(uncond.train, steps=8000, batch_size=32),
 )

@@ -12,6 +12,5 @@ recipe = replace(
     autoencoder="trashnet-autoencoder",
     data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True),
     cache=Cache(copies=2),  # as it is, and mirrored
-    unet=replace(superres.unet, channels=64, head_channels=32),
-    train=replace(superres.train, steps=8000, batch_size=16),
+    train=replace(superres.train, steps=3000, batch_size=8),
 )

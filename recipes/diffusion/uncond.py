@@ -14,8 +14,8 @@ recipe = replace(
     unet=replace(demo.unet, channels=48, attention_levels=(1,), head_channels=24, positions=False),
     # what is where is decided where hardly a signal is left; logit-normal timesteps leave that nearly untrained
     schedule=replace(demo.schedule, shift=3.0),
-    objective=Objective(prediction="flow", timesteps="uniform"),
-    train=replace(demo.train, steps=3000, sample_every=1000),
+    objective=Objective(prediction="flow", timesteps="uniform", stratified=True),
+    train=replace(demo.train, steps=5000, batch_size=16, sample_every=1000),  # many small steps
     sampling=Sampling(steps=25, guidance_scale=1.0),
     name="",
 )
