@@ -17,6 +17,6 @@ recipe = replace(
     data=Folder(path="data/seg_aerial", size=64, flip=True),
     cache=Cache(copies=2),  # as it is, and mirrored
     conditions=(Semantic(classes=6, channels=8),),
-    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=()),
+    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=(), positions=False),
     train=replace(uncond.train, steps=3000, batch_size=8),
 )

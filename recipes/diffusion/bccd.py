@@ -19,7 +19,7 @@ recipe = replace(
     conditions=(
         Layout(classes=3, objects=30, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
-    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=(1, 2), positions=True),
+    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=(1, 2)),
     train=replace(uncond.train, steps=3000, batch_size=8),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

@@ -10,6 +10,6 @@ recipe = replace(
     uncond,
     data=replace(uncond.data, max_objects=1),
     conditions=(Label(classes=4, dim=64),),
-    train=replace(uncond.train, steps=3500),
+    train=replace(uncond.train, steps=4000),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

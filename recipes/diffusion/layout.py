@@ -11,7 +11,6 @@ recipe = replace(
     conditions=(
         Layout(classes=4, objects=2, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
-    unet=replace(uncond.unet, attention_levels=(0, 1), positions=True),  # a box is a place to attend from
     train=replace(uncond.train, steps=5000),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

@@ -10,7 +10,7 @@ recipe = replace(
     uncond,
     conditions=(Semantic(classes=5, channels=8),),
     # as in the paper there is attention in the middle alone, so that larger maps than in training work as well
-    unet=replace(uncond.unet, attention_levels=()),
+    unet=replace(uncond.unet, attention_levels=(), positions=False),
     # the condition says what is where, so the middle of the noise matters most
     schedule=replace(uncond.schedule, shift=2.0),
     objective=replace(uncond.objective, timesteps="logit_normal", stratified=False),
