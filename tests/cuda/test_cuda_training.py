@@ -77,7 +77,8 @@ def test_a_bad_step_on_the_device_leaves_no_trace(runs, monkeypatch):
     def poisoned(optimizer, *rest):
         calls.append(1)
         if len(calls) == 3:
-            optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = float("nan")
+            gradient = optimizer.param_groups[0]["params"][0].grad
+            gradient[(0,) * gradient.ndim] = float("nan")
         return step(optimizer, *rest)
 
     monkeypatch.setattr(optim, "step", poisoned)

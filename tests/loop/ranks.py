@@ -60,7 +60,8 @@ def spoil() -> None:
     def bad_gradient(optimizer, *rest):
         count["gradient"] += 1
         if count["gradient"] == 5:
-            optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = math.nan
+            gradient = optimizer.param_groups[0]["params"][0].grad
+            gradient[(0,) * gradient.ndim] = math.nan
         return step(optimizer, *rest)
 
     if os.environ["RANK"] == "1":

@@ -105,7 +105,8 @@ def test_a_bad_gradient_reaches_no_weight_and_is_counted(stage, runs, monkeypatc
     def poisoned(optimizer, *rest):
         calls.append(optimizer)
         if calls.count(calls[0]) == 3 and optimizer is calls[0]:  # the third step of the first optimiser
-            optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = float("nan")
+            gradient = optimizer.param_groups[0]["params"][0].grad
+            gradient[(0,) * gradient.ndim] = float("nan")
         return step(optimizer, *rest)
 
     monkeypatch.setattr(optim, "step", poisoned)
