@@ -49,8 +49,8 @@ class Done:
             raise Over
 
 
-def turns(contestant, count: int = 1, **options) -> list[dict]:
-    done = Done(count)
+def turns(contestant, n: int = 1, /, **options) -> list[dict]:
+    done = Done(n)
     with pytest.raises(Over):
         contestant(done, **options)
     return done.said
