@@ -49,7 +49,7 @@ def awake(module: nn.Module) -> nn.Module:
     """The module with small random numbers where training starts from zeros, which would hide what they multiply."""
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
-        if not parameter.any():
+        if not parameter.is_meta and not parameter.any():
             parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
     return module
 
