@@ -50,6 +50,8 @@ def main(words: list[str]) -> None:
     if options.precision == "fp32":  # the same picture on every device
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
+    if 0 < options.tile < model.autoencoder.factor:
+        raise UserError(f"--tile {options.tile} is less than one latent place, {model.autoencoder.factor} pixels")
     own = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     settings = replace(model.sampling, **own, tile=options.tile // model.autoencoder.factor)
     if options.autoguide:

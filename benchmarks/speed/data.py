@@ -116,7 +116,6 @@ def sparse(folder: Path, rows: int, config: caches.Cache) -> None:
     folder.mkdir(exist_ok=True)
     manifest = {"autoencoder": "weights", "data": "rows", "copies": 1, "rows": rows, "shard_rows": config.shard_rows}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    (folder / caches.SUMS).write_text(json.dumps(np.ones((4, 4)).tolist()))
     names = caches._shard_names(manifest)
     for i, (name, start) in enumerate(zip(names, range(0, rows, config.shard_rows))):
         held = min(config.shard_rows, rows - start)
@@ -136,6 +135,8 @@ def sparse(folder: Path, rows: int, config: caches.Cache) -> None:
         with open(folder / name, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text + np.ones((4, 4)).tobytes())
             file.truncate(8 + len(text) + end)
+    sizes = [(folder / name).stat().st_size for name in names]
+    (folder / caches.SUMMARY).write_text(json.dumps({"bytes": sizes, "sums": np.ones((4, 4)).tolist()}))
 
 
 # ---- works

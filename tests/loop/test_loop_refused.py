@@ -86,6 +86,7 @@ TWO = {
     ("sampling.sampler=wild",): ["dpmpp_2m"],
     ("sampling.guidance_scale=2", "conditions="): ["guidance_scale"],
     ("conditions.0.tokenizer=nowhere.json",): ["nowhere.json"],
+    ("conditions.0.length=2",): ["length is 2", "at least 3"],
     ("conditions.1.dim=3",): ["conditions has no item '1'"],
     ("unet.norm_groups=7",): ["norm_groups"],
     ("preview=" + "star " * 40,): ["preview has", "40 tokens", "at most 30", "preview= draws"],

@@ -113,6 +113,7 @@ REFUSED = {
     ("--prompt", PROMPT, "--steps", 5000): "1000",
     ("--prompt", PROMPT, "--steps", "many"): "--steps",
     ("--prompt", PROMPT, "--height", 33): "multiple of 4",
+    ("--prompt", PROMPT, "--tile", 3): "--tile 3",
     ("--prompt", PROMPT, "--seed", "9-7"): "--seed",
     ("--prompt", PROMPT, "--precision", "fp8"): "fp8",
     ("--prompt", PROMPT, "--device", "abacus"): "abacus",

@@ -18,6 +18,14 @@ def test_one_process_needs_no_launcher(monkeypatch):
     assert (world.rank, world.size, world.device, world.is_main) == (0, 1, CPU, True)
 
 
+def test_more_ranks_than_devices_are_refused_before_any_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(UserError, match=r"LOCAL_RANK is 4, but torch sees 4 CUDA device\(s\)"):
+        start("auto")
+
+
 def test_alone_everything_is_what_it_was():
     x, module = torch.arange(3.0), nn.Linear(2, 2)
     assert ALONE.sum(x) is x and torch.equal(ALONE.mean(x), x)

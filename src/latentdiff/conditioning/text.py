@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.cond import Cond
+from latentdiff.config import UserError
 from latentdiff.layers import Attention
 
 
@@ -20,6 +21,10 @@ class Text:
     dropout: float = 0.1  # share of captions hidden in training, for classifier-free guidance
     tokenizer: str = ""  # a vocab.txt or tokenizer.json; empty: one is trained on the captions
     mask_padding: bool = True  # padding is not attended to; false as in the original release
+
+    def __post_init__(self) -> None:
+        if self.length < 3:
+            raise UserError(f"Text's length is {self.length}; it must be at least 3: [CLS], [SEP] and a token between")
 
 
 class TextCondition(nn.Module):

@@ -26,7 +26,7 @@ from latentdiff.data.loader import collate
 from latentdiff.data.picture import BadPicture
 
 Moments = tuple[Tensor, Tensor | None]
-SUMS = "sums.json"  # of all shards, so that none need be opened for the statistics
+SUMMARY = "summary.json"  # of all shards, their sizes and sums, so that none need be opened at the start
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,29 @@ class LatentCache:
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Per-channel mean and variance of the latents over all rows: Var(mean) + E[exp(logvar)]."""
-        path = self.folder / SUMS
-        if path.exists():
-            sums = np.array(json.loads(path.read_text()))  # [4, C]: n, sum, squares, variances
-        else:
-            sums = np.asarray(sum(self.shard(i).arrays["sums"] for i in range(len(self.names))))
-            with contextlib.suppress(OSError):  # not ours to write to
-                _write_json(path, sums.tolist())
+        sums = np.array(self.summary()["sums"])  # [4, C]: n, sum, squares, variances
         if np.ndim(sums) == 0:
             raise UserError("none of the pictures can be read")
         mean = sums[1] / sums[0]
         return mean, sums[2] / sums[0] - mean**2 + sums[3] / sums[0]
+
+    def summary(self) -> dict:
+        """bytes: of every shard; sums: over all rows. A shard of another size than it was is refused."""
+        path, sizes = self.folder / SUMMARY, [(self.folder / name).stat().st_size for name in self.names]
+        if not path.exists():
+            sums = np.asarray(sum(self.shard(i).arrays["sums"] for i in range(len(self.names))))
+            with contextlib.suppress(OSError):  # not ours to write to
+                _write_json(path, {"bytes": sizes, "sums": sums.tolist()})
+            return {"sums": sums}
+        known = json.loads(path.read_text())
+        for name, size, was in zip(self.names, sizes, known["bytes"]):
+            if size != was:
+                raise _damaged(self.folder / name, f"{size:,} bytes, not {was:,}")
+        return known
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged ({why}); delete it and start again: only its rows are made anew")
 
 
 class CachedLatents:
@@ -133,7 +145,7 @@ def open_cache(
         if missing:
             _write_json(folder / "manifest.json", identity)
             _clear(folder)
-            (folder / SUMS).unlink(missing_ok=True)
+            (folder / SUMMARY).unlink(missing_ok=True)
         for first in range(0, len(_shard_names(identity)), world.size):
             if first + world.rank in missing:
                 _write_shard(folder, first + world.rank, identity, config, data, encode)
@@ -277,9 +289,7 @@ class _Shard:
                 name: self._open(about, 8 + length) for name, about in header.items() if name != "__metadata__"
             }
         except (OSError, ValueError, KeyError, struct.error) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); delete it and start again: only its rows are made anew"
-            ) from error
+            raise _damaged(path, error) from error
 
     def __reduce__(self) -> tuple:
         return _Shard, (self.path,)  # a loader's worker that is not forked maps the file anew

@@ -99,6 +99,11 @@ def start(device: str = "auto", deterministic: bool = False, timeout: float = 30
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"train.device={device}, but torch sees no CUDA device here; use train.device=cpu or auto")
+    if kind == "cuda" and local >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK is {local}, but torch sees {torch.cuda.device_count()} CUDA device(s) here; start at most as "
+            f"many ranks on a machine (--nproc_per_node), or train.device=cpu"
+        )
     try:
         chosen = torch.device("cuda", local) if kind == "cuda" else torch.device(kind)
     except RuntimeError as error:
