@@ -25,7 +25,7 @@ from latentdiff.data.fields import stacked
 from latentdiff.latent_diffusion import LatentDiffusion, Sampling
 from latentdiff.steering import Steering
 from latentdiff.training import pictures, run
-from latentdiff.training.world import autocast, precision, start
+from latentdiff.training.world import autocast, place, precision, start
 from latentdiff.writer import Writer
 
 SETTINGS = (  # of a run, and options
@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
     if options.classifier:  # then the class is for it
         given.discard("class")
     folder = run.find_run(options.run) if options.run else newest_run(given)
-    model = load.load_run(folder, device)
+    model = place(load.load_run(folder, device), device)
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"run {folder} is a stage-one run; sample.py needs a diffusion run (train_diffusion.py)")
     recipe = cli.read_json(folder / "recipe.json")

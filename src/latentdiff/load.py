@@ -17,7 +17,7 @@ from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
 from latentdiff.teacher import Teacher
 from latentdiff.training import checkpoint, run
-from latentdiff.training.world import World, place
+from latentdiff.training.world import World
 
 
 def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:
@@ -66,7 +66,7 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiff
     folder = run.find_run(path)
     recipe = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     if isinstance(recipe, AutoencoderRecipe):
-        return place(load_autoencoder(folder), torch.device(device))
+        return load_autoencoder(folder).to(device)
     text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
     tokenizer = CaptionTokenizer(load_tokenizer(folder / "tokenizer.json"), text.length) if text else None
     autoencoder = load_autoencoder(folder / "autoencoder")
@@ -75,7 +75,7 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiff
     _load(model, weights_of(folder), folder)
     model.autoencoder, model.tokenizer = autoencoder, tokenizer
     model.size, model.scale = size_of(recipe), scale_of(recipe)
-    return place(model.eval().requires_grad_(False), torch.device(device))
+    return model.eval().requires_grad_(False).to(device)
 
 
 def load_guide(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion:

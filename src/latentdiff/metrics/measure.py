@@ -45,7 +45,7 @@ class Subject(NamedTuple):
 def open_subject(name: str, world: World) -> Subject:
     folder = run.find_run(name)
     r = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    model = load.load_run(folder, world.device)
+    model = world.place(load.load_run(folder, world.device))
     alone = isinstance(model, Autoencoder)
     first_stage = r if alone else run.read_recipe(folder / "autoencoder", AutoencoderRecipe)
     lpips, backbone = find_lpips(first_stage)
