@@ -14,5 +14,5 @@ recipe = replace(
     # the condition says what is where, so the middle of the noise matters most
     schedule=replace(uncond.schedule, shift=2.0),
     objective=replace(uncond.objective, timesteps="logit_normal"),
-    train=replace(uncond.train, steps=1500),
+    train=replace(uncond.train, steps=3000),
 )
