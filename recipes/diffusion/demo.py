@@ -24,18 +24,18 @@ recipe = DiffusionRecipe(
     schedule=ScheduleConfig(kind="flow", shift=2.0),  # places and relations are decided where the noise is high
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=2400,
+        steps=3000,
         batch_size=32,
         lr=1e-3,
         schedule="linear",
         warmup=100,
-        decay_from=2000,  # a rate that falls from the start learns what half as many steps at the full one do
+        decay_from=5 / 6,  # a rate that falls from the start learns what half as many steps at the full one do
         betas=(0.9, 0.99),
         ema=0.998,
         log_every=100,
-        val_every=800,
-        sample_every=1200,
-        checkpoint_every=800,
+        val_every=1000,
+        sample_every=1500,
+        checkpoint_every=1000,
     ),
     sampling=Sampling(steps=20, guidance_scale=2.0),
 )

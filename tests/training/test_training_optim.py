@@ -65,7 +65,7 @@ def test_the_rate_falls_to_its_end(schedule, half):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_rate_falls_late_where_it_is_told_to(schedule):
-    train = settings(schedule=schedule, warmup=20, decay_from=80)
+    train = settings(schedule=schedule, warmup=20, decay_from=0.8)
     rates = [optim.rate(train, step) for step in range(20, 101)]
     assert (
         rates[:61] == pytest.approx([0.1] * 61) and rates[70] == pytest.approx(0.05) and rates[80] == pytest.approx(0)

@@ -14,7 +14,8 @@ def rate(train: Train, step: int) -> float:
     if step < train.warmup:
         start = train.lr_start
         return train.lr * (start + (1 - start) * step / train.warmup if start else (step + 1) / train.warmup)
-    begin, end = max(train.warmup, train.decay_from), train.decay_steps or train.steps
+    end = train.decay_steps or train.steps
+    begin = max(train.warmup, round(train.decay_from * end))
     done = min(1.0, max(0, step - begin) / max(1, end - begin))
     share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.schedule]
     floor = 1.0 if train.schedule == "constant" else train.lr_end

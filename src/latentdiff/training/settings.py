@@ -13,7 +13,7 @@ class Train:
     lr: float = 1e-4  # the peak rate; never scaled behind your back
     schedule: str = "constant"  # of the rate after warm-up: constant, cosine or linear (to lr_end)
     lr_end: float = 0.0  # the rate at the last step, as a fraction of lr, for cosine and linear
-    decay_from: int = 0  # the step at which the rate begins to fall, for cosine and linear; 0: after the warm-up
+    decay_from: float = 0.0  # share of the steps after which the rate begins to fall (cosine, linear); 0: the warm-up
     decay_steps: int = 0  # the step from which on the rate stays there; 0: the last
     warmup: int = 0  # steps over which the rate rises from lr_start
     lr_start: float = 0.0  # the rate at the first step of the warm-up, as a fraction of lr; 0: lr / warmup
@@ -49,6 +49,8 @@ class Train:
             raise UserError(f"train.ema is {self.ema}; it must be a share from 0 (no average) to 1, such as 0.9999")
         if any(not 0 < width < 0.28 for width in self.ema_widths):
             raise UserError(f"train.ema_widths is {self.ema_widths}; each must be above 0 and below 0.28")
+        if not 0 <= self.decay_from < 1:
+            raise UserError(f"train.decay_from is {self.decay_from}; it must be a share of the steps, 0 to below 1")
         if not self.timeout > 0:
             raise UserError(f"train.timeout is {self.timeout}; it must be above 0 minutes")
         if not self.lr > 0:
