@@ -19,7 +19,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test,progress]'
 	@touch $@
 
-demo: venv  ## train both stages on drawn shapes and draw prompts, within ten minutes on two cores
+demo: venv  ## train both stages on drawn shapes and draw prompts: ten minutes on two cores with bf16
 	$(BIN)/python train_autoencoder.py recipes/autoencoder/demo.py $(ARGS)
 	$(BIN)/python train_diffusion.py recipes/diffusion/demo.py
 	$(BIN)/python evaluate.py demo --summary
