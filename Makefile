@@ -25,7 +25,7 @@ demo: venv  ## train both stages on drawn shapes and draw prompts: ten minutes o
 	$(BIN)/python evaluate.py demo --summary
 	$(BIN)/python sample.py --run demo --output $(RUNS)/demo/pictures --num-images 4 \
 		--prompt "a large red star above a small blue circle on a gray background" \
-		--prompt "a small yellow ring left of a large green square on a black background"
+		--prompt "a small yellow triangle left of a large green square on a black background"
 	@echo "look at $(RUNS)/demo/pictures/grid.png"
 
 test: venv lint  ## lint, then every test

@@ -34,14 +34,19 @@ BATCH = 40
 Arm = tuple[dict, list[Tensor]]  # figures, and rows of pictures to look at
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def words_of(doc: str) -> argparse.ArgumentParser:
+    """What this measurement and that of real pictures are told alike."""
+    parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("run", nargs="?")
-    parser.add_argument("--count", type=int, default=200, help="pictures")
-    parser.add_argument("--output")
+    parser.add_argument("--count", type=int, default=200, help="pictures, at most")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = words_of(__doc__).parse_args()
     if options.table:
         table(Path("benchmarks/results"), Path("docs/tasks.md"))
         return
@@ -57,7 +62,7 @@ def main() -> None:
                "train_minutes": max(row.get("seconds", 0) for row in trained) / 60, **figures}  # fmt: skip
     print(json.dumps(figures, indent=1))
     if options.output:
-        checkpoint.write_json(Path(options.output), figures)
+        checkpoint.write_json(options.output, figures)
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
         count = min(12, len(rows[0]))

@@ -6,7 +6,6 @@ python -m benchmarks.tasks_real --table       from benchmarks/results/tasks-real
 Maps and boxes are read back by a small network that learned to see them in the real training pictures.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.tasks import Arm, column, draw, images
+from benchmarks.tasks import Arm, column, draw, images, words_of
 from latentdiff import load, recipe
 from latentdiff.autoencoder import pretrained
 from latentdiff.autoencoder.perceptual import LPIPS, build
@@ -37,13 +36,8 @@ READER = Train(steps=1000, batch_size=16, lr=2e-3, schedule="cosine", warmup=50)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?")
+    parser = words_of(__doc__)
     parser.add_argument("--split", default="test", help="which pictures are held out: test or val")
-    parser.add_argument("--count", type=int, default=200, help="pictures, at most")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--pictures", type=Path)
-    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
         table(Path("benchmarks/results"), Path("docs/tasks.md"))

@@ -40,13 +40,14 @@ class Writer:
         self.next += 1
 
     def grid(self, columns: int) -> None:
-        """All pictures on one sheet, if they are of one size."""
+        """All pictures on one sheet, small ones enlarged, if they are of one size."""
         if len(self.drawn) < 2 or len({image.shape for image in self.drawn}) > 1:
             return
         path, number = self.output / "grid.png", 1
         while path.exists():
             path, number = self.output / f"grid-{number}.png", number + 1
-        pictures.grid(np.stack(self.drawn), columns).save(path)
+        drawn = np.stack(self.drawn)
+        pictures.grid(drawn, columns, scale=max(1, 96 // drawn.shape[2])).save(path)
 
 
 def _parameters(about: dict) -> str:
