@@ -20,13 +20,12 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	@touch $@
 
 demo: venv  ## train both stages on drawn shapes and draw prompts: ten minutes on two cores with bf16
-	$(BIN)/python train_autoencoder.py recipes/autoencoder/demo.py $(ARGS)
+	$(BIN)/python train_autoencoder.py recipes/autoencoder/demo.py
 	$(BIN)/python train_diffusion.py recipes/diffusion/demo.py
 	$(BIN)/python evaluate.py demo --summary
 	$(BIN)/python sample.py --run demo --output $(RUNS)/demo/pictures --num-images 4 \
 		--prompt "a large red star above a small blue circle on a gray background" \
 		--prompt "a small yellow triangle left of a large green square on a black background"
-	@echo "look at $(RUNS)/demo/pictures/grid.png"
 
 test: venv lint  ## lint, then every test
 	$(BIN)/python -m pytest

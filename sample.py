@@ -138,10 +138,9 @@ def draw_all(
             row = [step[i] for step in steps] + [image] if steps else []
             writer.write(image, job.prompt, job.seed, job.about, row)
     bar.close()
-    if options.grid:
-        per_input = len({job.seed for job in jobs})
-        writer.grid(columns=len(jobs) if len(jobs) < 5 else max(per_input, 4))
-    print(f"{len(jobs)} picture(s) in {time.perf_counter() - started:.1f} s: {options.output}")
+    per_input = len({job.seed for job in jobs})
+    sheet = writer.grid(len(jobs) if len(jobs) < 5 else max(per_input, 4)) if options.grid else None
+    print(f"{len(jobs)} picture(s) in {time.perf_counter() - started:.1f} s: {sheet or options.output}")
 
 
 def fields_of(batch: list[inputs.Job]) -> dict[str, Tensor]:

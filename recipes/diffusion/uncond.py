@@ -19,8 +19,6 @@ recipe = replace(
         demo.train,
         steps=4000,
         batch_size=16,  # many small steps
-        schedule="cosine",
-        decay_from=0.0,
         val_every=1000,
         sample_every=1000,
         checkpoint_every=1000,

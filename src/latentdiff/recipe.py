@@ -99,6 +99,8 @@ class DiffusionRecipe:
         for kind, name, maker in ((LowRes, "low_res", "Degrade()"), (Masked, "mask", "Masks()")):
             if name not in made and any(isinstance(c, kind) for c in self.conditions):
                 raise UserError(f"conditions has {kind.__name__}, which reads {name}; fields must have {maker}")
+            if name in made and not any(isinstance(c, kind) for c in self.conditions):
+                raise UserError(f"fields has {maker}, which no condition reads; conditions must have {kind.__name__}()")
 
     def named(self, stem: str) -> "DiffusionRecipe":
         return self if self.name else replace(self, name=stem)

@@ -39,15 +39,16 @@ class Writer:
         self.drawn.append(image)
         self.next += 1
 
-    def grid(self, columns: int) -> None:
-        """All pictures on one sheet, small ones enlarged, if they are of one size."""
+    def grid(self, columns: int) -> Path | None:
+        """All pictures on one sheet, small ones enlarged, if they are of one size; where it is."""
         if len(self.drawn) < 2 or len({image.shape for image in self.drawn}) > 1:
-            return
+            return None
         path, number = self.output / "grid.png", 1
         while path.exists():
             path, number = self.output / f"grid-{number}.png", number + 1
         drawn = np.stack(self.drawn)
         pictures.grid(drawn, columns, scale=max(1, 96 // drawn.shape[2])).save(path)
+        return path
 
 
 def _parameters(about: dict) -> str:

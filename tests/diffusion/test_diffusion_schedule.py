@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.schedule import SPACINGS, Schedule, ScheduleConfig, timesteps
+from latentdiff.diffusion.schedule import SPACINGS, Schedule, ScheduleConfig, shifted, timesteps
 
 VP, FLOW = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(kind="flow"))
 ZERO = Schedule(ScheduleConfig(zero_terminal_snr=True))
@@ -64,6 +64,7 @@ def test_strides_are_equal_where_the_spacing_says_so(schedule: Schedule) -> None
         (lambda: timesteps(10, VP, "even"), "spacing is 'even'"),
         (lambda: Schedule(ScheduleConfig(kind="lin")), "schedule.kind is 'lin'"),
         (lambda: Schedule(ScheduleConfig(shift=0.0)), "schedule.shift is 0.0"),
+        (lambda: shifted(timesteps(20, FLOW), FLOW, 1e9), "no room for 20 steps"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(call, message: str) -> None:

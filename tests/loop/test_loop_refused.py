@@ -17,6 +17,7 @@ FILES = {  # what a recipe file says -> words of the error
     "recipe = DiffusionRecipe(train=Train(lr='1e-4'))": ["train.lr", "'1e-4'", "a number"],
     "recipe = DiffusionRecipe(data=Train())": ["data", "Shapes, Folder"],
     "recipe = DiffusionRecipe(train=Train(steps=0))": ["train.steps is 0"],
+    "from latentdiff.data.masks import Masks\nrecipe = DiffusionRecipe(fields=(Masks(),))": ["no condition reads"],
     "recipe = 3": ["DiffusionRecipe", "int"],
     "recipe = {}['lr']": ["KeyError"],
     "recipe = Train(": ["SyntaxError"],
@@ -121,6 +122,14 @@ def test_pictures_without_captions_cannot_train_text(refused, runs, tmp_path):
 
 
 # ---- what an earlier run left
+
+
+def test_a_run_is_not_shortened(unbroken_two, copy_of, refused):
+    run = copy_of(unbroken_two)
+    before = {path: (run / path).stat().st_mtime_ns for path in written(run)}
+    error = refused(*STAGE_TWO, *TWENTY, "train.steps=19", "name=run")
+    assert "train.steps is 19" in error and "made 20" in error
+    assert {path: (run / path).stat().st_mtime_ns for path in written(run)} == before
 
 
 def damaged_checkpoint(run, how):

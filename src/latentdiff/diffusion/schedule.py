@@ -193,4 +193,7 @@ def shifted(ts: Tensor, schedule: Schedule, shift: float) -> Tensor:
     known, most = share(every), share(every)[-1]
     s = share(ts) / most
     wanted = most * shift * s / (1 + (shift - 1) * s)
-    return torch.from_numpy(np.interp(wanted.numpy(), known.numpy(), every.numpy()))
+    moved = torch.from_numpy(np.interp(wanted.numpy(), known.numpy(), every.numpy()))
+    if (moved.diff() >= 0).any():
+        raise UserError(f"shift is {shift}, which leaves no room for {len(ts)} steps; take one nearer to 1")
+    return moved

@@ -46,6 +46,8 @@ def open_run(recipe: Any, world: World) -> tuple[Path, Path | None]:
                 )
     newest = next(reversed(checkpoint.list_checkpoints(folder / "checkpoints")), None)
     step = int(newest.name.removeprefix("step_")) if newest else 0
+    if step > recipe.train.steps:
+        raise UserError(f"train.steps is {recipe.train.steps}, but run {folder} has made {step:,} already")
     if world.agree(step) != -world.agree(-step):
         raise UserError(f"the ranks see different checkpoints in {folder}: its file system lags; wait a minute")
     return folder, newest
