@@ -88,6 +88,8 @@ def theirs(done, model: str, batch: int, steps: int = 50, guidance_scale: float 
         diffusers_export._write_diffusion(Path(folder), recipe, drawer)
         pipeline = LDMTextToImagePipeline.from_pretrained(folder).to(machine.device())
     pipeline.set_progress_bar_config(disable=True)
+    decode = pipeline.vqvae.decode  # in float32, as ours: the pipeline cannot make a picture of bfloat16
+    pipeline.vqvae.decode = lambda z, **words: torch.autocast(z.device.type, enabled=False)(decode)(z.float(), **words)
     noise, path = Noise(list(range(batch)), drawer.latent_shape(), machine.device())(), Path(tempfile.mkdtemp())
     told = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "latents": noise}
     while True:
