@@ -127,9 +127,15 @@ def collate(items: list[dict]) -> dict:
     return batch
 
 
-def images(batch: dict, device: torch.device | str = "cpu") -> Tensor:
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x of the host on the device. A GPU fetches it from pinned memory, or the host would wait for the step before."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def images(batch: dict, device: torch.device | None = None) -> Tensor:
     """batch["image"] uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1] on the device."""
-    return batch["image"].to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    image = batch["image"] if device is None else sent(batch["image"], device)
+    return image.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 class First:
