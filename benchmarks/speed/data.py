@@ -19,7 +19,7 @@ from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.build import build_autoencoder, open_tokenizer
 from latentdiff.config import override, read_recipe
 from latentdiff.data import cache as caches
-from latentdiff.data import loader
+from latentdiff.data import encode, loader
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.tars import Tars, TarsDataset
 from latentdiff.latents import Latents
@@ -103,7 +103,7 @@ def opening(done, rows: int) -> None:
     done.begin()
     while True:
         began = time.perf_counter()
-        opened = caches.open_cache(folder, config, Rows(rows), "weights", lambda batch: None, ALONE, print)
+        opened = encode.open_cache(folder, config, Rows(rows), "weights", lambda batch: None, ALONE, print)
         opened.statistics()
         took, resident = time.perf_counter() - began, machine.resident() - done.resident
         for position in range(1024):
@@ -116,7 +116,7 @@ def sparse(folder: Path, rows: int, config: caches.Cache) -> None:
     folder.mkdir(exist_ok=True)
     manifest = {"autoencoder": "weights", "data": "rows", "copies": 1, "rows": rows, "shard_rows": config.shard_rows}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    names = caches._shard_names(manifest)
+    names = caches.shard_names(manifest)
     for i, (name, start) in enumerate(zip(names, range(0, rows, config.shard_rows))):
         held = min(config.shard_rows, rows - start)
         if 0 < i < len(names) - 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 from latentdiff import build, keyed, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.data import cache as latent_cache
-from latentdiff.data import fields, loader
+from latentdiff.data import encode, fields, loader
 from latentdiff.data.tokenizer import CaptionTokenizer
 from latentdiff.diffusion.alignment import open_teacher
 from latentdiff.recipe import DiffusionRecipe
@@ -34,7 +34,7 @@ class Latents:
             weights = autoencoder.weights_hash()
             name = f"{weights[:12]}-{data.fingerprint()[:12]}-{r.cache.copies}"
             where = Path(r.cache.path or run.runs_root() / "cache" / name)
-            made = latent_cache.open_cache(where, r.cache, data, weights, self.moments, world, log.say)
+            made = encode.open_cache(where, r.cache, data, weights, self.moments, world, log.say)
             pixels = self.teacher is not None or fields.needs_picture(self.wanted, data.record(0, 0))
             self.rows, statistics = latent_cache.CachedLatents(data, made, pixels), made.statistics()
         self.rows = recipe.with_fields(r, self.rows)
@@ -67,5 +67,4 @@ class Latents:
         return found
 
     def sent(self, x: Tensor) -> Tensor:
-        """x on the device, for which the host does not wait."""
-        return x.to(self.device, non_blocking=True)
+        return loader.sent(x, self.device)

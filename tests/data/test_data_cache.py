@@ -8,7 +8,8 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.cache import Cache, CachedLatents, open_cache, row_key
+from latentdiff.data.cache import Cache, CachedLatents
+from latentdiff.data.encode import open_cache, row_key
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.picture import BadPicture
 from latentdiff.training.world import World

@@ -27,7 +27,7 @@ from conftest import ROOT, STAGE_ONE, STAGE_TWO, rows, script, tensors_of  # noq
 
 from latentdiff import cli  # noqa: E402
 from latentdiff.autoencoder.autoencoder import Autoencoder  # noqa: E402
-from latentdiff.data import cache  # noqa: E402
+from latentdiff.data import encode  # noqa: E402
 from latentdiff.training import checkpoint, log, optim, run  # noqa: E402
 
 WORDS = ("data.count=32", "data.val_count=8", "train.steps=6", "train.batch_size=8", "train.checkpoint_every=2",
@@ -94,7 +94,7 @@ class Bomb:
 
     def arm(self, stage: object) -> None:
         self.within(checkpoint, "save", "checkpoint")
-        self.within(cache, "_write_shard", "cache shard")
+        self.within(encode, "_write_shard", "cache shard")
         self.within(log.Log, "write", "metrics line")
         self.within(log.Log, "start", "metrics line")
         self.within(run, "begin", "folder")
@@ -104,12 +104,12 @@ class Bomb:
             (os, "rename"),
             (os, "fsync"),
             (shutil, "rmtree"),
-            (cache, "_encode_rows"),
+            (encode, "_encode_rows"),
         ):
             self.around(owner, name)
         self.around(optim, "step", "step")
         self.torn(checkpoint)
-        self.torn(cache)
+        self.torn(encode)
         log.open = self.lines
         if hasattr(stage, "statistics"):
             self.within(stage, "statistics", "statistics")

@@ -47,7 +47,7 @@ SLOW = """
 import os, signal, sys
 from conftest import script
 from latentdiff import cli
-from latentdiff.data import cache
+from latentdiff.data import encode
 stage = script(sys.argv[1].removesuffix(".py"))
 def told(function):
     def during(*args, **kwargs):
@@ -59,7 +59,7 @@ number, sys.argv = sys.argv[2], [sys.argv[1], *sys.argv[3:]]
 if "autoencoder" in sys.argv[0]:
     stage.statistics = told(stage.statistics)
 else:
-    cache._encode_rows = told(cache._encode_rows)
+    encode._encode_rows = told(encode._encode_rows)
 cli.run(stage.main)
 """
 
