@@ -14,5 +14,5 @@ recipe = replace(
     # the condition says what is where, so the middle of the noise matters most
     schedule=replace(uncond.schedule, shift=2.0),
     objective=replace(uncond.objective, timesteps="logit_normal", stratified=False),
-    train=replace(uncond.train, steps=8000, batch_size=32),
+    train=replace(uncond.train, steps=8000, batch_size=32, schedule="cosine", decay_from=0.0),
 )

@@ -15,5 +15,5 @@ recipe = replace(
     unet=replace(uncond.unet, attention_levels=(1,), positions=False),
     schedule=replace(uncond.schedule, shift=2.0),
     objective=replace(uncond.objective, timesteps="logit_normal"),
-    train=replace(uncond.train, steps=1500),
+    train=replace(uncond.train, steps=1500, schedule="cosine", decay_from=0.0),
 )
