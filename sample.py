@@ -37,6 +37,7 @@ SETTINGS = (  # of a run, and options
 def main(words: list[str]) -> None:
     options = arguments.sample_arguments(words)
     device = start(options.device).device
+    dtype = precision(options.precision, device)
     prompts = read_prompts(options)
     given = {name for name in inputs.READERS if getattr(options, name)} | ({"prompt"} if prompts else set())
     if options.classifier:  # then the class is for it
@@ -56,6 +57,7 @@ def main(words: list[str]) -> None:
     settings = replace(model.sampling, **own, tile=options.tile // model.autoencoder.factor)
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide, device))
+    model.lowered(dtype)
     model.check(settings)
     seeds = arguments.seeds(options.seed, options.num_images)
     steering, names = Steering(model, options), load.names_of(folder)
@@ -66,7 +68,7 @@ def main(words: list[str]) -> None:
     jobs = inputs.jobs(options, prompts, model, recipe, names, seeds)
     check_guidance(model, settings, options)
     check_sizes(jobs, model, options)
-    draw_all(model, folder, jobs, settings, options, precision(options.precision, device), steering)
+    draw_all(model, folder, jobs, settings, options, dtype, steering)
 
 
 def check_guidance(model: LatentDiffusion, settings: Sampling, options) -> None:

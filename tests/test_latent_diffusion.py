@@ -184,6 +184,25 @@ def loaded(reader):
     return latentdiff.load_run(reader)
 
 
+def test_weights_in_the_type_of_the_products_draw_the_same_bits():
+    """Beside those that autocast casts at every call; the norms keep theirs, and so does the sum over steps."""
+    made = model().requires_grad_(False)
+    guide = model(dropout=0.2).requires_grad_(False)
+    made.guide_by(guide)
+
+    def half():
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            given = {"label": torch.tensor([1, 3])}
+            return list(made.draw(given, [5, 6], SHAPE, Sampling(steps=4, guidance_scale=2.0)))[-1]
+
+    before = half()
+    assert made.lowered(torch.float32) is made and torch.equal(half(), before)
+    made.lowered(torch.bfloat16)
+    assert {p.dtype for p in made.unet.parameters()} == {torch.float32, torch.bfloat16}
+    assert guide.unet.conv_out.weight.dtype == torch.bfloat16
+    assert torch.equal(half(), before) and before.dtype == torch.float32
+
+
 def test_a_run_is_loaded_by_folder_or_by_name(reader, monkeypatch, loaded):
     monkeypatch.setenv("LATENTDIFF_RUNS", str(reader.parent))
     for path in (reader, str(reader), reader.name):

@@ -65,7 +65,8 @@ def ours(done, model: str, batch: int, **settings) -> None:
     """What sample.py does for one batch."""
     done.settled()
     _, drawer = build(model)
-    drawer, path = world.place(drawer, machine.device()), Path(tempfile.mkdtemp()) / "0.png"
+    drawer = world.place(drawer, machine.device()).lowered(machine.dtype())
+    path = Path(tempfile.mkdtemp()) / "0.png"
     chosen, seeds = replace(drawer.sampling, **settings), list(range(batch))
     while True:
         with torch.no_grad():

@@ -17,6 +17,7 @@ from latentdiff.diffusion.objective import Importance, Objective
 from latentdiff.diffusion.patchwise import patchwise
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
 from latentdiff.diffusion.unet import UNet
+from latentdiff.layers import lowered
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ class LatentDiffusion(nn.Module):
         made = guidance.within(made, plain, settings.guidance_interval, self.schedule)
         snap = settings.quantize_denoised and self.autoencoder is not None  # it is not at hand while training
         return guidance.quantized(made, self.autoencoder.quantise) if snap else made
+
+    def lowered(self, dtype: torch.dtype) -> "LatentDiffusion":
+        """What draws, in the type it is drawn in (layers.lowered); the autoencoder stays as it is."""
+        for part in (self.unet, self.conditioner, *([] if self.guide is None else [self.guide.lowered(dtype)])):
+            lowered(part, dtype)
+        return self
 
     def guide_by(self, worse: "LatentDiffusion") -> None:
         """Autoguidance: guidance_scale leads away from what this other model says of the same condition."""

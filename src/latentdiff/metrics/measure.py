@@ -22,7 +22,7 @@ from latentdiff.metrics.sets import Stored
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import pictures, run
 from latentdiff.training.log import read_metrics
-from latentdiff.training.world import World
+from latentdiff.training.world import World, precision
 
 PROMPT_SEED = 20_000_000  # scenes of their own: neither training nor validation draws from it
 COUNT = 1000  # pictures that are drawn, and at most reconstructed
@@ -47,6 +47,8 @@ def open_subject(name: str, world: World) -> Subject:
     r = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     model = world.place(load.load_run(folder, world.device))
     alone = isinstance(model, Autoencoder)
+    if not alone:
+        model.lowered(precision("auto", world.device))  # as drawing computes
     first_stage = r if alone else run.read_recipe(folder / "autoencoder", AutoencoderRecipe)
     lpips, backbone = find_lpips(first_stage)
     lpips = None if lpips is None else lpips.to(world.device)
