@@ -85,8 +85,10 @@ def load_guide(path: str | Path, device: str | torch.device = "cpu") -> LatentDi
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"run {path} is a stage-one run; autoguidance needs a diffusion run")
     if average.is_file():
+        autoencoder, model.autoencoder = model.autoencoder, None  # a checkpoint holds what trains
         _load(model, checkpoint.read_tensors(average), average)
-    return model
+        model.autoencoder = autoencoder
+    return model.requires_grad_(False).to(device)
 
 
 def attach_teacher(recipe: DiffusionRecipe, model: LatentDiffusion, device: torch.device) -> None:

@@ -137,6 +137,15 @@ def test_guidance_away_from_a_run_is_not_ignored(reader, refused, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_earlier_checkpoint_guides_with_its_own_weights(unbroken_two, tmp_path):
+    words = ("--run", unbroken_two, "--prompt", PROMPT, "--steps", 2, "--guidance-scale", 9, "--output")
+    first = unbroken_two / "checkpoints" / "step_00000010"
+    for name, guide in (("itself", unbroken_two), ("earlier", first)):
+        call("sample", *words, tmp_path / name, "--autoguide", guide)
+    itself, earlier = (pictures(tmp_path / name) for name in ("itself", "earlier"))
+    assert itself.keys() == earlier.keys() and not any(np.array_equal(itself[n], earlier[n]) for n in itself)
+
+
 def test_runs_that_cannot_draw_are_refused(unbroken_one, refused, tmp_path):
     out = ("--output", tmp_path / "out")
     assert "nowhere" in refused("sample", "--run", "nowhere", "--prompt", PROMPT, *out)
