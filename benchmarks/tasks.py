@@ -1,6 +1,7 @@
 """How well the small runs on shapes do their tasks, on scenes that no run has seen; one arm per task.
 
-python -m benchmarks.tasks RUN [--count 200] [--output FILE.json] [--pictures FOLDER]
+python -m benchmarks.tasks RUN [--count 200] [--guidance-scale 2 [--autoguide CHECKPOINT]] [--output FILE.json]
+                               [--pictures FOLDER]
 python -m benchmarks.tasks --table       from benchmarks/results/tasks-*.json, into docs/tasks.md
 """
 
@@ -9,6 +10,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,19 +48,27 @@ def words_of(doc: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = words_of(__doc__).parse_args()
+    parser = words_of(__doc__)
+    parser.add_argument("--guidance-scale", type=float, help="instead of the recipe's")
+    parser.add_argument("--autoguide", default="", help="a worse run, or an earlier checkpoint, to guide away from")
+    options = parser.parse_args()
     if options.table:
         table(Path("benchmarks/results"), Path("docs/tasks.md"))
         return
     folder = run.find_run(options.run)
     recipe, model = run.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
+    if options.guidance_scale is not None:
+        model.sampling = replace(model.sampling, guidance_scale=options.guidance_scale)
+    if options.autoguide:
+        model.guide_by(load.load_guide(options.autoguide))
     kinds = [type(c).__name__ for c in recipe.conditions]
     task = kinds[0] if kinds else "uncond"
     data = with_fields(recipe, ShapesDataset(recipe.data, "test"))
     items = [data.item(i, 2 * i) for i in range(min(options.count, len(data)))]
     figures, rows = ARMS[task](model, items, folder)
     trained = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures = {"task": folder.name, "pictures": len(items), "train_steps": recipe.train.steps,
+    figures = {"task": folder.name, "pictures": len(items), "guidance_scale": model.sampling.guidance_scale,
+               "autoguide": Path(options.autoguide).name, "train_steps": recipe.train.steps,
                "train_minutes": max(row.get("seconds", 0) for row in trained) / 60, **figures}  # fmt: skip
     print(json.dumps(figures, indent=1))
     if options.output:

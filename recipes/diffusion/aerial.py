@@ -10,13 +10,13 @@ from latentdiff.config import load
 from latentdiff.data.cache import Cache
 from latentdiff.data.folder import Folder
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
+    small,
     autoencoder="aerial-autoencoder",
     data=Folder(path="data/seg_aerial", size=64, flip=True),
     cache=Cache(copies=2),  # as it is, and mirrored
     conditions=(Semantic(classes=6, channels=8),),
-    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=(), positions=False),
-    train=replace(uncond.train, steps=3000, batch_size=8),
+    unet=replace(small.unet, channel_mult=(1, 2, 3), attention_levels=(), positions=False),
+    train=replace(small.train, steps=3000, batch_size=8),
 )

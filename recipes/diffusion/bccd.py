@@ -10,16 +10,16 @@ from latentdiff.config import load
 from latentdiff.data.cache import Cache
 from latentdiff.data.folder import Folder
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
+    small,
     autoencoder="bccd-autoencoder",
     data=Folder(path="data/boxes_bccd", size=72, width=96, flip=True),
     cache=Cache(copies=2),  # as it is, and mirrored
     conditions=(
         Layout(classes=3, objects=30, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
-    unet=replace(uncond.unet, channel_mult=(1, 2, 3), attention_levels=(1, 2)),
-    train=replace(uncond.train, steps=3000, batch_size=8),
-    sampling=replace(uncond.sampling, guidance_scale=2.0),
+    unet=replace(small.unet, channel_mult=(1, 2, 3), attention_levels=(1, 2)),
+    train=replace(small.train, steps=3000, batch_size=8),
+    sampling=replace(small.sampling, guidance_scale=2.0),
 )

@@ -5,11 +5,11 @@ from dataclasses import replace
 from latentdiff.conditioning.label import Label
 from latentdiff.config import load
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
-    data=replace(uncond.data, max_objects=1),
+    small,
+    data=replace(small.data, max_objects=1),
     conditions=(Label(classes=4, dim=64),),
-    train=replace(uncond.train, steps=4000),
-    sampling=replace(uncond.sampling, guidance_scale=2.0),
+    train=replace(small.train, steps=4000),
+    sampling=replace(small.sampling, guidance_scale=2.0),
 )

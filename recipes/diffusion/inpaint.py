@@ -7,12 +7,4 @@ from latentdiff.config import load
 from latentdiff.data.masks import Masks
 
 uncond = load("uncond.py")
-recipe = replace(
-    uncond,
-    fields=(Masks(),),
-    conditions=(Masked(),),
-    # the condition says what is where, so the middle of the noise matters most
-    schedule=replace(uncond.schedule, shift=2.0),
-    objective=replace(uncond.objective, timesteps="logit_normal"),
-    train=replace(uncond.train, steps=3000),
-)
+recipe = replace(uncond, fields=(Masks(),), conditions=(Masked(dropout=0.1),))

@@ -5,12 +5,12 @@ from dataclasses import replace
 from latentdiff.conditioning.layout import Layout
 from latentdiff.config import load
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
+    small,
     conditions=(
         Layout(classes=4, objects=2, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
-    train=replace(uncond.train, steps=5000, schedule="cosine", decay_from=0.0),
-    sampling=replace(uncond.sampling, guidance_scale=2.0),
+    train=replace(small.train, steps=5000, schedule="cosine", decay_from=0.0),
+    sampling=replace(small.sampling, guidance_scale=2.0),
 )

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from latentdiff.config import load
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
+    small,
     autoencoder="recipes/autoencoder/pixel.py",
-    unet=replace(uncond.unet, channels=16, channel_mult=(1, 2, 4), attention_levels=(2,), head_channels=16),
-    schedule=replace(uncond.schedule, shift=4.0),  # more pixels hide less under the same noise
-    train=replace(uncond.train, steps=4000),
+    unet=replace(small.unet, channels=16, channel_mult=(1, 2, 4), attention_levels=(2,), head_channels=16),
+    schedule=replace(small.schedule, shift=4.0),  # more pixels hide less under the same noise
+    train=replace(small.train, steps=4000),
 )

@@ -5,14 +5,14 @@ from dataclasses import replace
 from latentdiff.conditioning.spatial import Semantic
 from latentdiff.config import load
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
+    small,
     conditions=(Semantic(classes=5, channels=8),),
     # as in the paper there is attention in the middle alone, so that larger maps than in training work as well
-    unet=replace(uncond.unet, attention_levels=(), positions=False),
+    unet=replace(small.unet, attention_levels=(), positions=False),
     # the condition says what is where, so the middle of the noise matters most
-    schedule=replace(uncond.schedule, shift=2.0),
-    objective=replace(uncond.objective, timesteps="logit_normal", stratified=False),
-    train=replace(uncond.train, steps=8000, batch_size=32, schedule="cosine", decay_from=0.0),
+    schedule=replace(small.schedule, shift=2.0),
+    objective=replace(small.objective, timesteps="logit_normal", stratified=False),
+    train=replace(small.train, steps=8000, batch_size=32, schedule="cosine", decay_from=0.0),
 )

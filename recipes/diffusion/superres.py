@@ -6,14 +6,14 @@ from latentdiff.conditioning.spatial import LowRes
 from latentdiff.config import load
 from latentdiff.data.degrade import Degrade
 
-uncond = load("uncond.py")
+small = load("small.py")
 recipe = replace(
-    uncond,
+    small,
     fields=(Degrade(scale=4),),
     conditions=(LowRes(),),
     # the condition says what is where: little attention is needed, and the middle of the noise matters most
-    unet=replace(uncond.unet, attention_levels=(1,), positions=False),
-    schedule=replace(uncond.schedule, shift=2.0),
-    objective=replace(uncond.objective, timesteps="logit_normal"),
-    train=replace(uncond.train, steps=1500, schedule="cosine", decay_from=0.0),
+    unet=replace(small.unet, attention_levels=(1,), positions=False),
+    schedule=replace(small.schedule, shift=2.0),
+    objective=replace(small.objective, timesteps="logit_normal"),
+    train=replace(small.train, steps=1500, schedule="cosine", decay_from=0.0),
 )

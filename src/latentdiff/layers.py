@@ -62,7 +62,7 @@ Held = dict[nn.Module, tuple[Tensor, Tensor]]  # keys and values of a context fo
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h·w, C]
+    return x.flatten(2).transpose(1, 2).contiguous()  # [B, C, h, w] -> [B, h·w, C]; fused attention takes no others
 
 
 def to_image(tokens: Tensor, height: int, width: int) -> Tensor:

@@ -13,7 +13,7 @@ import latentdiff
 from latentdiff.data.shapes import Shapes, ShapesDataset
 
 TASKS = ("class", "layout", "semantic", "superres", "inpaint", "uncond", "text", "pixel")
-TWO = ("data.count=16", "data.val_count=4", "train.steps=2", "train.batch_size=4", "train.log_every=1",
+TWO = ("init=", "data.count=16", "data.val_count=4", "train.steps=2", "train.batch_size=4", "train.log_every=1",
        "train.val_every=2", "train.sample_every=2", "train.checkpoint_every=2", "sampling.steps=2",
        "unet.channels=16", "unet.channel_mult=1,2,2", "unet.norm_groups=8", "unet.head_channels=8")  # fmt: skip
 SEEDS = ("--steps", 2, "--no-grid")
