@@ -1,4 +1,4 @@
-"""Shapes without a condition, at 32 x 32; the demo's U-Net, which already draws what a caption says, is where it begins."""
+"""Shapes without a condition, at 32 x 32, begun with the demo's U-Net, which draws what a caption says."""
 
 from dataclasses import replace
 
