@@ -8,7 +8,6 @@ from benchmarks.speed.race import Contestant, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff.autoencoder import tiled
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.training.world import place
 
 WAYS = {
     "encode": lambda model, x: model.encode(x),
@@ -27,7 +26,8 @@ def picture(pixels: int) -> Tensor:
 
 
 def ours(done, how: str, pixels: int, width: float) -> None:
-    model = place(networks.autoencoder(width).requires_grad_(False), machine.device())
+    model = networks.autoencoder(width).requires_grad_(False)
+    model.to(machine.device(), memory_format=torch.channels_last)  # as LatentDiffusion.lowered holds it
     work(done, WAYS[how], model, how, pixels)
 
 
