@@ -8,7 +8,10 @@ small = load("small.py")
 recipe = replace(
     small,
     autoencoder="recipes/autoencoder/pixel.py",
-    unet=replace(small.unet, channels=16, channel_mult=(1, 2, 4), attention_levels=(2,), head_channels=16),
+    unet=replace(
+        small.unet, channels=24, channel_mult=(1, 2, 4), attention_levels=(2,), head_channels=24, norm_groups=8
+    ),
     schedule=replace(small.schedule, shift=4.0),  # more pixels hide less under the same noise
-    train=replace(small.train, steps=4000),
+    objective=replace(small.objective, timesteps="logit_normal"),
+    train=replace(small.train, steps=4500, checkpoint_every=500, keep=9),
 )
