@@ -3,7 +3,8 @@
     python -m benchmarks demo [--steps N] [--autoencoder-steps N] [--before-steps N --before-autoencoder-steps N]
 
 Commit a559c5c is checked out into a temporary folder and its `make demo` is run as it was, beside today's. Each judges
-its own pictures; seconds are from the first training step to the last sample. benchmarks/results/bench-demo.json is written if the earlier one ran in full.
+its own pictures; seconds are from the first training step to the last sample. benchmarks/results/bench-demo.json is
+written if the earlier one ran in full.
 """
 
 import argparse
