@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from latentdiff.config import load
+from latentdiff.recipe import FrozenAutoencoder
 
 small = load("small.py")
 recipe = replace(
     small,
-    autoencoder="recipes/autoencoder/pixel.py",
+    autoencoder=FrozenAutoencoder("recipes/autoencoder/pixel.py", statistics="data"),
     unet=replace(
         small.unet, channels=24, channel_mult=(1, 2, 4), attention_levels=(2,), head_channels=24, norm_groups=8
     ),
