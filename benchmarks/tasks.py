@@ -259,6 +259,7 @@ def table(results: Path, page: Path) -> None:
         path = results / f"tasks-{task}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
         about = f"{found['train_steps']:,} steps, {found['train_minutes']:.0f} min" if found else "not yet"
+        about += ", guided away from an early checkpoint" if found.get("autoguide") else ""
         for i, (name, bar, more) in enumerate(bars):
             value, least = found.get(name), found.get(bar) if isinstance(bar, str) else bar
             met = "" if None in (value, least) else "yes" if (value >= least if more else value <= least) else "**no**"

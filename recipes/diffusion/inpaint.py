@@ -7,4 +7,9 @@ from latentdiff.config import load
 from latentdiff.data.masks import Masks
 
 uncond = load("uncond.py")
-recipe = replace(uncond, fields=(Masks(),), conditions=(Masked(dropout=0.1),))
+recipe = replace(
+    uncond,
+    fields=(Masks(),),
+    conditions=(Masked(dropout=0.1),),
+    sampling=replace(uncond.sampling, guidance_scale=2.0),
+)

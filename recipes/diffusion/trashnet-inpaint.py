@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from latentdiff.conditioning.spatial import Masked
 from latentdiff.config import load
 
 photos, inpaint = load("trashnet-superres.py"), load("inpaint.py")
 
-recipe = replace(photos, fields=inpaint.fields, conditions=inpaint.conditions, name="")
+recipe = replace(photos, fields=inpaint.fields, conditions=(Masked(),), name="")
