@@ -89,8 +89,8 @@ def measure(name: str, seed: int, options: argparse.Namespace) -> None:
 def arguments(name: str, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
     """What the arm changes of the demo's recipe."""
     every = [f"train.{when}_every={options.steps}" for when in ("val", "sample", "checkpoint")]
-    return (*ARMS[name][1], f"autoencoder={options.autoencoder}", f"train.steps={options.steps}", f"train.seed={seed}",
-            *every, f"name=speedrun-{name}-{seed}")  # fmt: skip
+    return (f"autoencoder={options.autoencoder}", f"train.steps={options.steps}", f"train.seed={seed}", *every,
+            *ARMS[name][1], f"name=speedrun-{name}-{seed}")  # fmt: skip
 
 
 def script(name: str, *words: object) -> None:

@@ -20,16 +20,28 @@ from latentdiff.training import run
 from latentdiff.training.world import start
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("train_autoencoder.py", "recipes/autoencoder/demo.py", "train.steps=1500", "train.val_every=1500",
-         "train.sample_every=1500", "train.checkpoint_every=500", "train.keep=1")  # fmt: skip
-FACTORS = {  # f -> what of the recipe differs; channels of the latent as in the paper's table 8
-    1: ("autoencoder=recipes/autoencoder/pixel.py",),
-    2: ("autoencoder.channel_mult=1,2", "autoencoder.z_channels=2"),
-    4: ("autoencoder.channel_mult=1,2,4", "autoencoder.z_channels=3"),
-    8: ("autoencoder.channel_mult=1,2,4,4", "autoencoder.z_channels=4"),
-    16: ("autoencoder.channel_mult=1,2,4,4,4", "autoencoder.z_channels=8"),
-}
+STEPS = 1000
+FIRST = ("train_autoencoder.py", "recipes/autoencoder/demo.py", f"train.steps={STEPS}", f"train.val_every={STEPS}",
+         f"train.sample_every={STEPS}", f"train.checkpoint_every={STEPS}", "train.keep=1")  # fmt: skip
 TINY_KL = "autoencoder.bottleneck.weight=1e-6"
+F4 = ("autoencoder.channel_mult=1,2,4", "autoencoder.z_channels=3")  # channels of latents as in the paper's table 8
+F8 = ("autoencoder.channel_mult=1,2,4,4", "autoencoder.z_channels=4")
+VQ = (*F4, "autoencoder.bottleneck=VQ")
+L1 = (*F8, TINY_KL, "loss.l2=0")
+ARMS = {  # what of the recipe differs
+    "f2": ("autoencoder.channel_mult=1,2", "autoencoder.z_channels=2", TINY_KL),
+    "f4": (*F4, TINY_KL),
+    "f8": (*F8, TINY_KL),
+    "f16": ("autoencoder.channel_mult=1,2,4,4,4", "autoencoder.z_channels=8", TINY_KL),
+    "f8, 2 channels": (*F8, "autoencoder.z_channels=2", TINY_KL),
+    "f8, 16 channels": (*F8, "autoencoder.z_channels=16", TINY_KL),
+    "VQ 16": (*VQ, "autoencoder.bottleneck.codebook_size=16"),
+    "VQ 256": (*VQ, "autoencoder.bottleneck.codebook_size=256"),
+    **{f"KL {w}": (*F4, f"autoencoder.bottleneck.weight={w}") for w in ("0", "1e-3", "0.05", "1")},
+    "L1": (*L1, "loss.perceptual=none"),
+    "adversarial": (*L1, "discriminator=DiscriminatorConfig", "discriminator.channels=16", "discriminator.layers=2",
+                    "discriminator.learn_from=0.2", "discriminator.start=0.3"),
+}  # fmt: skip
 
 
 def trained(setting: Setting, name: str, script: str, file: str, *words: str) -> Path:
@@ -41,11 +53,16 @@ def trained(setting: Setting, name: str, script: str, file: str, *words: str) ->
     return folder
 
 
+def autoencoder(setting: Setting, arm: str, seed: int) -> Path:
+    """The folder of a stage-one run; claims that compare the same arm share it."""
+    name = "autoencoder-" + arm.replace(", ", "-").replace(" ", "-")
+    return trained(setting, f"{name}-{seed}", *FIRST, *ARMS[arm], f"train.seed={seed}")
+
+
 @cache
-def figures(setting: Setting, name: str, words: tuple[str, ...], seed: int) -> dict[str, float]:
-    """What evaluate.py says of a stage-one run, trained with these words from this seed; and raw_std."""
-    folder = trained(setting, f"{name}-{seed}", *FIRST, *words, f"train.seed={seed}")
-    world = start(setting.device)
+def figures(setting: Setting, arm: str, seed: int) -> dict[str, float]:
+    """What evaluate.py says of a stage-one run; and raw_std."""
+    world, folder = start(setting.device), autoencoder(setting, arm, seed)
     subject = measure.open_subject(str(folder), world)
     options = Namespace(features=str(judge(setting)), split="val", count=500, summary=False)
     found, _ = measure.reconstructions(subject, options, world)
@@ -62,22 +79,21 @@ def judge(setting: Setting) -> Path:
     return folder / "features.safetensors"
 
 
-Arms = dict[str, tuple[str, ...]]
 Comparison = tuple[str, str, str, str]  # figure, one arm, another, what the difference is expected to be
 
 
-def compared(group: str, arms: Arms, comparisons: tuple[Comparison, ...], charts: tuple[str, ...]) -> Callable:
-    """A claim's measurement: stage-one runs that differ in `arms`, and differences of figures over seeds."""
+def compared(arms: tuple[str, ...], comparisons: tuple[Comparison, ...], charts: tuple[str, ...]) -> Callable:
+    """A claim's measurement: differences of figures of stage-one runs over seeds."""
 
     def measured(setting: Setting) -> Result:
-        found = {a: [figures(setting, f"{group}-{a}", words, s) for s in setting.seeds] for a, words in arms.items()}
+        found = {arm: [figures(setting, arm, seed) for seed in setting.seeds] for arm in arms}
 
         def effect(name: str, a: str, b: str, expect: str) -> Effect:
             differences = [x[name] - y[name] for x, y in zip(found[a], found[b])]
             return Effect(f"{name}, {a} minus {b}", expect, *paired_t(differences))
 
         drawn = [Chart("", name, [over_seeds(name, list(arms), found)]) for name in charts]
-        protocol = f"{len(setting.seeds)} seeds, 1,500 steps of batch 8 in every arm, 500 held-out pictures"
+        protocol = f"{len(setting.seeds)} seeds, {STEPS:,} steps of batch 8 in every arm, 500 held-out pictures"
         return Result("drawn shapes, 32 x 32", protocol, [effect(*c) for c in comparisons], drawn,
                       "Bars reach over the seeds.")  # fmt: skip
 
@@ -89,33 +105,27 @@ def over_seeds(name: str, arms: list[str], found: dict[str, list[dict]]) -> Seri
     return Series(name, arms, [float(np.mean(v)) for v in values], [min(v) for v in values], [max(v) for v in values])
 
 
-COMPRESSION = {f"f{f}": (*FACTORS[f], TINY_KL) for f in (2, 4, 8, 16)}
-CHANNELS = {f"c{c}": (*FACTORS[8], f"autoencoder.z_channels={c}", TINY_KL) for c in (2, 4, 16)}
-BOTTLENECKS = {"KL": (*FACTORS[4], TINY_KL)} | {
-    f"VQ{n}": (*FACTORS[4], "autoencoder.bottleneck=VQ", f"autoencoder.bottleneck.codebook_size={n}") for n in (16, 256)
-}
-LOSSES = {
-    "L1": (*FACTORS[8], TINY_KL, "loss.l2=0", "loss.perceptual=none"),
-    "adversarial": (*FACTORS[8], TINY_KL, "loss.l2=0", "discriminator=DiscriminatorConfig", "discriminator.channels=16",
-                    "discriminator.layers=2", "discriminator.learn_from=0.2", "discriminator.start=0.3"),
-}  # fmt: skip
-WEIGHTS = {w: (*FACTORS[4], f"autoencoder.bottleneck.weight={w}") for w in ("0", "1e-6", "1e-3", "0.05", "1")}
-
-
-def claim(name: str, says: str, where: str, arms: Arms, comparisons: tuple[Comparison, ...], *charts: str) -> Claim:
-    return Claim(name, says, where, compared(name, arms, comparisons, charts), 4 * len(arms), trains=True)
+def claim(
+    name: str, says: str, where: str, arms: tuple[str, ...], comparisons: tuple[Comparison, ...], *charts: str
+) -> Claim:
+    return Claim(name, says, where, compared(arms, comparisons, charts), 5 * len(arms), trains=True)
 
 
 CLAIMS = [
-    claim("compression", "The more an autoencoder compresses, the less it reconstructs.", "table 8", COMPRESSION,
+    claim("compression", "The more an autoencoder compresses, the less it reconstructs.", "table 8",
+          ("f2", "f4", "f8", "f16"),
           (("psnr", "f2", "f4", "> 0"), ("psnr", "f4", "f8", "> 0"), ("rfid", "f8", "f2", "> 0")), "psnr", "rfid"),
-    claim("channels", "More latent channels reconstruct better.", "table 8", CHANNELS,
-          (("psnr", "c4", "c2", "> 0"), ("psnr", "c16", "c4", "> 0")), "psnr", "rfid"),
-    claim("kl-vq", "KL reconstructs better than VQ; a large codebook better than a small one.", "table 8", BOTTLENECKS,
-          (("psnr", "KL", "VQ256", "> 0"), ("psnr", "VQ256", "VQ16", "> 0")), "psnr", "rfid"),
-    claim("kl-weight", "A tiny KL weight keeps latents small and harms no reconstruction.", "app. G", WEIGHTS,
-          (("raw_std", "1e-3", "0", "< 0"), ("psnr", "1e-6", "0", "> -0.5"), ("psnr", "1", "1e-6", "< 0")),
+    claim("channels", "More latent channels reconstruct better.", "table 8",
+          ("f8, 2 channels", "f8", "f8, 16 channels"),
+          (("psnr", "f8", "f8, 2 channels", "> 0"), ("psnr", "f8, 16 channels", "f8", "> 0")), "psnr", "rfid"),
+    claim("kl-vq", "KL reconstructs better than VQ; a large codebook better than a small one.", "table 8",
+          ("f4", "VQ 16", "VQ 256"),
+          (("psnr", "f4", "VQ 256", "> 0"), ("psnr", "VQ 256", "VQ 16", "> 0")), "psnr", "rfid"),
+    claim("kl-weight", "A tiny KL weight keeps latents small and harms no reconstruction.", "app. G",
+          ("KL 0", "f4", "KL 1e-3", "KL 0.05", "KL 1"),
+          (("raw_std", "KL 1e-3", "KL 0", "< 0"), ("psnr", "f4", "KL 0", "> -0.5"), ("psnr", "KL 1", "f4", "< 0")),
           "raw_std", "psnr"),
-    claim("adversarial", "Adversarial and perceptual terms gain realism and cost PSNR.", "sec. 3.1", LOSSES,
+    claim("adversarial", "Adversarial and perceptual terms gain realism and cost PSNR.", "sec. 3.1",
+          ("L1", "adversarial"),
           (("rfid", "adversarial", "L1", "< 0"), ("psnr", "adversarial", "L1", "< 0")), "rfid", "psnr"),
 ]  # fmt: skip

@@ -45,7 +45,10 @@ def _lines(chart: Chart, down) -> list[str]:
     def across(x: float) -> float:
         return LEFT + 14 + (scale(x) - first) / ((last - first) or 1) * (WIDTH - RIGHT - LEFT - 28)
 
-    parts = [_text(across(x), BOTTOM + 18, f"{x:g}", "middle", "#5d6673") for x in places[:: 1 + len(places) // 9]]
+    ticks = (
+        places if len(places) < 12 or chart.log else [places[0] + (places[-1] - places[0]) * i / 5 for i in range(6)]
+    )
+    parts = [_text(across(x), BOTTOM + 18, f"{x:.4g}", "middle", "#5d6673") for x in ticks[:: 1 + len(ticks) // 9]]
     for i, s in enumerate(chart.series):
         colour, points = COLOURS[i % len(COLOURS)], " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(s.x, s.y))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')

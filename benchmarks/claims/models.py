@@ -1,5 +1,6 @@
 """Claims about whole models, which train their own on drawn shapes, under runs/claims."""
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -7,26 +8,34 @@ import numpy as np
 import torch
 
 from benchmarks.claims.arms import Kernel
-from benchmarks.claims.autoencoders import COMPRESSION, FACTORS, FIRST, judge, over_seeds, trained
+from benchmarks.claims.autoencoders import autoencoder, judge, over_seeds, trained
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, bootstrap, paired_t
 from latentdiff import recipe
+from latentdiff.data import loader
+from latentdiff.diffusion.schedule import timesteps
+from latentdiff.latent_diffusion import LatentDiffusion, Noise
 from latentdiff.metrics import distances, features, measure, sets
 from latentdiff.metrics.drawing import Wanted
 from latentdiff.training import checkpoint
 from latentdiff.training.log import read_metrics
 from latentdiff.training.world import World, start
 
-SECOND = ("train_diffusion.py", "recipes/diffusion/uncond.py", "train.val_every=2000", "train.sample_every=4000",
-          "train.checkpoint_every=250", "train.keep=100")  # fmt: skip
+SECOND = ("train_diffusion.py", "recipes/diffusion/small.py", "train.val_every=1000", "train.sample_every=4000",
+          "train.checkpoint_every=250", "train.keep=100", "sampling.sampler=unipc", "sampling.steps=10")  # fmt: skip
+FACTORS = (1, 2, 4, 8, 16)
+GRADES = (250, 500, 1000, 2000)  # steps after which the trade-off is judged
 
 
 def latent_run(setting: Setting, f: int, steps: int, seed: int, *words: str, name: str = "tradeoff") -> Path:
     """An unconditional run on the autoencoder of that f (1: pixels), the same U-Net for every f."""
-    place = FACTORS[1][0]
-    if f > 1:
-        source = trained(setting, f"compression-f{f}-{seed}", *FIRST, *COMPRESSION[f"f{f}"], f"train.seed={seed}")
-        place = f"autoencoder={source}"
-    words = (place, f"train.steps={steps}", f"train.seed={seed}", *words)
+    place = "recipes/autoencoder/pixel.py" if f == 1 else autoencoder(setting, f"f{f}", seed)
+    words = (
+        f"autoencoder={place}",
+        "autoencoder.statistics=data",
+        f"train.steps={steps}",
+        f"train.seed={seed}",
+        *words,
+    )
     return trained(setting, f"{name}-f{f}-{seed}", *SECOND, *words)
 
 
@@ -50,20 +59,24 @@ def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.state_dict().items() if name.startswith("autoencoder.")}
 
 
-def tradeoff(setting: Setting, steps: int = 4000) -> Result:
+def tradeoff(setting: Setting) -> Result:
     """KID over training, by steps and by seconds of this machine; seed 0 alone, one run per f."""
-    world, curves = start(setting.device), {}
-    for f in FACTORS:
+    world, steps, curves, within = start(setting.device), GRADES[-1], {}, {}
+    for f in sorted(FACTORS, key=lambda f: f != 4):  # f = 4 first: its seconds are the budget of all
         folder = latent_run(setting, f, steps, 0)
         clock = {row["step"]: row["seconds"] for row in read_metrics(folder / "metrics.jsonl")}
-        for place in checkpoint.list_checkpoints(folder / "checkpoints")[1::4]:
-            drawn, real = seen(setting, folder, world, place / "ema.safetensors")
-            step = int(place.name[5:])
-            curves.setdefault(f, []).append((step, clock[step], Kernel(drawn, real)))
-    budget = curves[4][-1][1]  # seconds that f = 4 took
+        places = {int(place.name[5:]): place for place in checkpoint.list_checkpoints(folder / "checkpoints")}
+
+        def kernel(step: int, folder: Path = folder, places: dict = places) -> Kernel:
+            return Kernel(*seen(setting, folder, world, places[step] / "ema.safetensors"))
+
+        found = {step: kernel(step) for step in GRADES}
+        curves[f] = [(step, clock[step], found[step]) for step in GRADES]
+        budget = curves[4][-1][1]
+        in_time = max((step for step in places if clock[step] <= budget), default=min(places))
+        within[f] = found.get(in_time) or kernel(in_time)
+    curves = {f: curves[f] for f in FACTORS}
     last = {f: points[-1][2] for f, points in curves.items()}
-    within = {f: max((p for p in points if p[1] <= budget), default=points[0], key=lambda p: p[1])[2]
-              for f, points in curves.items()}  # fmt: skip
 
     def effect(what: str, a: Kernel, b: Kernel) -> Effect:
         return Effect(what, "> 0", *bootstrap(lambda w: a(w) - b(w), setting.count))
@@ -102,11 +115,11 @@ def by_heart(setting: Setting) -> Result:
 
 def reuse(setting: Setting) -> Result:
     """One frozen autoencoder under four kinds of second stage: its weights stay, and each stage learns."""
-    source = trained(setting, "compression-f4-0", *FIRST, *COMPRESSION["f4"], "train.seed=0")
+    source = autoencoder(setting, "f4", 0)
     own = checkpoint.read_tensors(source / "model.safetensors")
     found: dict[str, list[float]] = {}
     for task in ("uncond", "class", "text", "superres", "inpaint", "semantic", "layout"):
-        words = (f"autoencoder={source}", "train.steps=200", "train.val_every=50", "train.log_every=10")
+        words = (f"autoencoder={source}", "init=", "train.steps=200", "train.val_every=50", "train.log_every=10")
         folder = trained(setting, f"reuse-{task}", "train_diffusion.py", f"recipes/diffusion/{task}.py", *words)
         kept = checkpoint.read_tensors(folder / "autoencoder" / "model.safetensors")
         same = all(torch.equal(own[name], kept[name]) for name in own if name not in ("shift", "scale"))
@@ -123,9 +136,60 @@ def reuse(setting: Setting) -> Result:
     return Result("drawn shapes, 32 x 32", protocol, effects, [Chart("task", "val_loss", series)])
 
 
+def rate_distortion(setting: Setting, count: int = 200) -> Result:
+    """What the pixel model must be told of held-out pictures, from the noise down, and what that buys."""
+    world = start(setting.device)
+    subject = measure.open_subject(str(latent_run(setting, 1, GRADES[-1], 0)), world)
+    data, model = recipe.open_data(subject.recipe, "val"), subject.model
+    z = torch.cat([subject.autoencoder.encode(loader.images(batch, world.device))
+                   for batch in loader.in_order(data, range(count), 100)])  # fmt: skip
+    ts, noise = (
+        timesteps(64, model.schedule, "log_snr").to(world.device),
+        Noise(list(range(count)), z.shape[1:], z.device)(),
+    )
+    errors = torch.stack([_error(model, z, noise, t) for t in ts], 1)  # [N, K, C, h, w]
+    rmse = 255 / 2 * (errors / subject.autoencoder.scale.view(-1, 1, 1)).square().flatten(2).mean(2).sqrt().cpu()
+    snr, squares = model.schedule.log_snr(ts).exp(), errors.double().square().flatten(2).sum(2)
+    bits = bound(squares, z.double().square().flatten(1).sum(1), snr).cpu() / z[0].numel()
+
+    def share(weights: torch.Tensor) -> float:
+        """Of all bits, those that are spent after distortion has fallen by nine tenths."""
+        spent, left = (weights @ x.double() / weights.sum() for x in (bits, rmse))
+        reached = int((left > left[0] - 0.9 * (left[0] - left[-1])).sum())
+        return 1 - (spent[reached] / spent[-1]).item()
+
+    effect = Effect("share of the bits that buy the last tenth of the distortion", "> 0.5", *bootstrap(share, count))
+    curve = Series("pixels", bits.mean(0).tolist(), rmse.mean(0).tolist())
+    protocol = f"{count} pictures, the pixel model of the trade-off, one seed, {len(ts)} noise levels"
+    return Result("drawn shapes, 32 x 32, held out", protocol, [effect],
+                  [Chart("bits per number of the picture", "RMSE, of 255", [curve])],
+                  "A bound for a small model: it pays for what it cannot guess, edges most of all.")  # fmt: skip
+
+
+def bound(squares: torch.Tensor, first: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
+    """Bits that tell a picture down to each noise level, at most (Kingma et al. 2021, eq. 13): [N, K].
+
+    squares [N, K] are |x - x̂|² at levels of rising snr [K]; first [N] is that of guessing 0 before anything is told.
+    """
+    before = torch.cat([first[:, None], squares[:, :-1]], 1)
+    return (before * snr.diff(prepend=torch.zeros_like(snr[:1]))).cumsum(1) / (2 * math.log(2))
+
+
+@torch.no_grad()
+def _error(model: LatentDiffusion, z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """What is missing in the guess of z [N, C, h, w] at timestep t."""
+    denoise, found = model.denoiser(model.condition({}, 100), model.sampling), []
+    for x, eps in zip(z.split(100), noise.split(100)):
+        times = t.expand(len(x))
+        found.append(denoise(model.schedule.diffuse(x, eps, times), times)[0].float() - x)
+    return torch.cat(found)
+
+
 CLAIMS = [
     Claim("tradeoff", "Between pixels, too slow, and strong compression, too lossy, lies the best f.", "figs. 6, 17",
-          tradeoff, 90, trains=True, quick=False),
+          tradeoff, 60, trains=True, quick=False),
+    Claim("rate-distortion", "Most of the bits of a picture say what hardly anyone sees.", "fig. 2",
+          rate_distortion, 25, trains=True, quick=False),
     Claim("by-heart", "A model of few pictures learns them by heart, one of many does not.", "sec. 5", by_heart, 60,
           trains=True, quick=False),
     Claim("reuse", "One autoencoder serves many models.", "sec. 1", reuse, 10, trains=True),

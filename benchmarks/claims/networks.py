@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from benchmarks.claims.autoencoders import COMPRESSION, FIRST, trained
+from benchmarks.claims import autoencoders
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, median_interval, paired_t
 from latentdiff import recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
@@ -116,7 +116,7 @@ def _grown(side: int, attends: str, what: str) -> float:
 
 def snr(setting: Setting) -> Result:
     """Rescaling latents by 1 / std multiplies their signal-to-noise ratio by 1 / std² at every timestep."""
-    folder = trained(setting, "compression-f4-0", *FIRST, *COMPRESSION["f4"], "train.seed=0")
+    folder = autoencoders.autoencoder(setting, "f4", 0)
     world, schedule = start(setting.device), Schedule(ScheduleConfig())
     subject = measure.open_subject(str(folder), world)
     data = recipe.open_data(subject.recipe, "val")

@@ -7,7 +7,7 @@ import xml.dom.minidom
 import pytest
 import torch
 
-from benchmarks.claims import arms, charts, claim, pages
+from benchmarks.claims import arms, charts, claim, models, pages
 from benchmarks.claims.__main__ import CLAIMS, to_json
 from benchmarks.claims.claim import Chart, Effect, Result, Series
 from latentdiff.metrics import distances
@@ -73,6 +73,18 @@ def test_coverage_is_precision():
     precision, recall = distances.precision_recall(drawn, real)
     assert arms.covered(drawn, real).mean().item() == pytest.approx(precision)
     assert arms.covered(real, drawn).mean().item() == pytest.approx(recall)
+
+
+def test_the_bits_of_a_gaussian_are_its_mutual_information():
+    """A normal number is guessed with error 1 / (1 + SNR): telling it costs log2(1 + SNR) / 2 bits, no less."""
+    snr, numbers = torch.linspace(-8, 8, 2000).double().exp(), 12
+    squares = (numbers / (1 + snr)).expand(3, -1)
+    bits = models.bound(squares, torch.full((3,), float(numbers)).double(), snr)
+    exact = numbers / 2 * torch.log2(1 + snr)
+    assert (bits >= exact).all() and torch.allclose(bits, exact.expand(3, -1), rtol=0.01)
+    assert (
+        models.bound(2 * squares, 2 * bits[:, 0], snr)[:, -1] > 1.9 * exact[-1]
+    ).all()  # who guesses worse pays more
 
 
 def test_charts_are_well_formed_and_unknown_ends_are_no_obstacle():

@@ -38,6 +38,16 @@ def test_p2_weighs_the_noise_as_published() -> None:
     assert torch.allclose(weight(Objective(weighting="p2"), T, VP), 1 / (1 + SNR), rtol=1e-9)
 
 
+def test_flow_weighs_an_error_of_x0_as_the_velocity_that_it_makes() -> None:
+    """(x_t - x0) / sigma is the velocity; below sigma 0.05 an error weighs no more."""
+    t = torch.arange(1000).double()
+    sigma, kept = FLOW.sigma(t), FLOW.sigma(t) >= 0.05
+    found = {k: weight(Objective(prediction=k, weighting="flow"), t, FLOW) for k in ("x0", "flow")}
+    assert torch.allclose(found["x0"][kept], sigma[kept] ** -2, rtol=1e-9)
+    assert torch.allclose(found["flow"][kept], torch.ones(1).double(), rtol=1e-9)
+    assert (found["x0"][~kept] == 400).all() and 0 < (~kept).sum() < 100
+
+
 def test_a_weight_of_x0_is_the_same_loss_for_every_prediction() -> None:
     """On either path: the error of x0 that each prediction's error is, weighted, is one and the same."""
     for schedule, kinds in ((VP, ("eps", "x0", "v")), (FLOW, ("x0", "v", "flow"))):

@@ -22,7 +22,7 @@ class Objective:
     logit_mean: float = 0.0  # of logit_normal; above 0: more noise
     logit_std: float = 1.0  # of logit_normal; above 1: more of both ends
     stratified: bool = False  # the t of a batch are spread evenly: one in each of batch_size equal shares
-    weighting: str = "none"  # of an error at t: none, min_snr (Hang et al. 2023) or p2 (Choi et al. 2022)
+    weighting: str = "none"  # of an error at t: none, min_snr, p2, or flow (as an error of the velocity would weigh)
     gamma: float = 5.0  # of min_snr: the signal-to-noise ratio above which an error weighs no more
     elbo: float = 0.0  # weight of the variational bound, added to the loss (the original's original_elbo_weight)
 
@@ -49,6 +49,9 @@ WEIGHTS = {  # of a squared error of x0, by the signal-to-noise ratio; that of a
     "none": None,
     "min_snr": lambda o, snr: snr.clamp(max=o.gamma),  # Hang et al. 2023, eq. 6
     "p2": lambda o, snr: snr / (1 + snr),  # Choi et al. 2022, eq. 8, with k and gamma 1
+    "flow": lambda o, snr: (
+        (1 + snr.sqrt()).square().clamp(max=400)
+    ),  # 1 / sigma²; Li & He 2025, whose sigma ends at 0.05
 }
 
 
