@@ -1,7 +1,7 @@
 """How well the small runs on shapes do their tasks, on scenes that no run has seen; one arm per task.
 
-python -m benchmarks.tasks RUN [--count 200] [--guidance-scale 2 [--autoguide CHECKPOINT]] [--output FILE.json]
-                               [--pictures FOLDER]
+python -m benchmarks.tasks RUN [--count 200] [--sampler NAME] [--steps N] [--guidance-scale 2 [--autoguide CHECKPOINT]]
+                               [--output FILE.json] [--pictures FOLDER]
 python -m benchmarks.tasks --table       from benchmarks/results/tasks-*.json, into docs/tasks.md
 """
 
@@ -49,7 +49,8 @@ def words_of(doc: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = words_of(__doc__)
-    parser.add_argument("--guidance-scale", type=float, help="instead of the recipe's")
+    for name, kind in (("sampler", str), ("steps", int), ("guidance_scale", float)):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
     parser.add_argument("--autoguide", default="", help="a worse run, or an earlier checkpoint, to guide away from")
     options = parser.parse_args()
     if options.table:
@@ -57,8 +58,8 @@ def main() -> None:
         return
     folder = run.find_run(options.run)
     recipe, model = run.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
-    if options.guidance_scale is not None:
-        model.sampling = replace(model.sampling, guidance_scale=options.guidance_scale)
+    asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance_scale")}
+    model.sampling = replace(model.sampling, **{name: value for name, value in asked.items() if value is not None})
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide))
     kinds = [type(c).__name__ for c in recipe.conditions]
@@ -67,7 +68,7 @@ def main() -> None:
     items = [data.item(i, 2 * i) for i in range(min(options.count, len(data)))]
     figures, rows = ARMS[task](model, items, folder)
     trained = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures = {"task": folder.name, "pictures": len(items), "guidance_scale": model.sampling.guidance_scale,
+    figures = {"task": folder.name, "pictures": len(items), **{name: getattr(model.sampling, name) for name in asked},
                "autoguide": Path(options.autoguide).name, "train_steps": recipe.train.steps,
                "train_minutes": max(row.get("seconds", 0) for row in trained) / 60, **figures}  # fmt: skip
     print(json.dumps(figures, indent=1))

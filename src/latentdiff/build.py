@@ -55,6 +55,7 @@ def build_diffusion(
         recipe.unet, z_channels + conditioner.concat_channels, z_channels,
         conditioner.context_dim or None, conditioner.vector_dim or None,
     )  # fmt: skip
+    unet.check(*(side // autoencoder.factor for side in size_of(recipe)))
     model = LatentDiffusion(conditioner, unet, Schedule(recipe.schedule), recipe.objective)
     if recipe.align is not None:
         model.alignment = Alignment(recipe.align, recipe.unet.channels * recipe.unet.channel_mult[-1])

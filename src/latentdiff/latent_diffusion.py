@@ -274,11 +274,11 @@ class LatentDiffusion(nn.Module):
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """[C, h, w] of the latent of a picture; the training size where none is given."""
         factor = self.autoencoder.factor
-        sides = (height or self.size[0], width or self.size[1])
+        sides, unit = (height or self.size[0], width or self.size[1]), factor * self.unet.config.patch
         for name, side in zip(("height", "width"), sides):
-            if side < factor or side % factor:
-                near = max(1, side // factor) * factor
-                raise UserError(f"{name} is {side}; it must be a multiple of {factor}, for example {near}")
+            if side < unit or side % unit:
+                near = max(1, side // unit) * unit
+                raise UserError(f"{name} is {side}; it must be a multiple of {unit}, for example {near}")
         return self.autoencoder.z_channels, sides[0] // factor, sides[1] // factor
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentdiff.cond import Cond
@@ -100,6 +101,18 @@ def test_any_height_and_width_come_back(size: tuple[int, int], updown: bool) -> 
     assert filled(UNet(config, 3, 3))(noise(2, 3, *size), T).shape == (2, 3, *size)
 
 
+def test_patches_are_channels_of_fewer_places() -> None:
+    """With the same weights: what patch=2 makes of a picture is what patch=1 makes of its squares."""
+    small, large = UNet(replace(TINY, patch=2), 3, 3), UNet(TINY, 12, 12)
+    large.load_state_dict(filled(small).state_dict())
+    x = noise(2, 3, 16, 8)
+    got = small(x, T)
+    assert got.shape == x.shape and got.std() > 0
+    assert torch.equal(F.pixel_unshuffle(got, 2), large.eval()(F.pixel_unshuffle(x, 2), T))
+    with pytest.raises(UserError, match="unet.patch is 2; it must divide the latent's sides, 7x8"):
+        small(noise(2, 3, 7, 8), T)
+
+
 def test_a_masked_context_token_changes_nothing() -> None:
     model, context = filled(UNet(TINY, 3, 3, 6)), noise(2, 4, 6)
     mask = torch.tensor([[True, True, False, False], [True, True, True, False]])
@@ -158,6 +171,7 @@ def test_attention_keeps_its_precision_and_equals_its_equation(dtype: torch.dtyp
         ({"norm_groups": 5}, "unet.norm_groups is 5"),
         ({"attention_levels": (2,)}, "levels are 0 to 1"),
         ({"channel_mult": ()}, "channel_mult is empty"),
+        ({"patch": 0}, "unet.patch is 0"),
     ],
 )
 def test_a_config_of_no_network_is_refused_by_name(changes: dict, message: str) -> None:

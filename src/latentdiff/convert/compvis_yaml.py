@@ -114,6 +114,8 @@ def _unet(recipe: DiffusionRecipe, z_channels: int, side: Any) -> Config:
         _refuse(f"unet.blocks={unet.blocks}")
     if unet.positions:
         _refuse("unet.positions=true")
+    if unet.patch != 1:
+        _refuse(f"unet.patch={unet.patch}")
     params = {
         "image_size": side,
         "in_channels": z_channels + concat,

@@ -42,6 +42,9 @@ class UNetConfig:
     norm_groups: int = 32  # of every GroupNorm
     blocks: str = "classic"  # attention as released (classic), or with RMSNorm, rotations and SwiGLU (modern)
     positions: bool = False  # attention is told the places, as sines: "above" is learnt far sooner; not as released
+    patch: int = (
+        1  # side of the squares that the first level takes as one place: for pixels, which are many; not as released
+    )
     recompute: bool = False  # stages are computed again in the backward pass: far less memory, a third more time
 
     def heads(self, width: int) -> int:
@@ -50,7 +53,10 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """z_t [B, C, h, w], t [B] (whole or not), cond -> [B, out_channels, h, w]; concat channels count in in_channels."""
+    """z_t [B, C, h, w], t [B] (whole or not), cond -> [B, out_channels, h, w]; concat channels count in in_channels.
+
+    h and w must be multiples of config.patch.
+    """
 
     def __init__(
         self,
@@ -67,19 +73,21 @@ class UNet(nn.Module):
         width, c_emb = config.channels, layers.c_emb
         self.time = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.vector = nn.Linear(vector_dim, c_emb) if vector_dim else None
-        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * config.patch**2, width, 3, padding=1)
         self.down, skips = layers.down(width)
         self.middle = layers.middle(skips[-1])
         self.up = layers.up(skips)
         c = layers.widths[0]
         self.norm_out = nn.GroupNorm(config.norm_groups, c)
-        self.conv_out = zero(nn.Conv2d(c, out_channels, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(c, out_channels * config.patch**2, 3, padding=1))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond = Cond(), middle: list | None = None) -> Tensor:  # noqa: B008
         """middle: a list that is given what the middle made, [B, C, h / 2^n, w / 2^n]."""
         assert not self.context_dim or cond.context is not None, "cond.context is missing; this U-Net attends to it"
         emb = self.embed(t, cond.vector, z_t.dtype)
-        h = self.conv_in(z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1))
+        self.check(*z_t.shape[2:])
+        h = z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1)
+        h = self.conv_in(F.pixel_unshuffle(h, self.config.patch))
         skips = [h]
         for stage in self.down:
             h = self.run(stage, h, emb, cond)
@@ -90,7 +98,12 @@ class UNet(nn.Module):
         for stage in self.up:
             skip = skips.pop()
             h = self.run(stage, torch.cat([fit(h, skip), skip], dim=1), emb, cond)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.config.patch)
+
+    def check(self, height: int, width: int) -> None:
+        """Refuse a latent, or a tile of one, that patches do not fill."""
+        if height % self.config.patch or width % self.config.patch:
+            raise UserError(f"unet.patch is {self.config.patch}; it must divide the latent's sides, {height}x{width}")
 
     def hold(self, cond: Cond) -> Cond:
         """The condition with its context as keys and values, for many calls with the same one: they are made once."""
@@ -176,6 +189,8 @@ def _check(config: UNetConfig) -> None:
         raise UserError("unet.channel_mult is empty; it needs one multiple per level")
     if set(config.attention_levels) - levels:
         raise UserError(f"unet.attention_levels is {config.attention_levels}; the levels are 0 to {len(widths) - 1}")
+    if config.patch < 1:
+        raise UserError(f"unet.patch is {config.patch}; it must be 1 (every place by itself) or more")
     if any(width % config.norm_groups for width in (config.channels, *widths)):
         raise UserError(
             f"unet.norm_groups is {config.norm_groups}; it must divide {config.channels} and all of {widths}"
