@@ -28,6 +28,7 @@ from latentdiff.config import UserError
 from latentdiff.critic import Critic
 from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe
+from latentdiff.replay import Replayed
 from latentdiff.training import checkpoint, optim, run
 from latentdiff.training.learner import Learner
 from latentdiff.training.log import Log
@@ -99,10 +100,24 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
     """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
     (learner, critic, codes, distance), t = parts, r.train
     model, parallel = learner.model, world.parallel(learner.model, broadcast_buffers=False)
+
+    def walk(x: Tensor, noise: Tensor, warp, weight: Tensor | None, learns: bool, scale: float, more: bool) -> dict:
+        with learner.autocast():
+            out, x = parallel(x, noise, warp), warp(x)
+            y = out.y.detach().requires_grad_()
+            terms = loss.reconstruction_loss(r.loss, x, y, distance, model.quantize.reduction)
+            held = model.quantize.loss(out.bottleneck)
+            g = None if weight is None else critic.generator_loss(y)
+        adaptive = loss.backward(out, held, y, terms["nll"], g, weight, model.last_layer, scale, world.mean)
+        terms = terms | ({} if g is None else {"g": g, "adaptive": adaptive}) | codes.count(out.bottleneck)
+        return terms | (critic.learn(x, y.detach(), more, 1 / t.accumulate) if learns else {})
+
+    walk = Replayed(walk, [*model.parameters(), *critic.parameters()]) if t.graph else walk
     micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
     stream = loader.batches(data, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
     for step in range(log.first, t.steps):
-        weight = critic.weight_at(step)
+        weight, learns = critic.weight_at(step), critic.learns_at(step)
+        weighed = torch.full((), weight, device=world.device) if weight else None
         for positions in micro:
             batch, more = next(stream), positions is not micro[-1]
             watch.bad.note(batch["bad"])
@@ -112,17 +127,7 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
             keyed.reseed(t.seed, step, positions.start, "dropout")
             warp = equivariance.draw(r.loss.equivariance, t.seed, step, shape[1:], model.factor)
             with world.no_sync(parallel, more):
-                with learner.autocast():
-                    out, x = parallel(x, noise, warp), warp(x)
-                    y = out.y.detach().requires_grad_()
-                    terms = loss.reconstruction_loss(r.loss, x, y, distance, model.quantize.reduction)
-                    held = model.quantize.loss(out.bottleneck)
-                    g = critic.generator_loss(y) if weight else None
-                scale = learner.scale / len(micro)
-                adaptive = loss.backward(out, held, y, terms["nll"], g, weight, model.last_layer, scale, world.mean)
-            log.add(**terms, **({} if g is None else {"g": g, "adaptive": adaptive}))
-            log.add(**critic.learn(x, y.detach(), step, more, 1 / len(micro)))
-            log.add(**codes.count(out.bottleneck))
+                log.add(**walk(x, noise, warp, weighed, learns, learner.scale / len(micro), more))
         log.add(**learner.step(step))
         log.add(**critic.step(step))
         log.add(**codes.revive(step))

@@ -14,11 +14,14 @@ from latentdiff import cli
 
 cli.answer_help(__doc__)
 
+from torch import Tensor
+
 from latentdiff import build, keyed, load, modelspec, recipe, screen
 from latentdiff.data import loader
 from latentdiff.diffusion import objective
 from latentdiff.latents import Latents
 from latentdiff.recipe import DiffusionRecipe
+from latentdiff.replay import Replayed
 from latentdiff.training import checkpoint, optim, run
 from latentdiff.training.learner import Learner
 from latentdiff.training.log import Log
@@ -70,6 +73,15 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
     parallel = world.parallel(model, broadcast_buffers=False)
     if t.compile:
         model.unet.compile()
+
+    def walk(z: Tensor, batch: dict, timesteps: Tensor, eps: Tensor, drops: list[Tensor], pieces: int) -> Tensor:
+        with learner.autocast():
+            losses = parallel(z, batch, timesteps, eps, drops)
+            loss = losses.mean()
+        optim.backward(loss / pieces, learner.scaler)
+        return losses
+
+    walk = Replayed(walk, model.parameters()) if t.graph else walk
     micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
     stream = loader.batches(latents.rows, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
     for step in range(log.first, t.steps):
@@ -81,11 +93,8 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
             drops = model.draw_drops(keyed.keys(t.seed, step, positions, "drop", z.device))
             keyed.reseed(t.seed, step, positions.start, "dropout")
             with world.no_sync(parallel, positions is not micro[-1]):
-                with learner.autocast():
-                    losses = parallel(z, batch, timesteps, eps, drops)
-                    loss = losses.mean()
-                optim.backward(loss / len(micro), learner.scaler)
-            log.add(loss=loss)
+                losses = walk(z, batch, timesteps, eps, drops, len(micro))
+            log.add(loss=losses.mean())
             model.note(positions, timesteps, losses)
         done = step + 1
         if done % t.log_every == 0:

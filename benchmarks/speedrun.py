@@ -1,11 +1,13 @@
 """What each option of stage two is worth: the demo's network, data and autoencoder, the same short training.
 
-    python -m benchmarks speedrun [ARM ...] [--steps 1500] [--seeds 3] [--count 1000] [--autoencoder demo-autoencoder]
+    python -m benchmarks speedrun [ARM ...] [--steps 1500] [--seeds 3] [--count 1000] [--at-once 1]
+                                  [--autoencoder demo-autoencoder]
     python -m benchmarks speedrun --page      write benchmarks/results/speedrun.md from the results alone
 
 An arm is the list of fields in which it differs from its base; every arm that is finished leaves
-benchmarks/results/speedrun/ARM-SEED.json and is skipped from then on. Arms share data, order, noise and prompts by
-seed, so they are compared pairwise: mean difference and 95 % t interval over the seeds, and the sign in each.
+benchmarks/results/speedrun/ARM-SEED.json and is skipped from then on. Arms share data, order, noise, prompts by seed,
+and the network that judges; all are drawn with the paper's ancestral sampler in 50 steps. So they are compared
+pairwise: mean difference and 95 % t interval over the seeds, and the sign in each.
 """
 
 import argparse
@@ -15,13 +17,16 @@ import os
 import statistics
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.claims.autoencoders import judge
+from benchmarks.claims.claim import Setting
 from latentdiff import cli
 from latentdiff.config import UserError, hash_of, override, read_recipe
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, run
+from latentdiff.training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun"
@@ -40,7 +45,9 @@ ARMS = {  # name -> (what it is compared with, the fields)
     "stratified": ("shift", (*SHIFTED, "objective.stratified=true")),
     "modern-blocks": ("shift", (*SHIFTED, "unet.blocks=modern")),
     "importance": ("paper", (*PAPER, "objective.timesteps=importance", "schedule.timesteps=100")),
+    "paper, three times as long": ("shift", PAPER),
 }
+LONGER = {"paper, three times as long": 3}
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # by degrees of freedom
 FIGURES = {"prompt_accuracy": 1, "kid": -1}  # and which way is better
 
@@ -52,15 +59,18 @@ def main(words: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=1000, help="pictures an arm is judged by")
     parser.add_argument("--autoencoder", default="demo-autoencoder")
+    parser.add_argument("--at-once", type=int, default=1, help="arms that train side by side: a GPU has room for many")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args(words)
     unknown = [name for name in options.arms if name not in ARMS]
     if unknown:
         raise UserError(f"no arm is called {unknown[0]!r}; there are {', '.join(ARMS)}")
     if not options.page:
-        for seed in range(options.seeds):  # a whole round before the next, so that the first table comes early
-            for name in options.arms or ARMS:
-                measure(name, seed, options)
+        judge(Setting())
+        # a whole round before the next, so that the first table comes early
+        wanted = [(name, seed) for seed in range(options.seeds) for name in options.arms or ARMS]
+        with ThreadPoolExecutor(options.at_once) as pool:
+            list(pool.map(lambda arm: measure(*arm, options), wanted))
     page = table()
     (RESULTS.parent / "speedrun.md").write_text(page)
     print(page)
@@ -68,29 +78,27 @@ def main(words: list[str]) -> None:
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train and judge one arm, unless its figures are there."""
-    path, words = RESULTS / f"{name}-{seed}.json", arguments(name, seed, options)
+    folder = run.runs_root() / "speedrun" / f"{name}-{seed}".replace(", ", "-").replace(" ", "-")
+    path, words = RESULTS / f"{folder.name}.json", arguments(name, seed, options)
     if path.exists():
         return
-    began = time.monotonic()
-    script("train_diffusion.py", RECIPE, *words)
-    seconds = time.monotonic() - began
-    folder = run.runs_root() / f"speedrun-{name}-{seed}"
-    eyes = run.runs_root() / f"speedrun-{next(iter(ARMS))}-0" / "features.safetensors"  # one judge for all arms
-    judge = str(eyes) if eyes.exists() else "own"
-    script("evaluate.py", folder, "--count", options.count, "--features", judge, "--no-report")
-    figures = json.loads((folder / "evaluation.json").read_text())
+    script("train_diffusion.py", RECIPE, *words, f"name=speedrun/{folder.name}")
+    script("evaluate.py", folder, "--count", options.count, "--features", judge(Setting()), "--no-report")
+    figures = flat(json.loads((folder / "evaluation.json").read_text()))
+    seconds = read_metrics(folder / "metrics.jsonl")[-1]["seconds"]
     recipe = override(read_recipe(ROOT / RECIPE, DiffusionRecipe), list(words))
-    found = {key: value for key, value in flat(figures).items() if key in FIGURES}
-    about = {"arm": name, "seed": seed, "steps": options.steps, "count": options.count, "recipe": hash_of(recipe)}
+    about = {"arm": name, "seed": seed, "steps": recipe.train.steps, "count": options.count, "recipe": hash_of(recipe)}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, about | found | {"seconds": round(seconds, 1)})
+    found = {name: figures[name] for name in FIGURES}
+    checkpoint.write_json(path, about | found | {"seconds": round(seconds, 1), "at_once": options.at_once})
 
 
 def arguments(name: str, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
     """What the arm changes of the demo's recipe."""
-    every = [f"train.{when}_every={options.steps}" for when in ("val", "sample", "checkpoint")]
-    return (f"autoencoder={options.autoencoder}", f"train.steps={options.steps}", f"train.seed={seed}", *every,
-            *ARMS[name][1], f"name=speedrun-{name}-{seed}")  # fmt: skip
+    steps = options.steps * LONGER.get(name, 1)
+    every = [f"train.{when}_every={steps}" for when in ("val", "sample", "checkpoint")]
+    return (f"autoencoder={options.autoencoder}", f"train.steps={steps}", f"train.seed={seed}", *every,
+            "sampling.steps=50", *ARMS[name][1])  # fmt: skip
 
 
 def script(name: str, *words: object) -> None:

@@ -24,9 +24,12 @@ SECOND = ("train_diffusion.py", "recipes/diffusion/small.py", "train.val_every=1
           "train.checkpoint_every=250", "train.keep=100", "sampling.sampler=unipc", "sampling.steps=10")  # fmt: skip
 FACTORS = (1, 2, 4, 8, 16)
 GRADES = (250, 500, 1000, 2000)  # steps after which the trade-off is judged
+LENGTHS = {1: 500, 2: 1000}  # steps of those that take longest
 
 
-def latent_run(setting: Setting, f: int, steps: int, seed: int, *words: str, name: str = "tradeoff") -> Path:
+def latent_run(
+    setting: Setting, f: int, seed: int, *words: str, steps: int = GRADES[-1], name: str = "tradeoff"
+) -> Path:
     """An unconditional run on the autoencoder of that f (1: pixels), the same U-Net for every f."""
     place = "recipes/autoencoder/pixel.py" if f == 1 else autoencoder(setting, f"f{f}", seed)
     words = (
@@ -61,17 +64,18 @@ def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def tradeoff(setting: Setting) -> Result:
     """KID over training, by steps and by seconds of this machine; seed 0 alone, one run per f."""
-    world, steps, curves, within = start(setting.device), GRADES[-1], {}, {}
+    world, curves, within = start(setting.device), {}, {}
     for f in sorted(FACTORS, key=lambda f: f != 4):  # f = 4 first: its seconds are the budget of all
-        folder = latent_run(setting, f, steps, 0)
-        clock = {row["step"]: row["seconds"] for row in read_metrics(folder / "metrics.jsonl")}
+        folder = latent_run(setting, f, 0, steps=LENGTHS.get(f, GRADES[-1]))
+        logged = [(row["step"], row["seconds"]) for row in read_metrics(folder / "metrics.jsonl")]
         places = {int(place.name[5:]): place for place in checkpoint.list_checkpoints(folder / "checkpoints")}
 
         def kernel(step: int, folder: Path = folder, places: dict = places) -> Kernel:
             return Kernel(*seen(setting, folder, world, places[step] / "ema.safetensors"))
 
-        found = {step: kernel(step) for step in GRADES}
-        curves[f] = [(step, clock[step], found[step]) for step in GRADES]
+        clock = {step: float(np.interp(step, *zip(*logged))) for step in places}
+        found = {step: kernel(step) for step in GRADES if step in places}
+        curves[f] = [(step, clock[step], found[step]) for step in found]
         budget = curves[4][-1][1]
         in_time = max((step for step in places if clock[step] <= budget), default=min(places))
         within[f] = found.get(in_time) or kernel(in_time)
@@ -88,7 +92,8 @@ def tradeoff(setting: Setting) -> Result:
     series = {i: [Series(f"f = {f}", [p[i] for p in points], [p[2](whole) for p in points])
                   for f, points in curves.items()] for i in (0, 1)}  # fmt: skip
     charts = [Chart("steps", "KID", series[0], log=True), Chart("seconds of training", "KID", series[1], log=True)]
-    protocol = (f"one seed per f; {steps} steps of the same U-Net, unconditional; {setting.count} pictures each; "
+    protocol = (f"one seed per f; {GRADES[-1]} steps of the same U-Net (f = 1: {LENGTHS[1]}, f = 2: {LENGTHS[2]}: far "
+                f"beyond the seconds that all are given), unconditional; {setting.count} pictures each; "
                 f"intervals are over pictures, not over seeds")  # fmt: skip
     return Result("drawn shapes, 32 x 32", protocol, effects, charts)
 
@@ -98,7 +103,7 @@ def by_heart(setting: Setting) -> Result:
     world, ratios = start(setting.device), {}
     for count in (64, 20000):
         for seed in setting.seeds:
-            folder = latent_run(setting, 4, 4000, seed, f"data.count={count}", name=f"count{count}")
+            folder = latent_run(setting, 4, seed, f"data.count={count}", steps=4000, name=f"count{count}")
             drawn, real = seen(setting, folder, world)
             other = recipe.open_data(measure.open_subject(str(folder), world).recipe, "val")
             extractor = features.find(str(judge(setting)), None, None, folder, world)
@@ -139,7 +144,7 @@ def reuse(setting: Setting) -> Result:
 def rate_distortion(setting: Setting, count: int = 200) -> Result:
     """What the pixel model must be told of held-out pictures, from the noise down, and what that buys."""
     world = start(setting.device)
-    subject = measure.open_subject(str(latent_run(setting, 1, GRADES[-1], 0)), world)
+    subject = measure.open_subject(str(latent_run(setting, 1, 0, steps=LENGTHS[1])), world)
     data, model = recipe.open_data(subject.recipe, "val"), subject.model
     z = torch.cat([subject.autoencoder.encode(loader.images(batch, world.device))
                    for batch in loader.in_order(data, range(count), 100)])  # fmt: skip

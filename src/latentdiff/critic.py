@@ -23,7 +23,7 @@ class Critic:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = world.place(network)
         self.parallel = world.parallel(self.network, broadcast_buffers=config.norm == "batch")
-        self.optimizer, self.learned = optim.adamw(self.network, train), False
+        self.optimizer = optim.adamw(self.network, train)
         self.scaler = optim.fp16_scaler(train, world.device)  # its own: the two losses differ in size
         self.sound = [b.clone() for b in self.network.buffers()]  # the batch norm's, after the last good step
         self.dtype = precision(train.precision, world.device)
@@ -33,6 +33,12 @@ class Critic:
         """What its term weighs in the autoencoder's loss."""
         return discriminator.weight_at(self.config, step, self.train.steps) if self.network is not None else 0.0
 
+    def learns_at(self, step: int) -> bool:
+        return self.network is not None and discriminator.learns_at(self.config, step, self.train.steps)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [] if self.network is None else list(self.network.parameters())
+
     def generator_loss(self, y: Tensor) -> Tensor:
         """-E D(y) with D frozen: its parameters take no part, so nothing of this step is left in it."""
         self.network.requires_grad_(False)
@@ -41,19 +47,16 @@ class Critic:
         self.network.requires_grad_(True)
         return g
 
-    def learn(self, x: Tensor, y: Tensor, step: int, more: bool, share: float) -> dict[str, Tensor]:
-        """The backward pass of D's own loss, once it learns; numbers for the log.
+    def learn(self, x: Tensor, y: Tensor, more: bool, share: float) -> dict[str, Tensor]:
+        """The backward pass of D's own loss, where it learns; numbers for the log.
 
         more: further pieces of this batch follow. share: of this piece in the batch.
         """
-        if self.network is None or not discriminator.learns_at(self.config, step, self.train.steps):
-            return {}
         with self.world.no_sync(self.parallel, more):
             with autocast(x.device, self.dtype):
                 real, fake = self.judge(x, y)
                 disc_loss = discriminator.LOSSES[self.config.loss](real, fake)
             optim.backward(disc_loss * share, self.scaler)
-        self.learned = True
         right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
         return {"disc_loss": disc_loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "disc_right": right}
 
@@ -66,10 +69,10 @@ class Critic:
     @torch.no_grad()
     def step(self, step: int) -> dict[str, Tensor]:
         """At the autoencoder's rate; a bad step leaves no trace, in the running statistics either."""
-        if self.network is None or not self.learned:
+        if not self.learns_at(step):
             return {}
         norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler, self.world)
-        bad, self.learned = ~torch.isfinite(norm), False
+        bad = ~torch.isfinite(norm)
         for now, before in zip(self.network.buffers(), self.sound):
             before.copy_(now.copy_(torch.where(bad, before, now)))
         if step % 10 == 9:

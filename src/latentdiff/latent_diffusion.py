@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from latentdiff.diffusion.patchwise import patchwise
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
 from latentdiff.diffusion.unet import UNet
 from latentdiff.layers import lowered
+from latentdiff.replay import Replayed
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,13 @@ class LatentDiffusion(nn.Module):
         network, cond = self.unet, self.unet.hold(cond)
         if settings.tile:
             network = patchwise(network, settings.tile, int(settings.tile * settings.overlap))
+        predict = partial(network, cond=cond)
+        replayed = predict if settings.tile else Replayed(predict)
 
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            return prediction.solve(self.objective.prediction, network(x, t, cond), x, alpha, sigma)
+            predicted = (predict if torch.is_grad_enabled() else replayed)(x, t)
+            return prediction.solve(self.objective.prediction, predicted, x, alpha, sigma)
 
         return denoise
 

@@ -12,6 +12,8 @@ from conftest import ROOT, STAGE_ONE, STAGE_TWO, TWENTY, assert_same_tensors, ca
 from torch import nn
 
 from latentdiff import load_run
+from latentdiff.config import UserError
+from latentdiff.replay import Replayed
 from latentdiff.training import world as worlds
 from latentdiff.training.world import World
 
@@ -99,6 +101,70 @@ def test_a_compiled_network_learns_the_same(runs):
     names = [set(tensors_of(runs / on)) for on in ("true", "false")]
     assert names[0] == names[1]  # compiled in place: no other names in the file
     assert load_run(runs / "true").sample("a red star", steps=2).shape == (1, 3, 32, 32)
+
+
+# ---- replay
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"sampler": "heun", "guidance_interval": (0.2, 0.8)}])
+def test_replayed_steps_draw_the_same_picture(settings, runs, monkeypatch):
+    call(*STAGE_TWO, *CUDA, "train.precision=fp32", "train.steps=2", "name=run")
+    model, calls = load_run(runs / "run").cuda(), []
+    model.unet.register_forward_hook(lambda *_: calls.append(1))
+
+    def drawn(recorded: bool) -> tuple[torch.Tensor, int]:
+        calls.clear()
+        if not recorded:
+            monkeypatch.setattr(Replayed, "__call__", lambda self, x, t: self.function(x, t))
+        return model.sample(["a red star", "a blue circle"], steps=12, guidance_scale=3.0, **settings), len(calls)
+
+    (replayed, few), (usual, many) = drawn(True), drawn(False)
+    assert few <= 8 < 12 <= many  # three as usual and one recorded, for each of the guided and the plain network
+    torch.testing.assert_close(replayed, usual, rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_recorded_pass_learns_the_same(stage, precision, runs, monkeypatch):
+    kinds, record = [], Replayed.record
+    monkeypatch.setattr(Replayed, "record", lambda self, inputs: kinds.append(self.kind) or record(self, inputs))
+    words = (*CUDA, f"train.precision={precision}", "train.steps=40", "train.ema=0.9")
+    words = (*words, "discriminator.learn_from=0.25", "discriminator.start=0.5") if stage is STAGE_ONE else words
+    for on in ("false", "true"):
+        call(*stage, *words, f"train.graph={on}", f"name={on}")
+    if stage is STAGE_ONE:
+        assert len(kinds) >= 3  # without a discriminator, while it learns, and with its weight
+    assert kinds and falls(loss_of(stage, runs / "true"))
+    rel = 1e-3 if precision == "fp32" else 0.05
+    assert loss_of(stage, runs / "true") == pytest.approx(loss_of(stage, runs / "false"), rel=rel)
+
+
+def test_what_is_played_back_follows_its_inputs_and_leaves_gradients():
+    weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+
+    def walk(batch: dict, factor: float) -> dict:
+        y = factor * batch["x"] * weight
+        y.sum().backward()
+        return {"y": y}
+
+    walk, counts = Replayed(walk, [weight]), torch.arange(12.0, device="cuda").view(4, 3)
+    for i in range(12):
+        given = {"x": counts[i % 4], "word": "same"}
+        weight.grad = None
+        y = walk(given, 2.0)["y"]
+        torch.testing.assert_close(y, 2 * counts[i % 4])
+        torch.testing.assert_close(weight.grad, 2 * counts[i % 4])
+    assert walk.graph is not None and walk.calls == 12
+    weight.grad = None
+    assert walk({"x": counts[0], "word": "other"}, 3.0)["y"].tolist() == [0, 3, 6] and walk.graph is None
+
+
+def test_what_cannot_be_recorded_is_refused_by_name():
+    walk = Replayed(lambda x: x * x.sum().item())
+    with pytest.raises(UserError, match="train.graph=false"):
+        for _ in range(5):
+            walk(torch.ones(2, device="cuda"))
+    assert torch.ones(2, device="cuda").sum() == 2  # and the device goes on
 
 
 # ---- ranks

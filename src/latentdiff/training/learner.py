@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from latentdiff.config import UserError
 from latentdiff.training import optim
 from latentdiff.training.ema import EMA
 from latentdiff.training.power_ema import PowerEMA
@@ -15,6 +16,8 @@ class Learner:
 
     def __init__(self, model: nn.Module, train: Train, world: World) -> None:
         self.model, self.train, self.world, self.device = model, train, world, world.device
+        if train.graph and world.size > 1:
+            raise UserError(f"train.graph is true on {world.size} ranks, which average while they walk; it needs one")
         self.ema, self.averages = EMA(model, train.ema), PowerEMA(model, train.ema_widths)
         self.optimizer = optim.adamw(model, train)
         self.scaler = optim.fp16_scaler(train, world.device)

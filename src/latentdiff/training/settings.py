@@ -26,6 +26,7 @@ class Train:
     device: str = "auto"  # auto, cuda or cpu
     deterministic: bool = False  # on CUDA: bit-exact restarts, slower
     compile: bool = False  # torch.compile stage two's U-Net in place: pays on CUDA, not in short CPU runs
+    graph: bool = False  # on CUDA, one rank: forward and backward pass as one launch; pays for small networks
     seed: int = 0  # of weights, order, noise, everything
     workers: int = 0  # processes per rank that decode pictures ahead
     timeout: float = 30.0  # minutes that ranks wait for one of them before the run ends and names it
@@ -42,6 +43,8 @@ class Train:
         for name in whole.split():
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.graph and self.accumulate > 1:
+            raise UserError(f"train.graph is true, and train.accumulate is {self.accumulate}; it must be 1 then")
         for name in ("decay_steps", "warmup", "workers", "overfit"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must not be below 0")
@@ -69,5 +72,6 @@ class Train:
 FREE_ON_RESUME = (
     "train.steps", "train.log_every", "train.val_every", "train.sample_every", "train.checkpoint_every", "train.keep",
     "train.workers", "train.timeout", "train.device", "train.precision", "train.accumulate", "train.compile",
+    "train.graph",
     "train.deterministic", "preview",
 )  # fmt: skip

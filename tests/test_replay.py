@@ -1,0 +1,34 @@
+"""What is played back on a GPU is called as it is elsewhere; tests/cuda has the rest."""
+
+import pytest
+import torch
+
+from latentdiff.config import UserError
+from latentdiff.replay import Replayed, leaves, rebuilt
+from latentdiff.training.learner import Learner
+from latentdiff.training.settings import Train
+from latentdiff.training.world import World
+
+
+def test_without_a_gpu_every_call_is_a_call():
+    calls = []
+    twice = Replayed(lambda x: calls.append(1) or {"y": 2 * x})
+    for i in range(6):
+        assert twice(torch.tensor(float(i)))["y"] == 2 * i
+    assert len(calls) == 6 and twice.graph is None
+
+
+def test_leaves_and_their_copies():
+    node = {"a": [torch.ones(2), 3], "b": (None, torch.zeros(1))}
+    found = list(leaves(node))
+    assert [torch.is_tensor(x) for x in found] == [True, False, False, True]
+    copied = rebuilt(node, torch.clone)
+    assert copied["a"][1] == 3 and copied["b"][0] is None and isinstance(copied["b"], tuple)
+    assert copied["a"][0] is not node["a"][0] and copied["a"][0].equal(node["a"][0])
+
+
+def test_what_a_graph_cannot_do_is_refused():
+    with pytest.raises(UserError, match=r"train.accumulate is 2"):
+        Train(graph=True, accumulate=2)
+    with pytest.raises(UserError, match="2 ranks"):
+        Learner(torch.nn.Linear(1, 1), Train(graph=True), World(0, 2, torch.device("cpu")))
