@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed import machine
 from benchmarks.speed.race import ROOT
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.cond import Cond
@@ -47,17 +48,19 @@ def sizes() -> dict[str, Size]:
 @torch.no_grad()
 def awake(module: nn.Module) -> nn.Module:
     """The module with small random numbers where training starts from zeros, which would hide what they multiply."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        if not parameter.is_meta and not parameter.any():
-            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    generators = {device: torch.Generator(device).manual_seed(0) for device in {p.device for p in module.parameters()}}
+    for p in module.parameters():
+        if not p.is_meta and not p.any():
+            p.copy_(0.02 * torch.randn(p.shape, generator=generators[p.device], device=p.device))
     return module
 
 
 def ours(size: Size) -> UNet:
+    """Made where it will work: a CPU takes long over the numbers of a large one."""
     torch.manual_seed(0)
     channels = size.latent[0]
-    return awake(UNet(size.unet, channels, channels, size.context and size.context[1]))
+    with machine.device():
+        return awake(UNet(size.unet, channels, channels, size.context and size.context[1]))
 
 
 def theirs(unet: UNet, latent: tuple[int, int, int]) -> nn.Module:
@@ -65,7 +68,8 @@ def theirs(unet: UNet, latent: tuple[int, int, int]) -> nn.Module:
     import diffusers
 
     options, weights = diffusers_unet.to_theirs(unet, latent[1:])
-    model = getattr(diffusers, options["_class_name"]).from_config(options)
+    with machine.device():
+        model = getattr(diffusers, options["_class_name"]).from_config(options)
     model.load_state_dict(weights)
     return model
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import machine, networks
 from benchmarks.speed.race import Contestant, Spread, Turn, clock, race, ratio, seconds
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
+from latentdiff.replay import Replayed
 from latentdiff.training import optim
 from latentdiff.training.learner import Learner
 from latentdiff.training.settings import Train
@@ -17,21 +19,27 @@ from latentdiff.training.world import autocast, start
 TRAIN = Train(lr=1e-4, ema=0.9999, clip=1.0)
 
 
-def ours(done, size: str, steps: int = 1, compiled: bool = False, **changes) -> None:
+def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = False, **changes) -> None:
     """What train_diffusion.py does between two batches; changes: of the size."""
     done.settled()
     chosen, world = replace(networks.sizes()[size], **changes), start()
     device = world.device
     unet = world.place(networks.ours(chosen))
-    learner, parallel, step = Learner(unet, TRAIN, world), world.parallel(unet, broadcast_buffers=False), 0
+    learner, parallel = Learner(unet, replace(TRAIN, graph=graph), world), world.parallel(unet, broadcast_buffers=False)
     if compiled:
         unet.compile()
     z_t, target, t, cond = networks.inputs(chosen, device)
+
+    def walk(z_t: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        with learner.autocast():
+            loss = (parallel(z_t, t, cond).to(z_t.dtype) - target).square().flatten(1).mean(1).mean()
+        optim.backward(loss, learner.scaler)
+        return loss
+
+    walk, step = Replayed(walk, unet.parameters()) if graph else walk, 0
     while True:
         for _ in range(steps):
-            with learner.autocast():
-                loss = (parallel(z_t, t, cond).to(z_t.dtype) - target).square().flatten(1).mean(1).mean()
-            optim.backward(loss, learner.scaler)
+            loss = walk(z_t, target, t)
             learner.step(step)
             step += 1
         done(loss=loss.item(), images=steps * chosen.batch)
@@ -87,8 +95,10 @@ def work(name: str, size: str, says: str, bars: dict[str, Bar], steps: int = 1, 
         field = {"ours": Contestant("training:ours", told), "diffusers": Contestant("training:theirs", told),
                  "limit": Contestant("training:limit", {"size": size})}  # fmt: skip
         if on_gpu():
-            field["ours, compiled"] = Contestant("training:ours", told | {"compiled": True, "warm_up": 3})
-            field["diffusers, compiled"] = Contestant("training:theirs", told | {"compiled": True, "warm_up": 3})
+            graph, compiled = {"graph": True, "warm_up": 5}, {"compiled": True, "warm_up": 5}
+            field["ours"] = Contestant("training:ours", told | graph)
+            field["ours, compiled"] = Contestant("training:ours", told | graph | compiled)
+            field["diffusers, compiled"] = Contestant("training:theirs", told | compiled)
         return rows(race(field, times(15, share)), steps)
 
     return Work(name, says, measure, bars, gpu)

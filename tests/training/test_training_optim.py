@@ -125,12 +125,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison, clip):
     model, train = network(), settings(clip=clip)
     optimizer, ema = optim.adamw(model, train), EMA(model, 0.5)
     backward(model, 0)
-    ema.update(0, optim.step(optimizer, train, 0.1))
+    ema.update(ema.share(0), optim.step(optimizer, train, 0.1))
     kept = [t.clone() for t in (*model.parameters(), *ema.model.parameters())]
     moments = {name: t.clone() for name, t in optim.state_tensors(optimizer).items()}
     backward(model, 1, poison)
     norm = optim.step(optimizer, train, 0.1)
-    ema.update(1, norm)
+    ema.update(ema.share(1), norm)
     assert not torch.isfinite(norm)
     assert all(torch.equal(a, b) for a, b in zip(kept, (*model.parameters(), *ema.model.parameters())))
     assert all(torch.equal(moments[name], t) for name, t in optim.state_tensors(optimizer).items())

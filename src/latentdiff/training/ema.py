@@ -17,11 +17,22 @@ class EMA:
         self.source, self.decay = model, decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
+    def share(self, step: int) -> float:
+        """How far the average goes towards the weights after the step numbered `step`."""
+        return 1 - min(self.decay, (2 + step) / (11 + step))
+
     @torch.no_grad()
-    def update(self, step: int, norm: Tensor) -> None:
-        """After the step numbered `step`; a gradient `norm` that is not finite moved no weight and moves no average."""
-        share = (1 - min(self.decay, (2 + step) / (11 + step))) * torch.isfinite(norm)
+    def update(self, share: float | Tensor, norm: Tensor) -> None:
+        """Go so far; a gradient `norm` that is not finite moved no weight and moves no average."""
+        share = share * torch.isfinite(norm)
         ours, theirs = list(self.model.parameters()), list(self.source.parameters())
-        torch._foreach_lerp_(ours, theirs, [share] * len(ours))
+        if (
+            share.device.type == "cuda"
+        ):  # lerp by a number that the host does not know takes a launch for each
+            way = torch._foreach_sub(theirs, ours)
+            torch._foreach_mul_(way, share)
+            torch._foreach_add_(ours, way)
+        else:
+            torch._foreach_lerp_(ours, theirs, [share] * len(ours))
         for mine, other in zip(self.model.buffers(), self.source.buffers()):
             mine.copy_(other)

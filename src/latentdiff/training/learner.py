@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.config import UserError
+from latentdiff.replay import Replayed
 from latentdiff.training import optim
 from latentdiff.training.ema import EMA
 from latentdiff.training.power_ema import PowerEMA
@@ -22,6 +23,8 @@ class Learner:
         self.optimizer = optim.adamw(model, train)
         self.scaler = optim.fp16_scaler(train, world.device)
         self.dtype = precision(train.precision, world.device)
+        self.recorded = train.graph and world.device.type == "cuda"
+        self.moved = Replayed(self.move) if self.recorded else self.move
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.dtype)
@@ -38,12 +41,22 @@ class Learner:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """The step numbered `step`, counted from 0, at its rate, and the average after it; numbers for the log."""
-        norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler, self.world)
-        self.ema.update(step, norm)
+        lr, share, where = optim.rate(self.train, step), self.ema.share(step), ()
+        if self.recorded:  # a graph reads numbers and gradients where they were
+            lr, share = (torch.full((), x, device=self.device) for x in (lr, share))
+            where = tuple(p.grad.data_ptr() for p in self.model.parameters() if p.grad is not None)
+        norm = self.moved(lr, share, where)
+        self.optimizer.zero_grad(set_to_none=True)  # what is played back leaves the host's variables as they are
         self.averages.update(step)
         if step % 10 == 9:
             optim.mend(self.optimizer)
         return {"grad_norm": norm, "skipped": (~torch.isfinite(norm)).float()}
+
+    def move(self, lr: float | Tensor, share: float | Tensor, where: tuple[int, ...]) -> Tensor:
+        """Weights and average; the gradient norm."""
+        norm = optim.step(self.optimizer, self.train, lr, self.scaler, self.world)
+        self.ema.update(share, norm)
+        return norm
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The files of a checkpoint."""

@@ -29,13 +29,14 @@ def adamw(module: nn.Module, train: Train) -> torch.optim.AdamW:
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.lr, betas=tuple(train.betas), fused=True)
+    groups, recorded = [g for g in groups if g["params"]], train.graph and weights[0].device.type == "cuda"
+    return torch.optim.AdamW(groups, train.lr, tuple(train.betas), fused=True, capturable=recorded)
 
 
 def step(
     optimizer: torch.optim.Optimizer,
     train: Train,
-    lr: float,
+    lr: float | Tensor,
     scaler: torch.amp.GradScaler | None = None,
     world: World = ALONE,
 ) -> Tensor:
