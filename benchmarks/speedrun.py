@@ -98,7 +98,7 @@ def arguments(name: str, seed: int, options: argparse.Namespace) -> tuple[str, .
     steps = options.steps * LONGER.get(name, 1)
     every = [f"train.{when}_every={steps}" for when in ("val", "sample", "checkpoint")]
     return (f"autoencoder={options.autoencoder}", f"train.steps={steps}", f"train.seed={seed}", *every,
-            "sampling.steps=50", *ARMS[name][1])  # fmt: skip
+            "sampling.steps=50", "train.graph=true", *ARMS[name][1])  # fmt: skip
 
 
 def script(name: str, *words: object) -> None:

@@ -58,13 +58,14 @@ class Process:
 
 
 def race(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, list[Turn]]:
-    """The turns of each, once all have set themselves up, one after the other; every other round goes backwards."""
+    """The turns of each, one after the other, once all have set themselves up; every other round goes backwards."""
     running: dict[str, Process] = {}
     turns: dict[str, list[Turn]] = {name: [] for name in contestants}
     try:
         for name, one in contestants.items():
             running[name] = Process(one)
-            running[name].answer()  # it is ready
+        for process in running.values():
+            process.answer()  # it is ready
         for repeat in range(repeats):
             for name in list(contestants)[:: 1 if repeat % 2 == 0 else -1]:
                 turns[name].append(running[name].turn())

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.speed import networks
 from benchmarks.speed.race import ROOT, Contestant, Spread, clock, race, ratio
-from benchmarks.speed.work import Bar, Row, Work, once, row, times
+from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff import recipe as recipes
 from latentdiff.autoencoder import perceptual
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
@@ -73,7 +73,7 @@ def pictures(folder: Path, size: Size) -> Path:
 
 def text_recipe(size: Size, data: Path) -> DiffusionRecipe:
     train = Train(steps=10**6, batch_size=size.text_batch, lr=1e-4, log_every=10**6, val_every=10**6,
-                  sample_every=10**6, checkpoint_every=10**6)  # fmt: skip
+                  sample_every=10**6, checkpoint_every=10**6, graph=True)  # fmt: skip
     return DiffusionRecipe(name="bench", data=Folder(path=str(data), size=size.pixels, val_share=0.0),
                            cache=Cache(path=str(data / "cache"), batch_size=4), conditions=(size.text,),
                            unet=networks.sizes()[size.unet].unet, train=train)  # fmt: skip
@@ -81,7 +81,7 @@ def text_recipe(size: Size, data: Path) -> DiffusionRecipe:
 
 def autoencoder_recipe(size: Size, data: Path) -> AutoencoderRecipe:
     train = Train(steps=10**6, batch_size=size.autoencoder_batch, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, clip=1.0,
-                  log_every=10**6, val_every=10**6, sample_every=10**6, checkpoint_every=10**6)  # fmt: skip
+                  log_every=10**6, val_every=10**6, sample_every=10**6, checkpoint_every=10**6, graph=True)  # fmt: skip
     return AutoencoderRecipe(name="bench", data=Folder(path=str(data), size=size.pixels, val_share=0.0),
                              autoencoder=size.trained, loss=LossConfig(perceptual=distance(size.pixels)),
                              discriminator=size.critic, train=train)  # fmt: skip
@@ -169,8 +169,8 @@ def ours_autoencoder(done, size: str) -> None:
 
 
 def text_work(share: float) -> list[Row]:
-    field = {"ours": Contestant("shipped:ours_text", {"size": "usual"}),
-             "diffusers": Contestant("examples:text_to_image", {"size": "usual"})}  # fmt: skip
+    told = {"size": "usual", "warm_up": 5 if on_gpu() else 1}
+    field = {"ours": Contestant("shipped:ours_text", told), "diffusers": Contestant("examples:text_to_image", told)}
     turns = race(field, times(5, share))
     saved = [a[clock()] - b[clock()] for a, b in zip(turns["diffusers"], turns["ours"])]
     filling = turns["ours"][0]["filling"] * sizes()["usual"].text_batch
@@ -182,8 +182,11 @@ def text_work(share: float) -> list[Row]:
 
 
 def autoencoder_work(share: float) -> list[Row]:
-    field = {"ours": Contestant("shipped:ours_autoencoder", {"size": "usual"}),
-             "diffusers": Contestant("examples:autoencoder", {"size": "usual"})}  # fmt: skip
+    told = {"size": "usual", "warm_up": 5 if on_gpu() else 1}
+    field = {
+        "ours": Contestant("shipped:ours_autoencoder", told),
+        "diffusers": Contestant("examples:autoencoder", told),
+    }
     turns = race(field, times(5, share))
     per_picture = Spread.of([a[clock()] / b[clock()] / 2 for a, b in zip(turns["diffusers"], turns["ours"])])
     return [

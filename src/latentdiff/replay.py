@@ -33,8 +33,8 @@ class Replayed:
         if kind != self.kind:
             self.kind, self.calls, self.graph = kind, 0, None
         self.calls += 1
-        if self.calls <= USUAL:
-            return self.function(*inputs)
+        if self.calls <= USUAL:  # detached: a graph of autograd that lives on would be in the way of the recording
+            return rebuilt(self.function(*inputs), Tensor.detach)
         if self.graph is None:
             self.record(inputs)
         for mine, other in zip(self.given, given):

@@ -26,9 +26,7 @@ class EMA:
         """Go so far; a gradient `norm` that is not finite moved no weight and moves no average."""
         share = share * torch.isfinite(norm)
         ours, theirs = list(self.model.parameters()), list(self.source.parameters())
-        if (
-            share.device.type == "cuda"
-        ):  # lerp by a number that the host does not know takes a launch for each
+        if share.device.type == "cuda":  # lerp by a number that the host does not know takes a launch for each
             way = torch._foreach_sub(theirs, ours)
             torch._foreach_mul_(way, share)
             torch._foreach_add_(ours, way)
