@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "latentdiff"
 FLOORS = {
     "layers": 0, "cond": 0, "config": 0, "keyed": 0, "tiles": 0, "progress": 0,
+    "replay": 0.5,
     "needs": 1, "arguments": 1, "autoencoder": 1, "diffusion": 1, "conditioning": 1, "data": 1, "training": 1,
     "cli": 2, "latent_diffusion": 2, "critic": 2, "codes": 2, "guiders": 2,
     "teacher": 3, "recipe": 3, "modelspec": 4, "build": 4, "load": 5, "classifier": 6,

@@ -21,9 +21,10 @@ other takes twice as long. From CPUs there are ratios and memory only: seconds w
 This page is made by `python -m benchmarks speed --page` from `benchmarks/results/speed.json`.
 """
 TITLES = {"cpu": "On CPUs", "cuda": "On a GPU"}
-NOTES = {"cpu": "", "cuda": """Ours train with `train.graph=true`, the two largest networks with `train.compile=true` as well; a sampler's steps are
-played back by themselves. The host of this machine takes long over a launch: an eager step of the demo's size takes 80
-ms in both libraries. Where launches are faster both wait less, and ours gains less. Half of the usual repeats.
+NOTES = {"cpu": "", "cuda": """\
+Ours train with `train.graph=true`, the two largest networks with `train.compile=true` as well; a sampler's steps
+are played back by themselves. The host of this machine takes long over a launch: an eager step of the demo's size takes
+80 ms in both libraries. Where launches are faster both wait less, and ours gains less. Half of the usual repeats.
 """}  # fmt: skip
 
 

@@ -80,10 +80,6 @@ def clock() -> str:
     return os.environ.get("LATENTDIFF_BENCH_CLOCK", "seconds")
 
 
-def seconds(turns: list[Turn]) -> float:
-    return statistics.median(turn[clock()] for turn in turns)
-
-
 @dataclass(frozen=True)
 class Spread:
     """The median of some numbers and their quartiles."""
