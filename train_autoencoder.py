@@ -30,7 +30,7 @@ from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe
 from latentdiff.replay import Replayed
 from latentdiff.training import checkpoint, optim, run
-from latentdiff.training.learner import Learner
+from latentdiff.training.learner import ADVICE, Learner
 from latentdiff.training.log import Log
 from latentdiff.training.world import World, autocast, precision, start
 from latentdiff.watch import ReconstructionWatch
@@ -112,7 +112,7 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
         terms = terms | ({} if g is None else {"g": g, "adaptive": adaptive}) | codes.count(out.bottleneck)
         return terms | (critic.learn(x, y.detach(), more, 1 / t.accumulate) if learns else {})
 
-    walk = Replayed(walk, [*model.parameters(), *critic.parameters()]) if t.graph else walk
+    walk = Replayed(walk, [*model.parameters(), *critic.parameters()], ADVICE) if t.graph else walk
     micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
     stream = loader.batches(data, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
     for step in range(log.first, t.steps):

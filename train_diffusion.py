@@ -23,7 +23,7 @@ from latentdiff.latents import Latents
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.replay import Replayed
 from latentdiff.training import checkpoint, optim, run
-from latentdiff.training.learner import Learner
+from latentdiff.training.learner import ADVICE, Learner
 from latentdiff.training.log import Log
 from latentdiff.training.world import World, start
 from latentdiff.watch import DenoisingWatch
@@ -81,7 +81,7 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
         optim.backward(loss / pieces, learner.scaler)
         return losses
 
-    walk = Replayed(walk, model.parameters()) if t.graph else walk
+    walk = Replayed(walk, model.parameters(), ADVICE) if t.graph else walk
     micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
     stream = loader.batches(latents.rows, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
     for step in range(log.first, t.steps):

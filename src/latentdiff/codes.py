@@ -26,7 +26,7 @@ class Codes:
         """What any bottleneck gave for a piece of the batch; its terms for the log."""
         if self.on:
             self.counts += bottleneck.count(terms["codes"], self.size)
-            self.latent = terms["latent"]
+            self.latent = terms["latent"].detach()
         return {name: terms[name].mean() for name in ("kl", "codebook", "commitment") if name in terms}
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """Many small kernels as one launch: on a GPU a small network waits for its launches, not for its arithmetic."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,11 +19,11 @@ class Replayed:
     Inputs and the result are tensors, and lists or dicts of them; anything else in the inputs must stay equal too.
     learning: the parameters of which the function leaves gradients; it must find none in them. What it changes in place
     on the device a replay changes as well; what it changes on the host it does not. Elsewhere the function is called as
-    it is.
+    it is. What cannot be recorded is called so too, or refused with `advice`: half a training step changes weights.
     """
 
-    def __init__(self, function: Callable, learning: Iterable[nn.Parameter] = ()) -> None:
-        self.function, self.learning = function, list(learning)
+    def __init__(self, function: Callable, learning: Iterable[nn.Parameter] = (), advice: str = "") -> None:
+        self.function, self.learning, self.advice = function, list(learning), advice
         self.kind, self.calls, self.graph = None, 0, None
 
     def __call__(self, *inputs: Any) -> Any:
@@ -37,6 +38,8 @@ class Replayed:
             return rebuilt(self.function(*inputs), Tensor.detach)
         if self.graph is None:
             self.record(inputs)
+        if self.graph is None:
+            return self.function(*inputs)
         for mine, other in zip(self.given, given):
             mine.copy_(other, non_blocking=True)
         self.graph.replay()
@@ -51,7 +54,10 @@ class Replayed:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders work on in other threads
                 self.result = rebuilt(self.function(*inputs), Tensor.detach)
         except RuntimeError as error:
-            raise UserError(f"this step cannot be recorded as a CUDA graph ({error}); use train.graph=false") from error
+            if self.advice:
+                raise UserError(f"this step cannot be recorded as a CUDA graph ({error}); {self.advice}") from error
+            self.calls = -math.inf
+            return
         self.gradients = [(p, p.grad) for p in self.learning if p.grad is not None]
         self.graph = graph
 

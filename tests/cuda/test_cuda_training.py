@@ -160,12 +160,14 @@ def test_what_is_played_back_follows_its_inputs_and_leaves_gradients():
     assert walk({"x": counts[0], "word": "other"}, 3.0)["y"].tolist() == [0, 3, 6] and walk.graph is None
 
 
-def test_what_cannot_be_recorded_is_refused_by_name():
-    walk = Replayed(lambda x: x * x.sum().item())
+def test_what_cannot_be_recorded_is_refused_or_called_as_it_is():
+    reads_back = lambda x: x * x.sum().item()  # noqa: E731
+    refused, usual = Replayed(reads_back, advice="use train.graph=false"), Replayed(reads_back)
     with pytest.raises(UserError, match="train.graph=false"):
         for _ in range(5):
-            walk(torch.ones(2, device="cuda"))
-    assert torch.ones(2, device="cuda").sum() == 2  # and the device goes on
+            refused(torch.ones(2, device="cuda"))
+    for i in range(8):
+        assert usual(torch.full((2,), float(i), device="cuda")).tolist() == [2 * i * i] * 2
 
 
 # ---- ranks

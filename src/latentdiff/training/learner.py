@@ -11,6 +11,8 @@ from latentdiff.training.power_ema import PowerEMA
 from latentdiff.training.settings import Train
 from latentdiff.training.world import World, autocast, precision
 
+ADVICE = "use train.graph=false"
+
 
 class Learner:
     """The trained network `model`; `ema.model` is its average, which is watched, kept and used."""
@@ -24,7 +26,7 @@ class Learner:
         self.scaler = optim.fp16_scaler(train, world.device)
         self.dtype = precision(train.precision, world.device)
         self.recorded = train.graph and world.device.type == "cuda"
-        self.moved = Replayed(self.move) if self.recorded else self.move
+        self.moved = Replayed(self.move, advice=ADVICE) if self.recorded else self.move
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.dtype)
