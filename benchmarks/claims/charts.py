@@ -15,7 +15,7 @@ def svg(chart: Chart) -> str:
     low, high = min(values), max(values)
     pad = 0.06 * ((high - low) or abs(high) or 1)
     bars = isinstance(chart.series[0].x[0], str)
-    low, high = (min(0.0, low) if bars else low - pad), high + pad
+    low, high = (min(0.0, low) if bars or 0 <= low < pad else low - pad), high + pad
 
     def down(v: float | None) -> float:
         v = min(max(low if v is None else v, low), high)
@@ -48,7 +48,11 @@ def _lines(chart: Chart, down) -> list[str]:
     ticks = (
         places if len(places) < 12 or chart.log else [places[0] + (places[-1] - places[0]) * i / 5 for i in range(6)]
     )
-    parts = [_text(across(x), BOTTOM + 18, f"{x:.4g}", "middle", "#5d6673") for x in ticks[:: 1 + len(ticks) // 9]]
+    shown = [ticks[0]]
+    for x in ticks[1:]:  # those that have room
+        if across(x) - across(shown[-1]) > 44:
+            shown.append(x)
+    parts = [_text(across(x), BOTTOM + 18, f"{x:.4g}", "middle", "#5d6673") for x in shown]
     for i, s in enumerate(chart.series):
         colour, points = COLOURS[i % len(COLOURS)], " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(s.x, s.y))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
