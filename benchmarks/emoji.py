@@ -51,7 +51,7 @@ def main() -> None:
         records = [splits[split].record(i, 0) for i in range(len(splits[split]))]
         wanted = labels(records, colours)
         real = torch.cat([loader.images(b) for b in loader.in_order(splits[split], range(len(records)), 64)])
-        drawn = draw(model, [record["text_long"] for record in records])
+        drawn = draw(model, [record["caption"] for record in records])
         for kind, x in (("real", real), ("drawn", drawn)):
             for name, logits, truth in zip(("style", "colour"), verdicts(judge, x), wanted):
                 right = int((logits.argmax(1) == truth).sum())
@@ -80,7 +80,7 @@ def train_judge(data: FolderDataset, colours: list[str], steps: int) -> Judge:
 
 
 def labels(records: list[dict], colours: list[str]) -> tuple[Tensor, Tensor]:
-    """style_id and the index of the main colour, the first that text_long names: int64 [B] each."""
+    """style_id and the index of the main colour, the first that the caption names: int64 [B] each."""
     mains = [colours.index(record["colors"][0]) for record in records]
     return torch.tensor([record["style_id"] for record in records]), torch.tensor(mains)
 

@@ -127,7 +127,7 @@ def of_emoji(subject: Subject, count: int) -> tuple[tuple[str, ...], Verdict]:
         pairs = zip(("style right", "colour right"), found, wanted)
         return {what: logits.argmax(1) == truth[some.start : some.stop] for what, logits, truth in pairs}
 
-    return tuple(record["text_long"] for record in records), judge
+    return tuple(record["caption"] for record in records), judge
 
 
 def batches(drawn: Stored) -> Iterator[dict]:

@@ -63,7 +63,7 @@ def test_drawing_over_a_picture_begins_at_its_noised_self():
     made.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
     settings = Sampling(steps=8, guidance_scale=1.0)
     list(made.draw({"label": torch.tensor([1])}, [3], SHAPE, settings, start=start, strength=0.5))
-    x, t, _ = seen[0]
+    x, t = seen[0]
     assert len(seen) == 4 and t.item() == made.grid(settings)[4]
     eps = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
     assert torch.allclose(x, made.schedule.diffuse(start, eps[None], t), atol=1e-6)

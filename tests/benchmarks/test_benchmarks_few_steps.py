@@ -40,7 +40,7 @@ def test_verdicts_on_emoji_are_of_the_captions_that_were_drawn(monkeypatch):
     class Data:
         def __init__(self):
             self.listing = type("L", (), {"rows": {"a": {"colors": ["red"]}, "b": {"colors": ["tan"]}}})
-            self.record = lambda i, key: {"style_id": 1, "colors": ["red"], "text_long": f"picture {i}"}
+            self.record = lambda i, key: {"style_id": 1, "colors": ["red"], "caption": f"picture {i}"}
 
         __len__ = lambda self: 3  # noqa: E731
 
