@@ -16,20 +16,17 @@ HEAD = """# Speed and memory
 `make bench` measures this again: ours against diffusers at the same configuration with the same weights, inputs and
 precision, and against what the machine can do. Contestants run in processes of their own and take turns, so that what
 disturbs one disturbs all; a figure is the median of what pairs of turns gave, with its quartiles. 2x means that the
-other takes twice as long. From CPUs there are ratios and memory only: seconds would tell of the machine.
+other takes twice as long. On a GPU ours train with `train.graph=true`, the two largest
+networks compiled as well. From CPUs there are ratios and memory only: seconds would tell of the
+machine.
 
 This page is made by `python -m benchmarks speed --page` from `benchmarks/results/speed.json`.
 """
 TITLES = {"cpu": "On CPUs", "cuda": "On a GPU"}
-NOTES = {"cpu": "", "cuda": """\
-Ours train with `train.graph=true`, the two largest networks with `train.compile=true` as well; a sampler's steps
-are played back by themselves. The host of this machine takes long over a launch: an eager step of the demo's size takes
-80 ms in both libraries. Where launches are faster both wait less, and ours gains less. Half of the usual repeats.
-"""}  # fmt: skip
 
 
 def read() -> dict:
-    """device -> {"machine": facts, "works": {name: {"rows": [...], "seconds": ...}}}."""
+    """device -> {"machine": facts, "works": {name: {"rows": [...], "seconds": ...}}}, perhaps with "notes", by hand."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
@@ -93,7 +90,7 @@ def page(works: Iterable[Work], found: dict) -> str:
         facts = found.get(device, {}).get("machine")
         told = facts and ", ".join(f"{name} {value}" for name, value in facts.items())
         parts.append(f"{told}.\n" if told else "Not measured: none was at hand.\n")
-        parts += [*([NOTES[device]] if facts and NOTES[device] else []), *table(works, found, device), ""]
+        parts += [*found.get(device, {}).get("notes", []), *table(works, found, device), ""]
     parts += ["## The works\n", *(f"- `{work.name}`: {work.says}" for work in works), ""]
     return "\n".join(parts)
 

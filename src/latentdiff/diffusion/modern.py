@@ -95,7 +95,7 @@ def rotations(height: int, width: int, dim: int, device: torch.device) -> Tensor
     """The angles of every place of a grid, half of them by its row and half by its column: [h·w, 1, dim / 2]."""
     frequencies = BASE ** -(torch.arange(dim // 4, device=device) / (dim // 4))
     rows, columns = torch.meshgrid(*(torch.arange(n, device=device) for n in (height, width)), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(device)  # [h·w, 2]
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=1)  # [h·w, 2]
     return (places[:, :, None] * frequencies).flatten(1)[:, None]
 
 
