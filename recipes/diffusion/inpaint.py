@@ -10,6 +10,7 @@ uncond = load("uncond.py")
 recipe = replace(
     uncond,
     fields=(Masks(),),
-    conditions=(Masked(dropout=0.1),),
+    # eight cells a side: where within a cell the hole begins must be told, black objects look like it
+    conditions=(Masked(dropout=0.1, every_pixel=True),),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

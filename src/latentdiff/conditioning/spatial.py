@@ -27,6 +27,7 @@ class LowRes:
 @dataclass(frozen=True)
 class Masked:
     dropout: float = 0.0  # share of masked pictures hidden in training, for classifier-free guidance
+    every_pixel: bool = False  # of the mask is shown, as factor² channels; the original shows one of each cell
 
 
 class SemanticCondition(nn.Module):
@@ -74,10 +75,10 @@ class LowResCondition(nn.Module):
 
 
 class MaskedCondition(nn.Module):
-    """batch["image"] uint8 [B, H, W, 3], batch["mask"] [B, H, W], 1 where to fill -> concat [B, C + 1, h, w].
+    """batch["image"] uint8 [B, H, W, 3], batch["mask"] [B, H, W], 1 where to fill -> concat [B, C + m, h, w].
 
     The latent of the picture with black in the hole, and the mask in [-1, 1] at the latent's size: the top left pixel
-    of each cell (original release, scripts/inpaint.py). `encode` must be a plain function, such as a lambda: a bound
+    of each cell, m = 1 (original release, scripts/inpaint.py), or all its pixels, m = factor². `encode` must be a plain function, such as a lambda: a bound
     method would drag a copy of the autoencoder into every copy of this module, its average above all.
     """
 
@@ -86,14 +87,15 @@ class MaskedCondition(nn.Module):
 
     def __init__(self, config: Masked, z_channels: int, factor: int, encode: Encode) -> None:
         super().__init__()
-        self.dropout, self.concat_channels = config.dropout, z_channels + 1
+        self.shown = factor**2 if config.every_pixel else 1  # of a cell's pixels, from the top left on
+        self.dropout, self.concat_channels = config.dropout, z_channels + self.shown
         self.encode, self.factor = encode, factor
 
     def forward(self, batch: dict, drop: Tensor) -> Cond:
         mask = (batch["mask"] > 0)[:, None]  # [B, 1, H, W]
         with torch.no_grad():
             z = self.encode(to_signed(batch["image"]).masked_fill(mask, -1))
-        small = mask[:, :, :: self.factor, :: self.factor].to(z.dtype) * 2 - 1
+        small = F.pixel_unshuffle(mask.to(z.dtype), self.factor)[:, : self.shown] * 2 - 1
         return _shown(torch.cat([z, small], dim=1), drop)
 
 
