@@ -78,8 +78,9 @@ class MaskedCondition(nn.Module):
     """batch["image"] uint8 [B, H, W, 3], batch["mask"] [B, H, W], 1 where to fill -> concat [B, C + m, h, w].
 
     The latent of the picture with black in the hole, and the mask in [-1, 1] at the latent's size: the top left pixel
-    of each cell, m = 1 (original release, scripts/inpaint.py), or all its pixels, m = factor². `encode` must be a plain function, such as a lambda: a bound
-    method would drag a copy of the autoencoder into every copy of this module, its average above all.
+    of each cell, m = 1 (original release, scripts/inpaint.py), or all its pixels, m = factor². `encode` must be a
+    plain function, such as a lambda: a bound method would drag a copy of the autoencoder into every copy of this
+    module, its average above all.
     """
 
     context_dim = 0
