@@ -14,7 +14,7 @@ recipe = replace(
     # 16 x 16 places of 12 numbers: most of the work lies where what is drawn, and where, is decided
     unet=replace(small.unet, patch=2, channel_mult=(1, 2, 3), attention_levels=(1, 2)),
     schedule=replace(small.schedule, shift=6.0),  # more pixels hide less under the same noise
-    # without weights an error of x0 at low noise, which is where edges are decided, counts for nothing
+    # without weights an error of x0 at low noise, where edges are decided, counts for nothing (Li & He 2025)
     objective=Objective(prediction="x0", weighting="flow", timesteps="logit_normal", logit_std=1.3, stratified=True),
     train=replace(small.train, steps=6500, checkpoint_every=500, keep=13),
     sampling=replace(small.sampling, sampler="ddpm", steps=50),

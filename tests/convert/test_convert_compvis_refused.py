@@ -165,6 +165,16 @@ def test_a_run_that_the_release_has_no_words_for_is_not_exported(tmp_path):
         assert not (tmp_path / "back.safetensors").exists()
 
 
+def test_a_mask_shown_whole_is_not_exported(tmp_path):
+    run = convert(tmp_path, "inpainting", checkpoint_of("inpainting"))
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["conditions"][0]["every_pixel"] = True
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match="nothing like every_pixel=true"):
+        main(["compvis-export", str(run), str(tmp_path / "back.safetensors")])
+    assert not (tmp_path / "back.safetensors").exists()
+
+
 def test_a_name_that_exists_and_a_wrong_word_are_refused_first(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "x").write_text("")

@@ -156,6 +156,8 @@ def _condition(c: Any, factor: int) -> Config:
     """cond_stage_config, its key, and how the U-Net takes it."""
     if getattr(c, "mask_padding", False):
         _refuse("mask_padding=true: its text encoder reads padding as any other word (train with mask_padding=false)")
+    if getattr(c, "every_pixel", False):
+        _refuse("every_pixel=true: its inpainting sees one pixel of the mask for each cell")
     if isinstance(c, (Text, Layout)) and (c.heads, c.head_dim) != (8, 64):
         _refuse(f"a text encoder with {c.heads} heads of {c.head_dim} (it always has 8 of 64)")
     if isinstance(c, Label) and c.door == "vector":
