@@ -1,4 +1,4 @@
-"""The weighed mean of scenes is the posterior mean: exact for Gaussian scenes, and one scene where only one explains."""
+"""The weighed mean of scenes: the posterior mean where scenes are Gaussian, the nearest scene at low noise."""
 
 import pytest
 import torch
