@@ -2,8 +2,9 @@
 
     python -m benchmarks few_steps RUN [--steps 8] [--count 2000] [--screen 500] [--data data/emoji]
 
-Every sampler and spacing draws --screen pictures; the one with the least KID then draws --count others, and so does
-DDIM with 50 trailing steps, from the same captions and noise. A step is one evaluation of the guided network.
+Every sampler and spacing draws --screen pictures; the one that is right most often (of two, the one with less KID) then
+draws --count others, and so does DDIM with 50 trailing steps, from the same captions and noise. A step is one
+evaluation of the guided network.
 Equal quality means not worse: the upper end of the 95 % interval of the loss is below a tenth of the reference; for
 KID, below the larger of that and twice the standard error of the reference's. The interval is over the pictures,
 by bootstrap for KID. benchmarks/results/few-steps-RUN.json is written.
@@ -69,7 +70,7 @@ def main(words: list[str]) -> None:
            for sampler in SAMPLERS for spacing in SPACINGS]  # fmt: skip
     long, screen = replace(subject.model.sampling, sampler="ddim", spacing="trailing", steps=50), range(o.screen)
     found = {name(settings): summary(*drawn(settings, screen)) for settings in (*few, long)}
-    best = min(few, key=lambda settings: found[name(settings)]["kid"])
+    best = max(few, key=lambda settings: preference(found[name(settings)]))
     rest = range(o.screen, o.screen + o.count)
     (few_kid, few_right), (long_kid, long_right) = drawn(best, rest), drawn(long, rest)
     spread = bootstrap(long_kid, o.count)
@@ -89,6 +90,11 @@ def main(words: list[str]) -> None:
 
 def verdict(few: float, long: float, loss: tuple[float, float, float], allowed: float) -> dict:
     return {"few": few, "long": long, "loss": loss, "allowed": allowed, "equal": loss[2] < allowed}
+
+
+def preference(figures: dict[str, float]) -> tuple[float, float]:
+    """What is right first: far from the data, KID hardly tells pictures apart."""
+    return sum(value for what, value in figures.items() if what != "kid"), -figures["kid"]
 
 
 def name(settings: Sampling) -> str:

@@ -14,10 +14,10 @@ def test_the_best_of_those_that_were_screened_is_compared_with_ddim(unbroken_two
     monkeypatch.setattr(few_steps, "RESULTS", tmp_path)
     few_steps.main([str(run), "--steps", "2", "--count", "12", "--screen", "6", "--features", "autoencoder"])
     found = json.loads((tmp_path / "few-steps-run.json").read_text())
-    screened = {name: one["kid"] for name, one in found["screened"].items() if name != "pictures"}
+    screened = {name: few_steps.preference(one) for name, one in found["screened"].items() if name != "pictures"}
     reference = screened.pop(found["reference"])
     assert found["reference"] == "ddim trailing 50" and reference == reference
-    assert len(screened) == 12 and screened[found["best"]] == min(screened.values())
+    assert len(screened) == 12 and screened[found["best"]] == max(screened.values())
     assert {"kid", "prompts right"} == found["compared"].keys()
     for one in found["compared"].values():
         assert one["loss"][1] <= one["loss"][0] <= one["loss"][2]
@@ -27,6 +27,12 @@ def test_the_best_of_those_that_were_screened_is_compared_with_ddim(unbroken_two
 def test_a_loss_that_may_be_too_large_is_not_equal():
     assert few_steps.verdict(0.88, 0.9, (0.02, 0.0, 0.04), 0.09)["equal"]
     assert not few_steps.verdict(0.85, 0.9, (0.05, 0.0, 0.1), 0.09)["equal"]
+
+
+def test_what_is_right_is_preferred_and_kid_decides_between_equals():
+    nearer, righter = {"kid": 0.1, "style": 0.4, "colour": 0.5}, {"kid": 0.9, "style": 0.6, "colour": 0.5}
+    same = righter | {"kid": 0.8}
+    assert max((nearer, righter, same), key=few_steps.preference) is same
 
 
 def test_verdicts_on_emoji_are_of_the_captions_that_were_drawn(monkeypatch):
