@@ -68,7 +68,7 @@ def train_judge(data: FolderDataset, colours: list[str], steps: int) -> Judge:
     torch.manual_seed(0)
     train = Train(steps=steps, batch_size=64, lr=2e-3, schedule="cosine", warmup=50)
     judge = Judge(5, len(colours))
-    optimizer = optim.adamw(judge, train)
+    optimizer = optim.build(judge, train)
     stream = loader.batches(data, 0, 64, [range(64)], 0, steps)
     for step, batch in enumerate(stream):
         records = [{"style_id": s, "colors": c} for s, c in zip(batch["style_id"].tolist(), batch["colors"])]

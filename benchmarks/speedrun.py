@@ -32,20 +32,21 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun"
 RECIPE = "recipes/diffusion/demo.py"
 PAPER = ("schedule.kind=scaled_linear", "schedule.beta_start=0.0015", "schedule.beta_end=0.0195", "schedule.shift=1",
-         "objective.prediction=eps", "objective.timesteps=uniform")  # fmt: skip
-FLOW = ("schedule.kind=flow", "schedule.shift=1", "objective.prediction=flow", "objective.timesteps=uniform")
+         "objective.prediction=eps", "objective.timesteps=uniform", "train.optimizer=adamw")  # fmt: skip
+FLOW = ("schedule.kind=flow", "schedule.shift=1", "objective.prediction=flow", "objective.timesteps=uniform",
+        "train.optimizer=adamw")  # fmt: skip
 MIDDLE = (*FLOW, "objective.timesteps=logit_normal")
-SHIFTED = (*MIDDLE, "schedule.shift=2")
+MUON = (*MIDDLE, "train.optimizer=muon")
 ARMS = {  # name -> (what it is compared with, the fields)
     "paper": ("paper", PAPER),
     "min-snr": ("paper", (*PAPER, "objective.weighting=min_snr")),
     "flow": ("paper", FLOW),
     "logit-normal": ("flow", MIDDLE),
-    "shift": ("logit-normal", SHIFTED),
-    "stratified": ("shift", (*SHIFTED, "objective.stratified=true")),
-    "modern-blocks": ("shift", (*SHIFTED, "unet.blocks=modern")),
-    "importance": ("paper", (*PAPER, "objective.timesteps=importance", "schedule.timesteps=100")),
-    "paper, three times as long": ("shift", PAPER),
+    "shift": ("logit-normal", (*MIDDLE, "schedule.shift=2")),
+    "muon": ("logit-normal", MUON),
+    "stratified": ("muon", (*MUON, "objective.stratified=true")),
+    "modern-blocks": ("muon", (*MUON, "unet.blocks=modern", "unet.positions=false")),
+    "paper, three times as long": ("muon", PAPER),
 }
 LONGER = {"paper, three times as long": 3}
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # by degrees of freedom

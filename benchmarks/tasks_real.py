@@ -175,7 +175,7 @@ def learn(x: Tensor, maps: Tensor, classes: int, train: Train = READER) -> Reade
     """A reader that has seen pictures [N, 3, H, W] and their maps [N, H, W]; deterministic."""
     torch.manual_seed(0)
     reader = Reader(classes)
-    optimizer = optim.adamw(reader, train)
+    optimizer = optim.build(reader, train)
     for step in range(train.steps):
         some = torch.randint(len(x), (train.batch_size,))
         F.cross_entropy(reader(x[some]), maps[some]).backward()

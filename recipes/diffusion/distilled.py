@@ -14,7 +14,7 @@ recipe = replace(
     init="demo",
     distill=Distill(guidance_scale=2.0),
     objective=Objective(prediction="flow", timesteps="uniform", loss="huber"),
-    train=replace(demo.train, steps=600, lr=2e-4, warmup=50, ema=0.98),
+    train=replace(demo.train, steps=600, optimizer="adamw", lr=2e-4, warmup=50, ema=0.98),
     sampling=Sampling(steps=4, sampler="lcm", guidance_scale=1.0),
     name="",
 )

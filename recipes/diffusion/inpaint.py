@@ -12,6 +12,6 @@ recipe = replace(
     fields=(Masks(),),
     # eight cells a side: where within a cell the hole begins must be told, black objects look like it
     conditions=(Masked(dropout=0.1, every_pixel=True),),
-    train=replace(uncond.train, steps=10000),
+    train=replace(uncond.train, steps=3500),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

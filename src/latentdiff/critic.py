@@ -23,7 +23,7 @@ class Critic:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = world.place(network)
         self.parallel = world.parallel(self.network, broadcast_buffers=config.norm == "batch")
-        self.optimizer = optim.adamw(self.network, train)
+        self.optimizer = optim.build(self.network, train)
         self.scaler = optim.fp16_scaler(train, world.device)  # its own: the two losses differ in size
         self.sound = [b.clone() for b in self.network.buffers()]  # the batch norm's, after the last good step
         self.dtype = precision(train.precision, world.device)

@@ -13,7 +13,7 @@ from latentdiff.training.settings import Train
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 16), nn.LayerNorm(16), nn.Linear(16, 20), nn.Linear(20, 2))
 
 
 def settings(**changes):
@@ -83,7 +83,7 @@ def test_the_cosine_is_a_cosine():
 def test_a_step_is_adamw_on_clipped_gradients():
     """Against torch's plain, unfused AdamW."""
     ours, theirs, train = network(), network(), settings(clip=0.5, weight_decay=0.1)
-    optimizer = optim.adamw(ours, train)
+    optimizer = optim.build(ours, train)
     groups = [{"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
               {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
     plain = torch.optim.AdamW(groups, lr=0.1, betas=train.betas, foreach=False, fused=False)
@@ -103,27 +103,28 @@ def test_the_rate_of_the_step_is_used():
     model = network()
     before = [p.clone() for p in model.parameters()]
     backward(model, 0)
-    optim.step(optim.adamw(model, settings(weight_decay=0.0)), settings(), 0.003)
+    optim.step(optim.build(model, settings(weight_decay=0.0)), settings(), 0.003)
     moved = max((p - q).abs().max().item() for p, q in zip(model.parameters(), before))
     assert moved == pytest.approx(0.003, rel=1e-3)  # the first step of Adam is the rate
 
 
 def test_norms_and_biases_are_not_decayed():
-    groups = optim.adamw(network(), settings(weight_decay=0.3)).param_groups
-    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 2), (0.0, 4)]
+    groups = optim.build(network(), settings(weight_decay=0.3)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 3), (0.0, 5)]
 
 
 def test_what_does_not_train_is_left_alone():
     model = network()
     model[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in optim.adamw(model, settings()).param_groups) == 4
+    assert sum(len(group["params"]) for group in optim.build(model, settings()).param_groups) == 6
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_a_gradient_that_is_not_finite_changes_nothing(poison, clip):
-    model, train = network(), settings(clip=clip)
-    optimizer, ema = optim.adamw(model, train), EMA(model, 0.5)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_gradient_that_is_not_finite_changes_nothing(poison, clip, name):
+    model, train = network(), settings(clip=clip, optimizer=name)
+    optimizer, ema = optim.build(model, train), EMA(model, 0.5)
     backward(model, 0)
     ema.update(ema.share(0), optim.step(optimizer, train, 0.1))
     kept = [t.clone() for t in (*model.parameters(), *ema.model.parameters())]
@@ -137,12 +138,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison, clip):
     assert all(p.grad is None for p in model.parameters())
     backward(model, 2)
     assert torch.isfinite(optim.step(optimizer, train, 0.1))
-    assert not torch.equal(kept[0], model[0].weight)
+    assert not any(torch.equal(a, b) for a, b in zip(kept, model.parameters()))
 
 
-def test_a_skipped_first_step_leaves_the_moments_at_zero():
-    model, train = network(), settings()
-    optimizer = optim.adamw(model, train)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_skipped_first_step_leaves_the_moments_at_zero(name):
+    model, train = network(), settings(optimizer=name)
+    optimizer = optim.build(model, train)
     backward(model, 0, math.nan)
     optim.step(optimizer, train, 0.1)
     assert all(t.abs().max() == 0 for t in optim.state_tensors(optimizer).values())
@@ -151,9 +153,10 @@ def test_a_skipped_first_step_leaves_the_moments_at_zero():
 # ---- saving
 
 
-def test_a_restored_optimiser_goes_on_bit_for_bit():
-    whole, train = network(), settings(betas=(0.8, 0.95))
-    optimizer = optim.adamw(whole, train)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_restored_optimiser_goes_on_bit_for_bit(name):
+    whole, train = network(), settings(betas=(0.8, 0.95), optimizer=name)
+    optimizer = optim.build(whole, train)
     for step in range(4):
         if step == 2:
             weights = {k: v.clone() for k, v in whole.state_dict().items()}
@@ -162,7 +165,7 @@ def test_a_restored_optimiser_goes_on_bit_for_bit():
         optim.step(optimizer, train, 0.01)
     again = network()
     again.load_state_dict(weights)
-    optimizer = optim.adamw(again, train)
+    optimizer = optim.build(again, train)
     optim.load_state(optimizer, None, saved, {})
     for step in (2, 3):
         backward(again, step)
@@ -171,7 +174,7 @@ def test_a_restored_optimiser_goes_on_bit_for_bit():
 
 
 def test_an_optimiser_that_never_stepped_is_restored():
-    optimizer = optim.adamw(network(), settings())
+    optimizer = optim.build(network(), settings())
     assert optim.state_tensors(optimizer) == {} and optim.state(None) == {}
     optim.load_state(optimizer, None, {}, {})
 

@@ -64,7 +64,7 @@ def train(data: Any, size: int) -> Judge:
     with torch.random.fork_rng(devices=[]):  # whoever draws next is not disturbed
         torch.manual_seed(0)
         judge = Judge(*_vocabulary(data), size)
-        optimizer, everything = optim.adamw(judge, TRAIN), range(TRAIN.batch_size)
+        optimizer, everything = optim.build(judge, TRAIN), range(TRAIN.batch_size)
         for step, batch in enumerate(loader.batches(data, 0, TRAIN.batch_size, [everything], 0, TRAIN.steps)):
             _loss(judge, batch).backward()
             optim.step(optimizer, TRAIN, optim.rate(TRAIN, step))

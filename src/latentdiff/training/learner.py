@@ -22,7 +22,7 @@ class Learner:
         if train.graph and world.size > 1:
             raise UserError(f"train.graph is true on {world.size} ranks, which average while they walk; it needs one")
         self.ema, self.averages = EMA(model, train.ema), PowerEMA(model, train.ema_widths)
-        self.optimizer = optim.adamw(model, train)
+        self.optimizer = optim.build(model, train)
         self.scaler = optim.fp16_scaler(train, world.device)
         self.dtype = precision(train.precision, world.device)
         self.recorded = train.graph and world.device.type == "cuda"

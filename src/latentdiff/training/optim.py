@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from latentdiff.training import muon
 from latentdiff.training.settings import Train
 from latentdiff.training.world import ALONE, World, precision
 
@@ -22,15 +23,22 @@ def rate(train: Train, step: int) -> float:
     return train.lr * (floor + (1 - floor) * share)
 
 
-def adamw(module: nn.Module, train: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what trains in `module`; fused: one kernel per type, thrice as fast."""
+def build(module: nn.Module, train: Train) -> torch.optim.AdamW:
+    """train.optimizer over what trains in `module`: AdamW (Loshchilov & Hutter 2019), fused, one kernel per type and
+    thrice as fast, or Muon."""
     weights = [p for p in module.parameters() if p.requires_grad]
+    turned = {id(p) for p in muon.hidden(module)} if train.optimizer == "muon" else set()
     groups = [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in weights if id(p) in turned], "weight_decay": train.weight_decay, "orthogonal": True},
+        {"params": [p for p in weights if p.ndim >= 2 and id(p) not in turned], "weight_decay": train.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    groups, recorded = [g for g in groups if g["params"]], train.graph and weights[0].device.type == "cuda"
-    return torch.optim.AdamW(groups, train.lr, tuple(train.betas), fused=True, capturable=recorded)
+    groups, device = [g for g in groups if g["params"]], weights[0].device
+    dtype = precision(train.precision, device)
+    options = {"fused": True, "capturable": train.graph and device.type == "cuda"}
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, train.lr, tuple(train.betas), **options)
+    return muon.Muon(groups, train.lr, tuple(train.betas), dtype, **options)
 
 
 def step(

@@ -17,6 +17,7 @@ class Train:
     decay_steps: int = 0  # the step from which on the rate stays there; 0: the last
     warmup: int = 0  # steps over which the rate rises from lr_start
     lr_start: float = 0.0  # the rate at the first step of the warm-up, as a fraction of lr; 0: lr / warmup
+    optimizer: str = "adamw"  # or muon: orthogonal steps of the hidden matrices, AdamW's of all else
     betas: tuple[float, ...] = (0.9, 0.999)  # of Adam
     weight_decay: float = 0.01  # on matrices and kernels; norms and biases have none
     clip: float = 1.0  # largest gradient norm; 0 for no clipping
@@ -60,6 +61,8 @@ class Train:
             raise UserError(f"train.lr is {self.lr}; it must be above 0")
         if len(self.betas) != 2:
             raise UserError(f"train.betas is {self.betas}; it must be two numbers, for example 0.9,0.999")
+        if self.optimizer not in ("adamw", "muon"):
+            raise UserError(f"train.optimizer is {self.optimizer!r}; it must be adamw or muon")
         if self.schedule not in ("constant", "cosine", "linear"):
             raise UserError(f"train.schedule is {self.schedule!r}; it must be constant, cosine or linear")
 
