@@ -21,8 +21,8 @@ from latentdiff.training.world import start
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 1000
-FIRST = ("train_autoencoder.py", "recipes/autoencoder/demo.py", f"train.steps={STEPS}", f"train.val_every={STEPS}",
-         f"train.sample_every={STEPS}", f"train.checkpoint_every={STEPS}", "train.keep=1")  # fmt: skip
+FIRST = ("train_autoencoder.py", "recipes/autoencoder/demo.py", f"train.steps={STEPS}", "train.optimizer=adamw",
+         *(f"train.{what}_every={STEPS}" for what in ("val", "sample", "checkpoint")), "train.keep=1")  # fmt: skip
 TINY_KL = "autoencoder.bottleneck.weight=1e-6"
 F4 = ("autoencoder.channel_mult=1,2,4", "autoencoder.z_channels=3")  # channels of latents as in the paper's table 8
 F8 = ("autoencoder.channel_mult=1,2,4,4", "autoencoder.z_channels=4")

@@ -10,8 +10,8 @@ uncond = load("uncond.py")
 recipe = replace(
     uncond,
     fields=(Masks(),),
-    # eight cells a side: where within a cell the hole begins must be told, black objects look like it
+    # eight cells a side: where within a cell the hole begins, and the specks beside it, must be told
     conditions=(Masked(dropout=0.1, every_pixel=True),),
-    train=replace(uncond.train, steps=3500),
+    train=replace(uncond.train, optimizer="muon", steps=4000, lr=1e-3, checkpoint_every=1000, keep=4),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -55,7 +56,7 @@ def test_the_hole_is_black_before_encoding_and_the_mask_is_the_last_channel() ->
     assert torch.allclose(x[:, :2, 2:], encode(to_signed(IMAGE))[:, :, 2:], atol=1e-6)
 
 
-def test_every_pixel_of_the_mask_can_be_shown_which_tells_apart_holes_that_the_top_left_ones_do_not() -> None:
+def test_every_pixel_can_be_shown_which_tells_apart_holes_that_the_top_left_ones_do_not() -> None:
     masks = torch.zeros(2, 16, 24, dtype=torch.uint8)
     masks[1, 1:4, 5:8] = 1  # within a cell, without its corner
     one, every = (
@@ -63,12 +64,15 @@ def test_every_pixel_of_the_mask_can_be_shown_which_tells_apart_holes_that_the_t
     )
     a, b = (module({"image": IMAGE, "mask": masks}, SHOWN).concat[:, 2:] for module in (one, every))
     assert a.shape == (2, 1, 4, 6) and torch.equal(a[0], a[1])
-    assert b.shape == (2, every.concat_channels - 2, 4, 6) == (2, 16, 4, 6)
-    assert torch.equal(F.pixel_shuffle(b, 4)[:, 0], masks.float() * 2 - 1)
+    assert b.shape == (2, every.concat_channels - 2, 4, 6) == (2, 64, 4, 6)
+    shown = F.pixel_shuffle(b, 4)  # the mask, and the picture, grey in the hole
+    assert torch.equal(shown[:, 0], masks.float() * 2 - 1)
+    assert torch.equal(shown[:, 1:], to_signed(IMAGE) * (1 - masks[:, None].float()))
 
 
-def test_what_stands_in_the_hole_cannot_be_seen() -> None:
-    module = MaskedCondition(Masked(), z_channels=2, factor=4, encode=encode)
+@pytest.mark.parametrize("every_pixel", [False, True])
+def test_what_stands_in_the_hole_cannot_be_seen(every_pixel: bool) -> None:
+    module = MaskedCondition(Masked(every_pixel=every_pixel), z_channels=2, factor=4, encode=encode)
     mask = (torch.rand(2, 16, 24, generator=torch.Generator().manual_seed(2)) < 0.5).byte()
     other = torch.where(mask[..., None] > 0, 255 - IMAGE, IMAGE)
     a, b = (module({"image": image, "mask": mask}, SHOWN).concat for image in (IMAGE, other))

@@ -27,7 +27,7 @@ class LowRes:
 @dataclass(frozen=True)
 class Masked:
     dropout: float = 0.0  # share of masked pictures hidden in training, for classifier-free guidance
-    every_pixel: bool = False  # of the mask is shown, as factor² channels; the original shows one of each cell
+    every_pixel: bool = False  # of mask and picture, 4 factor² channels; the original shows one of a cell, of the mask
 
 
 class SemanticCondition(nn.Module):
@@ -78,7 +78,8 @@ class MaskedCondition(nn.Module):
     """batch["image"] uint8 [B, H, W, 3], batch["mask"] [B, H, W], 1 where to fill -> concat [B, C + m, h, w].
 
     The latent of the picture with black in the hole, and the mask in [-1, 1] at the latent's size: the top left pixel
-    of each cell, m = 1 (original release, scripts/inpaint.py), or all its pixels, m = factor². `encode` must be a
+    of each cell, m = 1 (original release, scripts/inpaint.py), or all its pixels, with those of the picture, grey in
+    the hole, m = 4 factor²: a latent blurs what little may be left of an object. `encode` must be a
     plain function, such as a lambda: a bound method would drag a copy of the autoencoder into every copy of this
     module, its average above all.
     """
@@ -88,16 +89,20 @@ class MaskedCondition(nn.Module):
 
     def __init__(self, config: Masked, z_channels: int, factor: int, encode: Encode) -> None:
         super().__init__()
-        self.shown = factor**2 if config.every_pixel else 1  # of a cell's pixels, from the top left on
-        self.dropout, self.concat_channels = config.dropout, z_channels + self.shown
+        self.dropout, self.every_pixel = config.dropout, config.every_pixel
+        self.concat_channels = z_channels + (4 * factor**2 if config.every_pixel else 1)
         self.encode, self.factor = encode, factor
 
     def forward(self, batch: dict, drop: Tensor) -> Cond:
-        mask = (batch["mask"] > 0)[:, None]  # [B, 1, H, W]
+        mask, image = (batch["mask"] > 0)[:, None], to_signed(batch["image"])  # [B, 1 or 3, H, W]
         with torch.no_grad():
-            z = self.encode(to_signed(batch["image"]).masked_fill(mask, -1))
-        small = F.pixel_unshuffle(mask.to(z.dtype), self.factor)[:, : self.shown] * 2 - 1
-        return _shown(torch.cat([z, small], dim=1), drop)
+            z = self.encode(image.masked_fill(mask, -1))
+        shown = mask.to(z.dtype) * 2 - 1
+        if self.every_pixel:
+            shown = F.pixel_unshuffle(torch.cat([shown, image.masked_fill(mask, 0).to(z.dtype)], dim=1), self.factor)
+        else:
+            shown = shown[:, :, :: self.factor, :: self.factor]
+        return _shown(torch.cat([z, shown], dim=1), drop)
 
 
 def _shown(x: Tensor, drop: Tensor) -> Cond:

@@ -27,7 +27,7 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, ...], dtype: torch.dtype, **options) -> None:
         super().__init__([{"orthogonal": False} | group for group in groups], lr, betas, **options)
-        self.dtype, self.found_inf = dtype, None
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
