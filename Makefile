@@ -19,7 +19,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test,progress]'
 	@touch $@
 
-demo: venv  ## train both stages on drawn shapes and draw prompts: 10 to 15 minutes on two cores with bf16
+demo: venv  ## train both stages on drawn shapes and draw prompts: about 10 minutes on two cores with bf16
 	$(BIN)/python train_autoencoder.py recipes/autoencoder/demo.py
 	$(BIN)/python train_diffusion.py recipes/diffusion/demo.py
 	$(BIN)/python evaluate.py demo --summary
