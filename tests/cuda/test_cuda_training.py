@@ -124,11 +124,13 @@ def test_replayed_steps_draw_the_same_picture(settings, runs, monkeypatch):
 
 
 @BOTH
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_recorded_pass_learns_the_same(stage, precision, runs, monkeypatch):
+@pytest.mark.parametrize(
+    "precision, optimizer", [("fp32", "adamw"), ("bf16", "muon"), ("fp16", "muon"), ("fp32", "muon")]
+)
+def test_a_recorded_pass_learns_the_same(stage, precision, optimizer, runs, monkeypatch):
     kinds, record = [], Replayed.record
     monkeypatch.setattr(Replayed, "record", lambda self, inputs: kinds.append(self.kind) or record(self, inputs))
-    words = (*CUDA, f"train.precision={precision}", "train.steps=40", "train.ema=0.9")
+    words = (*CUDA, f"train.precision={precision}", f"train.optimizer={optimizer}", "train.steps=40", "train.ema=0.9")
     words = (*words, "discriminator.learn_from=0.25", "discriminator.start=0.5") if stage is STAGE_ONE else words
     for on in ("false", "true"):
         call(*stage, *words, f"train.graph={on}", f"name={on}")

@@ -110,6 +110,13 @@ def test_half_the_precision_turns_the_same_way():
     assert torch.cosine_similarity(way.flatten(), half.float().flatten(), dim=0) > 0.99
 
 
+@pytest.mark.parametrize(
+    "precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float32)]
+)
+def test_products_are_computed_where_small_gradients_have_room(precision, dtype):
+    assert optim.build(network(), settings(precision=precision)).dtype == dtype
+
+
 def test_a_network_without_hidden_matrices_trains_as_with_adamw():
     model = nn.Linear(4, 2)
     other = copy.deepcopy(model)

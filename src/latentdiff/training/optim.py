@@ -34,11 +34,11 @@ def build(module: nn.Module, train: Train) -> torch.optim.AdamW:
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups, device = [g for g in groups if g["params"]], weights[0].device
-    dtype = precision(train.precision, device)
+    half = precision(train.precision, device) == torch.bfloat16  # float16 has no room for small gradients
     options = {"fused": True, "capturable": train.graph and device.type == "cuda"}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, train.lr, tuple(train.betas), **options)
-    return muon.Muon(groups, train.lr, tuple(train.betas), dtype, **options)
+    return muon.Muon(groups, train.lr, tuple(train.betas), torch.bfloat16 if half else torch.float32, **options)
 
 
 def step(
