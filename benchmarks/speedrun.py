@@ -44,8 +44,7 @@ ARMS = {  # name -> (what it is compared with, the fields)
     "logit-normal": ("flow", MIDDLE),
     "shift": ("logit-normal", (*MIDDLE, "schedule.shift=2")),
     "muon": ("logit-normal", MUON),
-    "stratified": ("muon", (*MUON, "objective.stratified=true")),
-    "modern-blocks": ("muon", (*MUON, "unet.blocks=modern", "unet.positions=false")),
+    "modern-blocks": ("muon", (*MUON, "unet.blocks=modern")),
     "paper, three times as long": ("muon", PAPER),
 }
 LONGER = {"paper, three times as long": 3}

@@ -1,7 +1,7 @@
 """How well the small runs on shapes do their tasks, on scenes that no run has seen; one arm per task.
 
 python -m benchmarks.tasks RUN [--count 200] [--sampler NAME] [--steps N] [--guidance-scale 2 [--autoguide CHECKPOINT]]
-                               [--output FILE.json] [--pictures FOLDER]
+                               [--guidance-interval 0.4,0.85] [--output FILE.json] [--pictures FOLDER]
 python -m benchmarks.tasks --table       from benchmarks/results/tasks-*.json, into docs/tasks.md
 """
 
@@ -49,7 +49,8 @@ def words_of(doc: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = words_of(__doc__)
-    for name, kind in (("sampler", str), ("steps", int), ("guidance_scale", float)):
+    kinds = {"sampler": str, "steps": int, "guidance_scale": float, "guidance_interval": interval}
+    for name, kind in kinds.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
     parser.add_argument("--autoguide", default="", help="a worse run, or an earlier checkpoint, to guide away from")
     options = parser.parse_args()
@@ -58,12 +59,11 @@ def main() -> None:
         return
     folder = run.find_run(options.run)
     recipe, model = run.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
-    asked = {name: getattr(options, name) for name in ("sampler", "steps", "guidance_scale")}
+    asked = {name: getattr(options, name) for name in kinds}
     model.sampling = replace(model.sampling, **{name: value for name, value in asked.items() if value is not None})
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide))
-    kinds = [type(c).__name__ for c in recipe.conditions]
-    task = kinds[0] if kinds else "uncond"
+    task = type(recipe.conditions[0]).__name__ if recipe.conditions else "uncond"
     data = with_fields(recipe, ShapesDataset(recipe.data, "test"))
     items = [data.item(i, 2 * i) for i in range(min(options.count, len(data)))]
     figures, rows = ARMS[task](model, items, folder)
@@ -79,6 +79,10 @@ def main() -> None:
         count = min(12, len(rows[0]))
         sheet = pictures.grid(torch.cat([row[:count] for row in rows]), count, scale=max(1, 64 // rows[0].shape[-1]))
         sheet.save(options.pictures / f"{folder.name}.png")
+
+
+def interval(told: str) -> tuple[float, ...]:
+    return tuple(float(end) for end in told.split(","))
 
 
 def draw(model: LatentDiffusion, given: dict[str, Iterable], count: int, seed: int = 0) -> Tensor:

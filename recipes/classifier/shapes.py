@@ -13,5 +13,5 @@ recipe = ClassifierRecipe(
     conditions=(Label(classes=4),),
     unet=replace(uncond.unet, channels=32, head_channels=16),
     schedule=uncond.schedule,
-    train=replace(uncond.train, steps=2000, batch_size=64, weight_decay=0.05),
+    train=replace(uncond.train, steps=2000, batch_size=64, optimizer="adamw", lr=7e-4, weight_decay=0.05),
 )

@@ -18,6 +18,6 @@ recipe = replace(
     cache=Cache(copies=2),  # as it is, and mirrored
     conditions=(Semantic(classes=6, channels=8, dropout=0.1),),
     unet=replace(small.unet, channel_mult=(1, 2, 3), attention_levels=(), positions=False),
-    train=replace(small.train, steps=4000, batch_size=8),
+    train=replace(small.train, steps=4000, batch_size=8, optimizer="adamw"),
     sampling=replace(small.sampling, guidance_scale=2.0),
 )

@@ -20,6 +20,6 @@ recipe = replace(
         Layout(classes=3, objects=30, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
     unet=replace(small.unet, channel_mult=(1, 2, 3), attention_levels=(1, 2)),
-    train=replace(small.train, steps=3000, batch_size=8),
+    train=replace(small.train, steps=3000, batch_size=8, optimizer="adamw"),
     sampling=replace(small.sampling, guidance_scale=2.0),
 )

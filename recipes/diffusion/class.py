@@ -10,6 +10,6 @@ recipe = replace(
     small,
     data=replace(small.data, max_objects=1),
     conditions=(Label(classes=4, dim=64),),
-    train=replace(small.train, steps=4000),
+    train=replace(small.train, steps=1500),
     sampling=replace(small.sampling, guidance_scale=2.0),
 )

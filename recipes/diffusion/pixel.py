@@ -22,6 +22,6 @@ recipe = replace(
     ),
     schedule=replace(small.schedule, shift=4.0),  # more pixels hide less under the same noise
     objective=Objective(prediction="flow", timesteps="logit_normal", logit_std=1.3, stratified=True),
-    train=replace(small.train, optimizer="muon", steps=6000, batch_size=32, checkpoint_every=500, keep=12),
+    train=replace(small.train, steps=8000, decay_from=0.625, checkpoint_every=500, keep=16),
     sampling=replace(small.sampling, sampler="ddpm", steps=50),
 )

@@ -14,5 +14,5 @@ recipe = replace(
     # the condition says what is where, so the middle of the noise matters most
     schedule=replace(small.schedule, shift=2.0),
     objective=replace(small.objective, timesteps="logit_normal", stratified=False),
-    train=replace(small.train, steps=8000, batch_size=32, schedule="cosine", decay_from=0.0),
+    train=replace(small.train, steps=3000),
 )

@@ -15,15 +15,6 @@ recipe = replace(
     # what is where is decided where hardly a signal is left; logit-normal timesteps leave that nearly untrained
     schedule=replace(demo.schedule, shift=3.0),
     objective=Objective(prediction="flow", timesteps="uniform", stratified=True),
-    train=replace(
-        demo.train,
-        steps=4000,
-        batch_size=16,  # many small steps
-        optimizer="adamw",  # with which docs/tasks.md was measured
-        val_every=1000,
-        sample_every=1000,
-        checkpoint_every=1000,
-    ),
     sampling=Sampling(steps=25, guidance_scale=1.0),
     name="",
 )

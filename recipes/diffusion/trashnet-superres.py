@@ -12,5 +12,5 @@ recipe = replace(
     autoencoder="trashnet-autoencoder",
     data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True),
     cache=Cache(copies=2),  # as it is, and mirrored
-    train=replace(superres.train, steps=3000, batch_size=8),
+    train=replace(superres.train, steps=3000, batch_size=8, optimizer="adamw", schedule="cosine", decay_from=0.0),
 )

@@ -15,7 +15,7 @@ recipe = replace(
     schedule=replace(demo.schedule, shift=2.0),  # places are decided where the noise is high
     objective=replace(demo.objective, stratified=True),
     # the checkpoint of step 500 is kept: guided away from it, more of the pictures are scenes (docs/tasks.md)
-    train=replace(demo.train, optimizer="adamw", steps=7500, lr=7e-4, sample_every=2500, checkpoint_every=500, keep=18),
+    train=replace(demo.train, steps=3500, checkpoint_every=500, keep=7),
     sampling=Sampling(sampler="dpmpp_2m_sde", steps=50, guidance_scale=1.0),  # fresh noise mends early errors
     name="",
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff.cond import Cond
-from latentdiff.layers import Held, attention, to_image, to_tokens, zero
+from latentdiff.layers import Held, attention, place_embedding, to_image, to_tokens, zero
 
 BASE = 100.0  # the longest wave of a place in radians; grids of latents are small
 
@@ -16,10 +16,10 @@ BASE = 100.0  # the longest wave of a place in radians; grids of latents are sma
 class ModernTransformer(nn.Module):
     """Every place attends to all places and, if there is one, to the context; with a skip."""
 
-    def __init__(self, c: int, heads: int, context_dim: int | None, depth: int) -> None:
+    def __init__(self, c: int, heads: int, context_dim: int | None, depth: int, positions: bool = False) -> None:
         super().__init__()
         assert c // heads % 4 == 0, f"a head of {c // heads} channels cannot hold two coordinates as rotations"
-        self.head_dim = c // heads
+        self.head_dim, self.positions = c // heads, positions
         self.proj_in = nn.Linear(c, c)
         self.blocks = nn.ModuleList(ModernBlock(c, heads, context_dim) for _ in range(depth))
         self.norm = nn.RMSNorm(c)
@@ -27,6 +27,8 @@ class ModernTransformer(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
         tokens = self.proj_in(to_tokens(x))  # [B, h·w, C]
+        if self.positions:  # rotations tell self-attention how far apart places are; a context asks where they are
+            tokens = tokens + place_embedding(*x.shape[2:], x.shape[1], like=tokens)
         places = rotations(*x.shape[2:], self.head_dim, x.device)
         for block in self.blocks:
             tokens = block(tokens, places, cond.context, cond.context_mask)

@@ -174,7 +174,7 @@ class Layers:
     def attention(self, c: int) -> SelfAttention | Transformer | ModernTransformer:
         config = self.config
         if config.blocks == "modern":
-            return ModernTransformer(c, config.heads(c), self.context_dim, config.transformer_depth)
+            return ModernTransformer(c, config.heads(c), self.context_dim, config.transformer_depth, config.positions)
         if self.context_dim:
             depth = config.transformer_depth
             return Transformer(c, config.heads(c), self.context_dim, depth, config.norm_groups, config.positions)
@@ -201,7 +201,7 @@ def _check(config: UNetConfig) -> None:
         raise UserError(f"unet.blocks is {config.blocks!r}; it must be classic or modern")
     if any(width % getattr(config, name) for width in attending):
         raise UserError(f"unet.{name} is {getattr(config, name)}; it must divide the widths that attend, {attending}")
-    if config.positions and (config.blocks == "modern" or any(width % 4 for width in attending)):
-        raise UserError(f"unet.positions needs classic blocks and widths that divide by 4; these attend: {attending}")
+    if config.positions and any(width % 4 for width in attending):
+        raise UserError(f"unet.positions needs widths that divide by 4; these attend: {attending}")
     if config.blocks == "modern" and any(width // config.heads(width) % 4 for width in attending):
         raise UserError(f"unet.{name} is {getattr(config, name)}; with blocks=modern a head's width must divide by 4")
