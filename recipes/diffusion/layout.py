@@ -11,6 +11,6 @@ recipe = replace(
     conditions=(
         Layout(classes=4, objects=2, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole=False),  # 25 x 25
     ),
-    train=replace(small.train, steps=1600),
+    train=replace(small.train, steps=1300),
     sampling=replace(small.sampling, guidance_scale=2.0),
 )
