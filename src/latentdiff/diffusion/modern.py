@@ -22,7 +22,7 @@ class ModernTransformer(nn.Module):
         self.head_dim, self.positions = c // heads, positions
         self.proj_in = nn.Linear(c, c)
         self.blocks = nn.ModuleList(ModernBlock(c, heads, context_dim) for _ in range(depth))
-        self.norm = nn.RMSNorm(c)
+        self.norm = RMSNorm(c)
         self.proj_out = zero(nn.Linear(c, c))
 
     def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
@@ -40,8 +40,8 @@ class ModernBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, context_dim: int | None) -> None:
         super().__init__()
-        self.norm1, self.norm3 = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.norm2 = nn.RMSNorm(width) if context_dim else None
+        self.norm1, self.norm3 = RMSNorm(width), RMSNorm(width)
+        self.norm2 = RMSNorm(width) if context_dim else None
         self.attn1 = NormedAttention(width, heads, width)
         self.attn2 = NormedAttention(width, heads, context_dim) if context_dim else None
         self.ff = SwiGLU(width)
@@ -62,7 +62,7 @@ class NormedAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(width, width, bias=False)
         self.k, self.v = (nn.Linear(context_width, width, bias=False) for _ in range(2))
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads) for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(width // heads) for _ in range(2))
         self.out = nn.Linear(width, width)
 
     def forward(
@@ -77,6 +77,13 @@ class NormedAttention(nn.Module):
     def hold(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, L, heads, d] and values [B, L, width] of a context."""
         return self.norm_k(self.k(context).unflatten(-1, (self.heads, -1))), self.v(context)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Computed in the type of its weights: the kernel wants one type, and autocast hands over another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 class SwiGLU(nn.Module):
