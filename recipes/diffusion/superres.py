@@ -15,5 +15,5 @@ recipe = replace(
     unet=replace(small.unet, attention_levels=(1,), positions=False),
     schedule=replace(small.schedule, shift=2.0),
     objective=replace(small.objective, timesteps="logit_normal"),
-    train=replace(small.train, steps=600),
+    train=replace(small.train, steps=1500),
 )
