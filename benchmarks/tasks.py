@@ -10,7 +10,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from benchmarks.larger import agreement, mosaic
 from latentdiff import load
 from latentdiff.autoencoder.perceptual import LPIPS, build
 from latentdiff.conditioning.spatial import to_signed
+from latentdiff.config import override
 from latentdiff.data import shapes_reader
 from latentdiff.data.shapes import ShapesDataset
 from latentdiff.data.shapes_scene import KINDS, Scene
@@ -33,6 +33,7 @@ from latentdiff.recipe import DiffusionRecipe, with_fields
 from latentdiff.training import checkpoint, pictures, run
 
 BATCH = 40
+SETTINGS = ("sampler", "steps", "guidance_scale", "guidance_interval")
 Arm = tuple[dict, list[Tensor]]  # figures, and rows of pictures to look at
 
 
@@ -49,9 +50,8 @@ def words_of(doc: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = words_of(__doc__)
-    kinds = {"sampler": str, "steps": int, "guidance_scale": float, "guidance_interval": interval}
-    for name, kind in kinds.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the recipe's")
+    for name in SETTINGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", help="instead of the recipe's")
     parser.add_argument("--autoguide", default="", help="a worse run, or an earlier checkpoint, to guide away from")
     options = parser.parse_args()
     if options.table:
@@ -59,8 +59,8 @@ def main() -> None:
         return
     folder = run.find_run(options.run)
     recipe, model = run.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
-    asked = {name: getattr(options, name) for name in kinds}
-    model.sampling = replace(model.sampling, **{name: value for name, value in asked.items() if value is not None})
+    asked = [f"{name}={value}" for name in SETTINGS if (value := getattr(options, name)) is not None]
+    model.sampling = override(model.sampling, asked)
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide))
     task = type(recipe.conditions[0]).__name__ if recipe.conditions else "uncond"
@@ -68,8 +68,9 @@ def main() -> None:
     items = [data.item(i, 2 * i) for i in range(min(options.count, len(data)))]
     figures, rows = ARMS[task](model, items, folder)
     trained = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures = {"task": folder.name, "pictures": len(items), **{name: getattr(model.sampling, name) for name in asked},
-               "autoguide": Path(options.autoguide).name, "train_steps": recipe.train.steps,
+    used = {name: getattr(model.sampling, name) for name in SETTINGS}
+    figures = {"task": folder.name, "pictures": len(items), **used, "autoguide": Path(options.autoguide).name,
+               "train_steps": recipe.train.steps,
                "train_minutes": max(row.get("seconds", 0) for row in trained) / 60, **figures}  # fmt: skip
     print(json.dumps(figures, indent=1))
     if options.output:
@@ -79,10 +80,6 @@ def main() -> None:
         count = min(12, len(rows[0]))
         sheet = pictures.grid(torch.cat([row[:count] for row in rows]), count, scale=max(1, 64 // rows[0].shape[-1]))
         sheet.save(options.pictures / f"{folder.name}.png")
-
-
-def interval(told: str) -> tuple[float, ...]:
-    return tuple(float(end) for end in told.split(","))
 
 
 def draw(model: LatentDiffusion, given: dict[str, Iterable], count: int, seed: int = 0) -> Tensor:
