@@ -1,5 +1,7 @@
 """The paper's recipes build the published networks, to the parameter."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ROOT
@@ -8,7 +10,8 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
 
 FIRST_STAGES = {  # parameters of the release's configs, without its losses
     "vq-f4": 55_322_782,
@@ -45,6 +48,19 @@ DIFFUSION = {  # U-Net, condition (without the text encoder's to_logits, which n
     "cin256-v2": (400_920_579, 512_512, 55_322_782),
     "txt2img-1p4B-eval": (872_300_484, 542_895_360, 83_653_863),
 }
+UNRELEASED = {  # parameters of the U-Net, side and channels of z, sides of attention (paper, tables 13 and 14)
+    "cin-ldm-1": (396_835_971, (256, 3), (32, 16, 8)),
+    "cin-ldm-2": (390_888_578, (128, 2), (32, 16, 8)),
+    "cin-ldm-4": (400_920_579, (64, 3), (32, 16, 8)),
+    "cin-ldm-8": (394_984_196, (32, 4), (32, 16, 8)),
+    "cin-ldm-16": (395_002_632, (16, 8), (16, 8, 4)),
+    "cin-ldm-32": (395_113_248, (8, 32), (8, 4, 2)),
+    "celeba-ldm-1": (270_458_115, (256, 3), (32, 16, 8)),
+    "celeba-ldm-2": (264_510_722, (128, 2), (32, 16, 8)),
+    "celeba-ldm-8": (257_733_124, (32, 4), (32, 16, 8)),
+    "celeba-ldm-16": (257_751_560, (16, 8), (16, 8, 4)),
+    "celeba-ldm-32": (257_862_176, (8, 32), (8, 4, 2)),
+}
 TOKENIZER = CaptionTokenizer(wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), 77)
 
 
@@ -53,12 +69,24 @@ def count(module: torch.nn.Module) -> int:
 
 
 def first_stage(name: str) -> Autoencoder:
-    return Autoencoder(read_recipe(ROOT / f"recipes/autoencoder/paper/{name}.py", AutoencoderRecipe).autoencoder)
+    (path,) = ROOT.glob(f"recipes/autoencoder/paper/**/{name}.py")
+    return Autoencoder(read_recipe(path, AutoencoderRecipe).autoencoder)
+
+
+def built(path: Path) -> tuple[DiffusionRecipe, LatentDiffusion, Autoencoder]:
+    recipe = read_recipe(path, DiffusionRecipe)
+    with torch.device("meta"):
+        autoencoder = first_stage(Path(recipe.autoencoder.path).stem.removesuffix("-autoencoder"))
+        return recipe, build_diffusion(recipe, autoencoder, TOKENIZER), autoencoder
 
 
 def test_every_released_config_has_its_recipe():
     for stage, names in (("autoencoder", FIRST_STAGES), ("diffusion", DIFFUSION)):
         assert {path.stem for path in ROOT.glob(f"recipes/{stage}/paper/*.py")} == set(names)
+
+
+def test_every_diffusion_recipe_of_what_was_not_released_is_compared_with_the_tables():
+    assert {path.stem for path in ROOT.glob("recipes/diffusion/paper/unreleased/*.py")} == set(UNRELEASED)
 
 
 @pytest.mark.parametrize("name", FIRST_STAGES)
@@ -69,8 +97,17 @@ def test_the_first_stage_has_the_published_parameters(name):
 
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_the_diffusion_model_has_the_published_parameters(name):
-    recipe = read_recipe(ROOT / f"recipes/diffusion/paper/{name}.py", DiffusionRecipe)
-    with torch.device("meta"):
-        autoencoder = first_stage(recipe.autoencoder.path.removesuffix("-autoencoder"))
-        model = build_diffusion(recipe, autoencoder, TOKENIZER)
+    _, model, autoencoder = built(ROOT / f"recipes/diffusion/paper/{name}.py")
     assert (count(model.unet), count(model.conditioner), count(autoencoder)) == DIFFUSION[name]
+
+
+@pytest.mark.parametrize("name", UNRELEASED)
+def test_what_was_not_released_is_as_the_tables_say(name):
+    recipe, model, autoencoder = built(ROOT / f"recipes/diffusion/paper/unreleased/{name}.py")
+    side = size_of(recipe)[0] // autoencoder.factor
+    attention = tuple(side >> level for level in recipe.unet.attention_levels)
+    assert (count(model.unet), (side, autoencoder.z_channels), attention) == UNRELEASED[name]
+
+
+def test_pixels_have_no_first_stage_to_train():
+    assert count(first_stage("identity")) == 0
