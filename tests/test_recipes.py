@@ -9,7 +9,7 @@ from conftest import ROOT, call
 
 from latentdiff import build, config, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.classifier import ClassifierRecipe
+from latentdiff.classifier import ClassifierRecipe, build_classifier
 from latentdiff.conditioning.text import Text
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
@@ -69,6 +69,8 @@ class TestEveryRecipe:
         with torch.device("meta"):
             if isinstance(tree, AutoencoderRecipe):
                 model = build.build_autoencoder(tree)
+            elif isinstance(tree, ClassifierRecipe):
+                model = build_classifier(tree, first_stage(tree))
             else:
                 model = build.build_diffusion(tree, first_stage(tree), meta_tokenizer(tree))
         pixels = isinstance(tree, AutoencoderRecipe) and not tree.autoencoder.channel_mult  # which have no weights

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
+from latentdiff.classifier import ClassifierRecipe, build_classifier
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.latent_diffusion import LatentDiffusion
@@ -48,7 +49,7 @@ DIFFUSION = {  # U-Net, condition (without the text encoder's to_logits, which n
     "cin256-v2": (400_920_579, 512_512, 55_322_782),
     "txt2img-1p4B-eval": (872_300_484, 542_895_360, 83_653_863),
 }
-UNRELEASED = {  # parameters of the U-Net, side and channels of z, sides of attention (paper, tables 13 and 14)
+UNRELEASED = {  # parameters of the U-Net, side and channels of z, sides of attention (paper, tables 13 to 15)
     "cin-ldm-1": (396_835_971, (256, 3), (32, 16, 8)),
     "cin-ldm-2": (390_888_578, (128, 2), (32, 16, 8)),
     "cin-ldm-4": (400_920_579, (64, 3), (32, 16, 8)),
@@ -60,6 +61,9 @@ UNRELEASED = {  # parameters of the U-Net, side and channels of z, sides of atte
     "celeba-ldm-8": (257_733_124, (32, 4), (32, 16, 8)),
     "celeba-ldm-16": (257_751_560, (16, 8), (16, 8, 4)),
     "celeba-ldm-32": (257_862_176, (8, 32), (8, 4, 2)),
+    "bicubic_sr": (113_622_563, (64, 3), (8,)),  # with its autoencoder the table's 169 million
+    "inpainting_big512": (387_245_827, (128, 3), (64, 32, 16)),
+    "layout2img-coco256": (312_241_540, (32, 4), (32, 16, 8)),  # of the table's row; the 345 million it says do not fit
 }
 TOKENIZER = CaptionTokenizer(wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), 77)
 
@@ -107,6 +111,15 @@ def test_what_was_not_released_is_as_the_tables_say(name):
     side = size_of(recipe)[0] // autoencoder.factor
     attention = tuple(side >> level for level in recipe.unet.attention_levels)
     assert (count(model.unet), (side, autoencoder.z_channels), attention) == UNRELEASED[name]
+
+
+def test_the_classifier_has_the_published_parameters_but_for_its_attention_over_places():
+    recipe = read_recipe(ROOT / "recipes/classifier/paper/cin256-classifier.py", ClassifierRecipe)
+    with torch.device("meta"):
+        classifier = build_classifier(recipe, first_stage("vq-f8"))
+    side, width = 8, 4 * recipe.unet.channels
+    places, q_k_v = (side**2 + 1) * width, 3 * (width + 1) * width
+    assert count(classifier) == 111_604_200 - places - q_k_v
 
 
 def test_pixels_have_no_first_stage_to_train():
