@@ -12,7 +12,7 @@ from PIL import Image
 import latentdiff
 from latentdiff.data.shapes import Shapes, ShapesDataset
 
-TASKS = ("class", "layout", "semantic", "superres", "inpaint", "uncond", "text", "pixel")
+TASKS = ("class", "layout", "semantic", "superres", "inpaint", "uncond", "text", "pixel", "modern", "distilled")
 TWO = ("init=", "data.count=16", "data.val_count=4", "train.steps=2", "train.batch_size=4", "train.log_every=1",
        "train.val_every=2", "train.sample_every=2", "train.checkpoint_every=2", "sampling.steps=2",
        "unet.channels=16", "unet.channel_mult=1,2,2", "unet.norm_groups=8", "unet.head_channels=8")  # fmt: skip
@@ -26,8 +26,11 @@ def trained(tmp_path_factory):
 
     def trained(task, *words):
         if (task, words) not in made:
-            pixel, others = ("unet.channel_mult=1,2,2,2",), ("autoencoder=recipes/autoencoder/tiny.py",)
-            own = pixel if task == "pixel" else others
+            own = ("autoencoder=recipes/autoencoder/tiny.py",)
+            if task == "pixel":
+                own = ("unet.channel_mult=1,2,2,2",)
+            elif task == "distilled":  # with its teacher comes the autoencoder
+                own = (f"init={trained('text')}",)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("LATENTDIFF_RUNS", str(root))
                 call("train_diffusion", f"recipes/diffusion/{task}.py", *TWO, *own, *words, f"name={task}{len(made)}")
@@ -53,7 +56,7 @@ def given(tmp_path):
     files = {"class": ("--class", "star"), "layout": ("--layout", tmp_path / "layout.json"), "uncond": (), "pixel": (),
              "semantic": ("--segmentation", tmp_path / "map.png"), "superres": ("--low-res", tmp_path / "small.png"),
              "inpaint": ("--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png"),
-             "text": ("--prompt", "a red star")}  # fmt: skip
+             **dict.fromkeys(("text", "modern", "distilled"), ("--prompt", "a red star"))}  # fmt: skip
     return files.__getitem__
 
 
