@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import call
 from safetensors.torch import load_file
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
@@ -175,3 +176,17 @@ def test_a_converted_run_draws(tmp_path, family):
     ]
     x = model.autoencoder.decode(z)
     assert x.shape[0] == 1 and x.isfinite().all()
+
+
+def test_a_run_starts_from_a_converted_one_with_its_words_and_its_autoencoder(tmp_path, runs):
+    source = convert(tmp_path, "text", checkpoint_of("text"))
+    same = ("conditions.0.dim=16", "conditions.0.heads=8", "conditions.0.head_dim=64", "conditions.0.length=8",
+            "conditions.0.vocab_size=8", "unet.channels=32", "unet.head_channels=16",
+            "unet.norm_groups=32")  # fmt: skip
+    words = ("train.steps=2", "train.lr=1e-9", "autoencoder=", f"init={source}")
+    call("train_diffusion", "recipes/diffusion/tiny.py", *same, *words, "name=fine")
+    ours, theirs = load_run(runs / "fine"), load_run(source)
+    taken = theirs.state_dict()
+    assert all(torch.allclose(x, taken[name], atol=1e-6) for name, x in ours.state_dict().items())
+    assert ours.autoencoder.weights_hash() == theirs.autoencoder.weights_hash()
+    assert (runs / "fine" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()

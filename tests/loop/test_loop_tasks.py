@@ -91,22 +91,25 @@ def test_the_newest_run_that_takes_the_inputs_is_the_default(trained, given, run
         assert json.loads((tmp_path / task / "samples.jsonl").read_text())["run"] == task
 
 
-@pytest.mark.parametrize("task", ["inpaint", "uncond"])
-def test_known_pixels_stay_to_the_bit_and_the_others_depend_on_the_seed(task, trained, given, tmp_path):
+@pytest.mark.parametrize("task, more", [("inpaint", ()), ("uncond", ()), ("text", ("--prompt", "a red star"))])
+def test_known_pixels_stay_to_the_bit_and_the_others_depend_on_the_seed(task, more, trained, given, tmp_path):
     """Also in a run that has learned nothing of masks: known pixels are blended in while it draws."""
-    call("sample", "--run", trained(task), "--output", tmp_path / "out", *SEEDS, "--seed", "0-1", *given("inpaint"))
-    drawn, image = pictures(tmp_path / "out"), np.asarray(Image.open(tmp_path / "image.png"))
-    hole = np.asarray(Image.open(tmp_path / "mask.png")) > 0
-    assert all(np.array_equal(x[~hole], image[~hole]) for x in drawn)
+    drawn = pictures_of(trained(task), tmp_path / "out", "--seed", "0-1", *given("inpaint"), *more)
+    image, hole = known(tmp_path)
+    assert len(drawn) == 2 and all(np.array_equal(x[~hole], image[~hole]) for x in drawn)
     assert not np.array_equal(drawn[0][hole], drawn[1][hole])
+
+
+def known(folder):
+    """The picture and the hole, [H, W], of given("inpaint")."""
+    return np.asarray(Image.open(folder / "image.png")), np.asarray(Image.open(folder / "mask.png")) > 0
 
 
 def test_blending_looks_at_the_known_pixels(trained, given, tmp_path):
     first = pictures_of(trained("uncond"), tmp_path / "a", *given("inpaint"))[0]
-    image = np.asarray(Image.open(tmp_path / "image.png"))
+    image, hole = known(tmp_path)
     Image.fromarray(255 - image).save(tmp_path / "image.png")
     other = pictures_of(trained("uncond"), tmp_path / "b", *given("inpaint"))[0]
-    hole = np.asarray(Image.open(tmp_path / "mask.png")) > 0
     assert not np.array_equal(first[hole], other[hole])
 
 
@@ -162,24 +165,31 @@ def test_python_draws_from_fields_as_the_script_does(trained, given, tmp_path):
     assert model.sample(fields={"boxes": [np.ones((1, 5))]}, steps=2, height=40).shape == (1, 3, 40, 32)
 
 
-def test_text_and_a_mask_can_be_joined(runs, given, tmp_path):
+def test_the_degradation_of_pictures_that_nobody_prepared_is_trained_on(trained, given, tmp_path):
+    run = trained("superres", "fields.0.kind=bsr")
+    ours, plain = (column(r, "grad_norm") for r in (run, trained("superres")))
+    assert len(ours) == 2 and np.isfinite(ours).all() and ours[0] != plain[0]  # the same pictures, made small otherwise
+    assert pictures_of(run, tmp_path / "out", *given("superres"))[0].shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "task, one, other",
+    [("tiny", "--prompt=a red star", "--prompt=a blue circle"), ("class", "--class=star", "--class=circle")],
+)
+def test_a_caption_or_a_class_and_a_mask_can_be_joined(task, one, other, runs, given, tmp_path):
     recipe = tmp_path / "guided.py"
     recipe.write_text(
-        '"""Filling as a caption says."""\nfrom dataclasses import replace\nfrom latentdiff.config import load\n'
-        f'tiny, fill = load("{"/".join(("..",) * 20)}{_root()}/recipes/diffusion/tiny.py"), '
-        f'load("{"/".join(("..",) * 20)}{_root()}/recipes/diffusion/inpaint.py")\n'
-        "recipe = replace(tiny, fields=fill.fields, conditions=(*tiny.conditions, *fill.conditions))\n"
+        '"""Filling as something says."""\nfrom dataclasses import replace\nfrom latentdiff.config import read_recipe\n'
+        f'base, fill = (read_recipe(f"recipes/diffusion/{{name}}.py") for name in ("{task}", "inpaint"))\n'
+        "recipe = replace(base, fields=fill.fields, conditions=(*base.conditions, *fill.conditions))\n"
     )
-    call("train_diffusion", recipe, *TWO)
-    words = (*given("inpaint"), "--prompt", "a red star", "--prompt", "a blue circle", "--guidance-scale", 2)
+    hasty = ("train.warmup=0", "train.lr=0.03", "train.ema=0")  # or two steps would teach nothing of what is said
+    call("train_diffusion", recipe, *TWO, "autoencoder=recipes/autoencoder/tiny.py", *hasty)
+    words = (*given("inpaint"), one, other, "--guidance-scale", 20)
     drawn = pictures_of(runs / "guided", tmp_path / "out", *words, "--seed", "0-1")
-    assert len(drawn) == 4 and len({picture.tobytes() for picture in drawn}) > 1  # two steps teach no words yet
-
-
-def _root():
-    from conftest import ROOT
-
-    return ROOT
+    image, hole = known(tmp_path)
+    assert len(drawn) == 4 and all(np.array_equal(x[~hole], image[~hole]) for x in drawn)
+    assert len({x[hole].tobytes() for x in drawn}) == 4  # another for either seed, and for what is said
 
 
 # ---- refused, each in one line, with nothing written
@@ -268,10 +278,11 @@ def test_a_scale_that_does_not_divide_the_pictures_is_refused(refused, runs):
 # ---- starting from another run
 
 
-def test_a_run_starts_from_the_average_of_another(trained, runs, refused):
+@pytest.mark.parametrize("other", [("data.seed=5",), ("data.height=48", "data.width=40")])
+def test_a_run_starts_from_the_average_of_another_also_at_another_size(other, trained, runs):
     first = ("autoencoder=recipes/autoencoder/tiny.py", *TWO, "train.lr=1e-9")
     source = trained("semantic")
-    call("train_diffusion", "recipes/diffusion/semantic.py", *first, f"init={source}", "data.seed=5", "name=fine")
+    call("train_diffusion", "recipes/diffusion/semantic.py", *first, f"init={source}", *other, "name=fine")
     ours, theirs = (latentdiff.load_run(path).state_dict() for path in (runs / "fine", source))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
     assert rows(runs / "fine")[0]["step"] == 1  # a run of its own
