@@ -22,7 +22,7 @@ from benchmarks.larger import agreement, mosaic
 from latentdiff import load
 from latentdiff.autoencoder.perceptual import LPIPS, build
 from latentdiff.conditioning.spatial import to_signed
-from latentdiff.config import override
+from latentdiff.config import UserError, override
 from latentdiff.data import shapes_reader
 from latentdiff.data.shapes import ShapesDataset
 from latentdiff.data.shapes_scene import KINDS, Scene
@@ -64,6 +64,8 @@ def main() -> None:
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide))
     task = type(recipe.conditions[0]).__name__ if recipe.conditions else "uncond"
+    if task not in ARMS:
+        raise UserError(f"{folder.name} has the condition {task}; measured here: {', '.join(ARMS)}; text: evaluate.py")
     data = with_fields(recipe, ShapesDataset(recipe.data, "test"))
     items = [data.item(i, 2 * i) for i in range(min(options.count, len(data)))]
     figures, rows = ARMS[task](model, items, folder)
@@ -243,7 +245,8 @@ ARMS: dict[str, Callable[[LatentDiffusion, list[dict], Path], Arm]] = {
 # ---- the table in the docs
 
 BARS = {  # task -> figure, the bar, whether more is better
-    "class": (("class_accuracy", 0.95, True),),
+    "text": (("prompt_accuracy", 0.7, True), ("prompt_accuracy_left_out", None, True)),
+    "class": (("class_accuracy", 0.95, True), ("readable", None, True)),
     "layout": (("box_iou", 0.6, True), ("box_class_right", 0.9, True)),
     "semantic": (("iou_1x", 0.6, True), ("iou_2x", 0.5, True), ("iou_4x", 0.5, True)),
     "superres": (("lpips_drawn", "lpips_bicubic", False), ("psnr_made_small_again", 30.0, True)),
@@ -258,9 +261,10 @@ def table(results: Path, page: Path) -> None:
     """The lines between the marks of the page, anew from the results."""
     lines = ["| run | training | figure | reached | bar | |", "|---|---|---|---|---|---|"]
     for task, bars in BARS.items():
-        path = results / f"tasks-{task}.json"
+        path = results / ("demo.json" if task == "text" else f"tasks-{task}.json")  # that of evaluate.py
         found = json.loads(path.read_text()) if path.exists() else {}
-        about = f"{found['train_steps']:,} steps, {found['train_minutes']:.0f} min" if found else "not yet"
+        about = f"{found.get('train_steps', found.get('step')):,} steps" if found else "not yet"
+        about += f", {found['train_minutes']:.0f} min" if "train_minutes" in found else ""
         about += ", guided away from an early checkpoint" if found.get("autoguide") else ""
         for i, (name, bar, more) in enumerate(bars):
             value, least = found.get(name), found.get(bar) if isinstance(bar, str) else bar
