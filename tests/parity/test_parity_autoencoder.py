@@ -49,6 +49,14 @@ def test_encoder_posterior_and_decoder_equal_the_original(name, config, dtype):
         assert vectors.close(value, expected[key]), f"{key}: {vectors.error(value, expected[key]):.1e}"
 
 
+def test_encoder_and_decoder_equal_the_original_in_channels_last():
+    _, tensors = vectors.case("akl_attn_tiny")
+    model = autoencoder("akl_attn_tiny", ATTENTION, torch.float64).to(memory_format=torch.channels_last)
+    expected = vectors.outputs(tensors, torch.float64)
+    for key, value in run(model, vectors.inputs(tensors, torch.float64)).items():
+        assert vectors.close(value, expected[key]), key
+
+
 @DTYPES
 def test_odd_sizes_pass_the_encoder_as_in_the_original(dtype):
     _, tensors = vectors.case("akl_tiny")

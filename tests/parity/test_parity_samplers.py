@@ -102,5 +102,43 @@ def test_ipndm_equals_that_of_diffusers_on_its_own_schedule(steps: int) -> None:
     assert torch.allclose(ours, x, atol=1e-6 * x.abs().max()), (ours - x).abs().max()
 
 
-def test_every_parameterisation_of_ours_is_compared_or_is_a_flow() -> None:
+@pytest.mark.parametrize("steps", [1, 2, 4, 10])
+@pytest.mark.parametrize("kind", KINDS)
+def test_heun_equals_that_of_diffusers_in_its_coordinates(kind: str, steps: int) -> None:
+    """Theirs solves for x / alpha, so ours is given that path: alpha 1, and sigma what sigma / alpha was."""
+    scheduler = diffusers.HeunDiscreteScheduler(**PATH, **TRAILING, prediction_type=KINDS[kind])
+    scale = lambda t: torch.exp(SCHEDULE.log_snr(t) / -2)  # noqa: E731
+    path = SimpleNamespace(alpha=torch.ones_like, sigma=scale, log_snr=SCHEDULE.log_snr)
+
+    def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        x0, _ = denoiser(kind)(x * column(SCHEDULE.alpha(t), x), t)
+        return x0, (x - x0) / column(scale(t), x)
+
+    scheduler.set_timesteps(steps)
+    start = x = X * scheduler.sigmas[0].double()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t[None]), t, x).prev_sample
+    for name, same in (("heun", True), ("ddim", steps == 1)):
+        *_, ours = sample(name, denoise, start, timesteps(steps, SCHEDULE), path)
+        assert torch.allclose(ours, x, atol=2e-4 * x.abs().max()) == same, name
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 4, 10, 25])
+@pytest.mark.parametrize("name, their_name", [("ddim", "Euler"), ("heun", "Heun")])
+def test_a_sampler_of_the_straight_path_equals_that_of_diffusers(name, their_name, steps: int, shift: float) -> None:
+    """Their timestep is the share of noise times T, and they shift their last one twice; the network is asked by it."""
+    scheduler = getattr(diffusers, f"FlowMatch{their_name}DiscreteScheduler")(shift=shift)
+    path = Schedule(ScheduleConfig(kind="flow", shift=shift))
+    velocity = lambda x, t: solve("flow", network(x, path.sigma(t) * path.T), x, path.alpha(t), path.sigma(t))  # noqa: E731
+    ts = torch.linspace(1, scheduler.sigma_min, steps, dtype=torch.float64) * path.T - 1
+    assert shift != 1 or torch.allclose(ts, timesteps(steps, path, "linspace"), atol=1e-6)
+    want = theirs(scheduler, steps, {})
+    *_, ours = sample(name, velocity, X, ts, path)
+    assert torch.allclose(ours, want.double(), atol=2e-4 * want.abs().max()), (ours - want).abs().max()
+    *_, other = sample({"ddim": "heun", "heun": "ddim"}[name], velocity, X, ts, path)
+    assert steps == 1 or not torch.allclose(other, want.double(), atol=1e-3 * want.abs().max())
+
+
+def test_every_parameterisation_of_ours_is_compared() -> None:
     assert set(MIX) == set(KINDS) | {"flow"}

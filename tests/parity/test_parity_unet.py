@@ -44,6 +44,21 @@ def test_the_unet_equals_the_original(name: str, dtype: torch.dtype) -> None:
     assert vectors.close(run(unet(name, dtype), name, dtype), expected(name, dtype))
 
 
+@pytest.mark.parametrize("switch", ["recompute", "channels_last"])
+def test_the_unet_equals_the_original_whatever_saves_memory_or_time(switch: str) -> None:
+    name, want = "unet_xattn_headch", expected("unet_xattn_headch", torch.float64)
+    plain, model = (unet(name, torch.float64, recompute=on) for on in (False, switch == "recompute"))
+    if switch == "channels_last":
+        model.to(memory_format=torch.channels_last)
+    gradients = []
+    for one in (plain, model):
+        out = run(one, name, torch.float64)
+        assert vectors.close(out, want)
+        out.square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in one.parameters()]))
+    assert vectors.close(*gradients)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_part_of_the_unet_equals_the_original(name: str) -> None:
     model, want = unet(name, torch.float64), vectors.outputs(vectors.case(name)[1], torch.float64)
