@@ -1,4 +1,4 @@
-"""The autoencoder alone: encode and decode, whole and in tiles."""
+"""The autoencoder alone: encode and decode, whole and in tiles: time and peak memory."""
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 
 WAYS = {
     "encode": lambda model, x: model.encode(x),
+    "encode, exact": tiled.encode,
     "decode": lambda model, z: model.decode(z),
     "exact": tiled.decode,
     "blended": tiled.blended,
@@ -32,19 +33,19 @@ def ours(done, how: str, pixels: int, width: float) -> None:
 
 
 def theirs(done, how: str, pixels: int, width: float) -> None:
-    """AutoencoderKL; how "blended": with enable_tiling."""
+    """AutoencoderKL; how "blended" and "encode, blended": with enable_tiling."""
     ours: Autoencoder = networks.autoencoder(width)
     model = networks.their_autoencoder(ours, 256).to(machine.device()).requires_grad_(False)
-    if how == "blended":
+    if how.endswith("blended"):
         model.enable_tiling()
     decode = lambda model, z: model.decode(z).sample  # noqa: E731
     encode = lambda model, x: model.encode(x).latent_dist.mean  # noqa: E731
-    work(done, encode if how == "encode" else decode, model, how, pixels)
+    work(done, encode if how.startswith("encode") else decode, model, how, pixels)
 
 
 @torch.no_grad()
 def work(done, function, model, how: str, pixels: int) -> None:
-    x = (picture if how == "encode" else latent)(pixels).to(machine.device())
+    x = (picture if how.startswith("encode") else latent)(pixels).to(machine.device())
     function(model, x[:, :, : x.shape[2] // 4, : x.shape[3] // 4])  # what a first call allocates for good
     done.settled()
     done.begin()
@@ -67,33 +68,42 @@ def coding(share: float) -> list[Row]:
             field = {"ours": Contestant("coding:ours", told), "diffusers": Contestant("coding:theirs", told)}
             turns = race(field, times(3 if width == 1 else 5, share))
             what = f"{how}, {pixels} pixels, {'full' if width == 1 else '1/4'} width"
-            found.append(row(what, ratio(turns["diffusers"], turns["ours"])))
+            found += [
+                row(what, ratio(turns["diffusers"], turns["ours"])),
+                row(f"{what}: diffusers' memory against ours", ratio(turns["diffusers"], turns["ours"], "memory")),
+                once(f"{what}: peak", max(turn["memory"] for turn in turns["ours"]), "MB"),
+            ]
     return found
+
+
+DECODERS = {  # contestant -> whose, how; the others are counted from the first
+    "whole": ("ours", "decode"), "exact": ("ours", "exact"), "blended": ("ours", "blended"),
+    "diffusers, whole": ("theirs", "decode"), "diffusers, blended": ("theirs", "blended"),
+}  # fmt: skip
+ENCODERS = {
+    "encode, whole": ("ours", "encode"), "encode, exact": ("ours", "encode, exact"),
+    "encode, diffusers, whole": ("theirs", "encode"), "encode, diffusers, blended": ("theirs", "encode, blended"),
+}  # fmt: skip
 
 
 def tiles(share: float) -> list[Row]:
     """Peaks of one call each, and what strips and tiles cost in time."""
-    pixels, width = 1024, 0.25
-    told = {"pixels": pixels, "width": width}
-    lean = {
-        "whole": Contestant("coding:ours", told | {"how": "decode", "warm_up": 0}, LEAN),
-        "exact": Contestant("coding:ours", told | {"how": "exact", "warm_up": 0}, LEAN),
-        "blended": Contestant("coding:ours", told | {"how": "blended", "warm_up": 0}, LEAN),
-        "diffusers, whole": Contestant("coding:theirs", told | {"how": "decode", "warm_up": 0}, LEAN),
-        "diffusers, blended": Contestant("coding:theirs", told | {"how": "blended", "warm_up": 0}, LEAN),
-    }
-    turns = race(lean, times(2, share))
-    peak = {name: max(turn["memory"] for turn in each) for name, each in turns.items()}
-    found = [once(f"{name}: peak against whole", peak[name] / peak["whole"], "x") for name in lean if name != "whole"]
-    found += [
-        row(f"{name}: time against whole", ratio(turns[name], turns["whole"])) for name in lean if name != "whole"
-    ]
-    return [*found, once("whole: peak", peak["whole"], "MB")] if not on_gpu() else found
+    found, told = [], {"pixels": 1024, "width": 0.25, "warm_up": 0}
+    for ways in (DECODERS, ENCODERS):
+        field = {name: Contestant(f"coding:{whose}", told | {"how": how}, LEAN) for name, (whose, how) in ways.items()}
+        turns = race(field, times(2, share))
+        peak = {name: max(turn["memory"] for turn in each) for name, each in turns.items()}
+        whole, *others = field
+        found += [once(f"{name}: peak against whole", peak[name] / peak[whole], "x") for name in others]
+        found += [row(f"{name}: time against whole", ratio(turns[name], turns[whole])) for name in others]
+        found += [] if on_gpu() else [once(f"{whole}: peak", peak[whole], "MB")]
+    return found
 
 
 WORKS = [
-    Work("coding", "one picture encoded or decoded by kl-f8, against AutoencoderKL in the same precision", coding),
-    Work("tiles", "one picture of 1024 x 1024 decoded by kl-f8 at 1/4 width: whole, in exact strips, in blended tiles; "
-         "peaks above what is resident before the call", tiles,
+    Work("coding", "one picture encoded or decoded by kl-f8, against AutoencoderKL in the same precision; peaks above "
+         "what is resident before", coding),
+    Work("tiles", "one picture of 1024 x 1024 decoded, or encoded, by kl-f8 at 1/4 width: whole, in exact strips, in "
+         "blended tiles; peaks above what is resident before the call", tiles,
          {"exact: peak against whole": Bar(0.5, 0.5, "<="), "blended: peak against whole": Bar(0.25, 0.25, "<=")}),
 ]  # fmt: skip

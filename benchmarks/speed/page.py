@@ -1,4 +1,5 @@
-"""benchmarks/results/speed.json, the table that is printed, and docs/benchmarks.md, which is made of the JSON alone."""
+"""benchmarks/results/speed.json, the table that is printed, and docs/benchmarks.md, which is made of the JSON alone:
+of this one and of what `python -m benchmarks demo` left."""
 
 import json
 import math
@@ -10,6 +11,7 @@ from benchmarks.speed.work import Row, Work
 from latentdiff.training import checkpoint
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+DEMO = ROOT / "benchmarks" / "results" / "bench-demo.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Speed and memory
 
@@ -19,7 +21,7 @@ disturbs one disturbs all; a figure is the median of what pairs of turns gave, w
 other takes twice as long. On a GPU ours train with `train.graph=true`, the two largest networks compiled as well. From
 CPUs there are ratios and memory only: seconds would tell of the machine.
 
-This page is made by `python -m benchmarks speed --page` from `benchmarks/results/speed.json`.
+This page is made by `python -m benchmarks speed --page` from `benchmarks/results/speed.json` and `bench-demo.json`.
 """
 TITLES = {"cpu": "On CPUs", "cuda": "On a GPU"}
 
@@ -27,6 +29,11 @@ TITLES = {"cpu": "On CPUs", "cuda": "On a GPU"}
 def read() -> dict:
     """device -> {"machine": facts, "works": {name: {"rows": [...], "seconds": ...}}}, perhaps with "notes", by hand."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def demo() -> dict:
+    """What `python -m benchmarks demo` left, {"before": {...}, "today": {...}}; empty if it was not run."""
+    return json.loads(DEMO.read_text()) if DEMO.exists() else {}
 
 
 def keep(name: str, rows: list[Row], seconds: int, device: str, facts: dict) -> None:
@@ -82,7 +89,25 @@ def line(work: Work, what: str, row: dict | None, bar, device: str) -> str:
     return f"| {work.name} | {what} | {shown} | {f'{bar.sign} {asked:g}' if bar else ''} | {met} |"
 
 
-def page(works: Iterable[Work], found: dict) -> str:
+def demos(found: dict) -> list[str]:
+    """Markdown: the demo of today beside the one that speed is counted from."""
+    if not found:
+        return []
+    lines = [
+        "## The demo\n",
+        "`make bench-demo`: the demo of commit `a559c5c` and today's, trained at once with a thread each, one run each",
+        "(`benchmarks/results/bench-demo.json`; on which machine is in `benchmarks/README.md`).\n",
+        "| demo | steps of its stages | reconstruction | prompts drawn right | time against today's |",
+        "|---|---|---|---|---|",
+    ]
+    for name, told in (("before", "`a559c5c`"), ("today", "today's")):
+        one = found[name]
+        time, steps = one["seconds"] / found["today"]["seconds"], " and ".join(f"{n:,}" for n in one["steps"])
+        lines.append(f"| {told} | {steps} | {one['psnr']:.1f} dB | {one['prompt_accuracy']:.3f} | {number(time)}x |")
+    return [*lines, ""]
+
+
+def page(works: Iterable[Work], found: dict, demo: dict) -> str:
     works, parts = list(works), [HEAD]
     for device, title in TITLES.items():
         parts.append(f"## {title}\n")
@@ -90,9 +115,10 @@ def page(works: Iterable[Work], found: dict) -> str:
         told = facts and ", ".join(f"{name} {value}" for name, value in facts.items())
         parts.append(f"{told}.\n" if told else "Not measured: none was at hand.\n")
         parts += [*found.get(device, {}).get("notes", []), *table(works, found, device), ""]
+    parts += demos(demo)
     parts += ["## The works\n", *(f"- `{work.name}`: {work.says}" for work in works), ""]
     return "\n".join(parts)
 
 
 def write(works: Iterable[Work], found: dict) -> None:
-    PAGE.write_text(page(works, found))
+    PAGE.write_text(page(works, found, demo()))

@@ -201,6 +201,8 @@ WORKS = [
          "batch 2, frozen text encoder: our loop on the cache, their example's loop on pictures", text_work,
          {"against diffusers' example": Bar(3, 3)}),
     Work("shipped-autoencoder", "stage one as shipped: kl-f8 at 1/4 width, 256 pixels, batch 2: our loop, and that of "
-         "their autoencoder example with its loss mended", autoencoder_work,
+         "their autoencoder example with its loss mended. Counted is one step of each network, of one batch each: they "
+         "take every batch for one of the two, we for both, so that they have taken half the steps when as many "
+         "pictures are read", autoencoder_work,
          {"against diffusers' example, for an update of both networks": Bar(1.3, 1.3)}),
 ]  # fmt: skip

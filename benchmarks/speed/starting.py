@@ -18,6 +18,7 @@ COMMANDS = {  # what python is told; all are counted in the first
     "import what load_run needs": ("-c", "import latentdiff.load"),
     "train_autoencoder.py --help": ("train_autoencoder.py", "--help"),
     "train_diffusion.py --help": ("train_diffusion.py", "--help"),
+    "train_classifier.py --help": ("train_classifier.py", "--help"),
     "sample.py --help": ("sample.py", "--help"),
     "evaluate.py --help": ("evaluate.py", "--help"),
     "tiny autoencoder, one step and all that a run leaves": (

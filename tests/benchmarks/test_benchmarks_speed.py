@@ -83,7 +83,7 @@ def test_both_draw_the_same_pictures(diffusers):
     assert max(apart) <= 1 and len(set(ours["picture"])) > 5
 
 
-@pytest.mark.parametrize("how", ["encode", "decode", "exact"])
+@pytest.mark.parametrize("how", ["encode", "encode, exact", "decode", "exact"])
 def test_both_autoencoders_give_the_same(diffusers, how):
     told = {"how": how, "pixels": 64, "width": 1 / 16}
     (ours,), (theirs,) = (turns(one, **told) for one in (coding.ours, coding.theirs))
@@ -91,8 +91,8 @@ def test_both_autoencoders_give_the_same(diffusers, how):
 
 
 def test_tiles_that_are_blended_run(diffusers):
-    for one in (coding.ours, coding.theirs):
-        (said,) = turns(one, how="blended", pixels=64, width=1 / 16)
+    for one, how in ((coding.ours, "blended"), (coding.theirs, "blended"), (coding.theirs, "encode, blended")):
+        (said,) = turns(one, how=how, pixels=64, width=1 / 16)
         assert all(map(math.isfinite, said["value"]))
 
 
@@ -224,7 +224,14 @@ def test_single_works_are_merged_and_another_machine_starts_anew(monkeypatch, tm
 
 
 def test_the_page_is_made_of_the_results_alone():
-    assert page.PAGE.read_text() == page.page(WORKS.values(), page.read())
+    assert page.PAGE.read_text() == page.page(WORKS.values(), page.read(), page.demo())
+
+
+def test_the_page_shows_the_demo_beside_the_earlier_one_where_it_was_measured():
+    one = {"psnr": 35.72, "prompt_accuracy": 0.676, "seconds": 300.0, "steps": [5000, 4000]}
+    found = page.page([], {}, {"before": one, "today": one | {"seconds": 100.0}})
+    assert "| `a559c5c` | 5,000 and 4,000 | 35.7 dB | 0.676 | 3.00x |" in found
+    assert "today's" not in page.page([], {}, {})
 
 
 def test_what_is_measured_on_cpus_are_ratios():
