@@ -174,7 +174,7 @@ class DenoisingWatch:
         with autocast(self.world.device, self.latents.dtype):
             for z in model.draw(fields, list(range(count)), self.shape(), self.r.sampling):
                 pass
-            x = self.latents.autoencoder.decode(z)
+            x = model.finished(self.latents.autoencoder.decode(z), fields)
         pictures.save_grid(x, self.log.folder / "samples" / f"{step:08d}.png", columns=8 if count > 8 else 4)
 
     def previewed(self, model: LatentDiffusion) -> tuple[int, dict]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from conftest import call, column, rows, written
 from PIL import Image
 
 import latentdiff
+from latentdiff import keyed, recipe
 from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.recipe import DiffusionRecipe
+from latentdiff.training.run import read_recipe
 
 TASKS = ("class", "layout", "semantic", "superres", "inpaint", "uncond", "text", "pixel", "modern", "distilled")
 TWO = ("init=", "data.count=16", "data.val_count=4", "train.steps=2", "train.batch_size=4", "train.log_every=1",
@@ -103,6 +107,27 @@ def test_known_pixels_stay_to_the_bit_and_the_others_depend_on_the_seed(task, mo
 def known(folder):
     """The picture and the hole, [H, W], of given("inpaint")."""
     return np.asarray(Image.open(folder / "image.png")), np.asarray(Image.open(folder / "mask.png")) > 0
+
+
+def test_pictures_that_are_measured_and_looked_at_keep_their_known_pixels_too(trained, runs):
+    run = Path(shutil.copytree(trained("inpaint"), runs / "run"))
+    call("evaluate", run, "--count", 3, "--batch-size", 2, "--features", "autoencoder", "--no-report")
+    r = read_recipe(run, DiffusionRecipe)
+    data = recipe.with_fields(r, recipe.open_data(r, "val"))
+    (drawn,) = (run / "evaluation").glob("samples-*/00000.png")
+    for i, path in enumerate(sorted(drawn.parent.glob("*.png"))):
+        asked = data.item(i, keyed.key(0, "wanted", i))
+        assert differing(np.asarray(Image.open(path)), asked) == {"hole"}
+    sheet = np.asarray(Image.open(run / "samples" / "00000002.png"))
+    for i, asked in enumerate(data.item(i, keyed.key("in order", i)) for i in range(4)):
+        left = 2 + 98 * i  # enlarged to 96 pixels
+        assert differing(sheet[2:98:3, left : left + 96 : 3], asked) == {"hole"}
+
+
+def differing(drawn, asked):
+    """Where a picture [H, W, 3] is not the one that was to be filled: "hole", "known" or both."""
+    places = np.where(asked["mask"] > 0, "hole", "known")
+    return set(places[(drawn != asked["image"]).any(-1)].tolist())
 
 
 def test_blending_looks_at_the_known_pixels(trained, given, tmp_path):

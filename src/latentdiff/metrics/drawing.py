@@ -53,12 +53,13 @@ def fields(model: LatentDiffusion, reads: tuple[str, ...], batch: dict) -> dict:
 
 @torch.no_grad()
 def draw(model: LatentDiffusion, given: dict, seeds: list[int], settings: Sampling) -> Tensor:
-    """Pictures [B, 3, H, W], in the precision that training uses on this device."""
+    """Pictures [B, 3, H, W] within [-1, 1], in the precision that training uses on this device; what a masked picture
+    shows stays."""
     device = next(model.parameters()).device
     with autocast(device, precision("auto", device)):
         for z in model.draw(given, seeds, model.latent_shape(), settings):
             pass
-        return model.autoencoder.decode(z).float()
+        return model.finished(model.autoencoder.decode(z), given)
 
 
 def fill(

@@ -169,6 +169,7 @@ def draw(
 ) -> tuple[Stored, dict]:
     """A folder of drawn pictures in the run's folder, named by all that they depend on; what is there is kept."""
     depends = (settings, wanted.captions, wanted.seed, options.split, options.batch_size)
+    depends += ("known pixels stay",) if "mask" in wanted.reads else ()  # as they once did not
     folder = subject.folder / "evaluation" / f"{name}-{stage_two.digest(subject.model, depends)}"
     if options.summary and world.is_main:  # its seconds are to be true
         shutil.rmtree(folder, ignore_errors=True)

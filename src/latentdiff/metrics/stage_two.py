@@ -54,7 +54,7 @@ def clip_score(clip: Clip, drawn: Stored, wanted: Wanted, world: World) -> dict[
 def against_truth(drawn: Stored, wanted: Wanted, distance: nn.Module | None, world: World) -> dict[str, float]:
     """Where the condition is a small or a masked picture, the drawn one has a true one to be held against.
 
-    Inpainted pictures are composed with what was known, as the original does, and measured in the hole.
+    Inpainted pictures show what was known as it was (LatentDiffusion.finished) and are measured in the hole as well.
     """
     if wanted.captions or not {"low_res", "mask"} & set(wanted.reads):
         return {}
@@ -65,11 +65,9 @@ def against_truth(drawn: Stored, wanted: Wanted, distance: nn.Module | None, wor
         asked = wanted.batch(range(first, first + len(batch["index"])))
         x, y = loader.images(asked, world.device), loader.images(batch, world.device)
         found = {}
-        if masked:
+        if masked and isinstance(distance, LPIPSDistance):
             hole = (asked["mask"].to(world.device) > 0).float()[:, None]  # [B, 1, H, W]
-            y = hole * y + (1 - hole) * x
-            if isinstance(distance, LPIPSDistance):
-                found["lpips_in_hole"] = stage_one.lpips_in_hole(distance, x, y, hole)
+            found["lpips_in_hole"] = stage_one.lpips_in_hole(distance, x, y, hole)
         if distance is not None:
             found["lpips_to_truth"] = distance(y, x).flatten()
         found |= {"psnr_to_truth": psnr(x, y), "ssim_to_truth": ssim(x, y)}
