@@ -66,6 +66,26 @@ def test_within_the_interval_is_guidance_and_outside_is_none_at_half_the_cost() 
     assert both.samples == 2 * 5 * 5 and plain.samples == 5 * 5  # of 0.1 to 1, five are inside
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "plms"])
+def test_the_interval_is_decided_by_the_grid_without_waiting_for_the_device(sampler: str) -> None:
+    """Meta tensors hold no numbers: a sampler that waits for one fails."""
+    calls = Counted(lambda x, t: (x, x)), Counted(lambda x, t: (x, x))
+    denoise = within(*calls, (0.25, 0.75), SCHEDULE)
+    list(sample(sampler, denoise, X, timesteps(10, SCHEDULE), SCHEDULE))
+    wanted = [counted.samples for counted in calls]
+    list(sample(sampler, denoise, X.to("meta"), timesteps(10, SCHEDULE), SCHEDULE))
+    assert [counted.samples for counted in calls] == [2 * n for n in wanted] and min(wanted) >= 5 * 5
+
+
+def test_samples_at_different_t_are_each_guided_as_they_would_be_alone() -> None:
+    """As in distillation, where every sample has a t of its own."""
+    plain = gaussian(SCHEDULE, 1.0)
+    guided = autoguidance(plain, gaussian(SCHEDULE, 0.0), 3.0, 0.0, SCHEDULE)
+    denoise, t = within(guided, plain, (0.2, 0.8), SCHEDULE), torch.tensor([900.0, 100.0, 500.0, 300.0, 850.0]).double()
+    for got, a, b in zip(denoise(X, t), guided(X, t), plain(X, t)):
+        assert torch.equal(got[2:4], a[2:4]) and torch.equal(got[[0, 1, 4]], b[[0, 1, 4]])
+
+
 def test_two_intervals_side_by_side_are_the_whole() -> None:
     plain = gaussian(SCHEDULE, 1.0)
     guided = autoguidance(plain, gaussian(SCHEDULE, 0.0), 3.0, 0.0, SCHEDULE)

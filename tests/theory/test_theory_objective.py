@@ -148,6 +148,23 @@ def test_importance_is_uniform_until_every_t_has_its_losses() -> None:
     assert made.draw(torch.tensor([0.0, 0.3, 0.99], dtype=torch.float64)).tolist() == [0, 1, 3]
 
 
+def test_importance_keeps_the_last_losses_of_a_batch_that_holds_more() -> None:
+    made, many = Importance(3), torch.arange(1.0, 13.0)
+    for t, losses in ((0, many[:3]), (2, many), (0, many[3:])):
+        made.note(range(len(losses)), torch.full((len(losses),), t), losses)
+        made.learn(len(losses), lambda pairs: pairs)
+    assert made.losses.tolist() == [many[2:].tolist(), [0.0] * 10, many[2:].tolist()]
+    assert made.counts.tolist() == [10, 0, 10]
+
+
+def test_importance_reads_nothing_back_from_the_device() -> None:
+    """Meta tensors hold no numbers: what waits for one fails."""
+    made, u = Importance(5).to("meta"), torch.rand(4, dtype=torch.float64, device="meta")
+    made.note(range(4), made.draw(u), torch.rand(4, device="meta"))
+    made.learn(4, lambda pairs: pairs)
+    assert made.losses.shape == (5, 10) and made.losses.is_meta
+
+
 def test_importance_does_not_care_how_the_batch_is_cut_or_about_a_loss_that_is_none() -> None:
     t, losses = torch.tensor([2, 0, 2, 1]), torch.tensor([1.0, float("nan"), 3.0, 4.0])
     whole, pieces = Importance(3), [Importance(3), Importance(3)]

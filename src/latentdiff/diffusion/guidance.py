@@ -50,15 +50,24 @@ def away_from(both: Both, scale: float | Tensor, rescale: float, schedule: Sched
 
 
 def within(guided: Denoise, plain: Denoise, interval: tuple[float, ...], schedule: Schedule) -> Denoise:
-    """Guided where sigma / (alpha + sigma) lies in the interval, plain, at half the cost, elsewhere (Kynkaanniemi et
-    al. 2024). All samples are at the same t."""
+    """Guided where sigma / (alpha + sigma) lies in the interval, plain elsewhere (Kynkaanniemi et al. 2024).
+
+    A sampler's t is one for all samples and known to the host: elsewhere costs half. For any other t [B] both are made.
+    """
     low, high = interval
     if (low, high) == (0.0, 1.0):
         return guided
 
+    def inside(t: Tensor) -> Tensor:
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        share = sigma / (alpha + sigma)
+        return (low <= share) & (share <= high)
+
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = schedule.alpha(t[:1].cpu()), schedule.sigma(t[:1].cpu())
-        return (guided if low <= (sigma / (alpha + sigma)).item() <= high else plain)(x, t)
+        if hasattr(t, "told"):
+            return (guided if inside(torch.tensor(t.told, dtype=torch.float64)) else plain)(x, t)
+        where = inside(t).view(-1, *[1] * (x.ndim - 1))
+        return tuple(torch.where(where, a, b) for a, b in zip(guided(x, t), plain(x, t)))
 
     return denoise
 

@@ -1,6 +1,5 @@
 """What training minimises: the prediction, the distance, how t is drawn, and how much an error at each t weighs."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -102,7 +101,7 @@ class Importance(nn.Module):
         super().__init__()
         self.register_buffer("losses", torch.zeros(T, self.LAST))  # the newest last
         self.register_buffer("counts", torch.zeros(T, dtype=torch.int64))
-        self.noted: dict[int, tuple[Tensor, Tensor]] = {}
+        self.noted: list[tuple[range, Tensor]] = []
 
     def p(self) -> Tensor:
         """The probability of every t, uniform until each has its losses: float64 [T]."""
@@ -120,20 +119,26 @@ class Importance(nn.Module):
 
     def note(self, positions: range, t: Tensor, losses: Tensor) -> None:
         """Remember what a piece of the batch gave, losses [B] as weighted."""
-        for i, position in enumerate(positions):
-            self.noted[position] = (t[i], losses[i].detach() / self.weight(t[i : i + 1])[0])
+        self.noted.append((positions, torch.stack([t.double(), losses.detach() / self.weight(t)], 1)))
 
     def learn(self, batch_size: int, share: Callable[[Tensor], Tensor]) -> None:
-        """After a step: take in all ranks' losses, in the order of the batch; share: the sum of a tensor over ranks."""
+        """After a step: take in all ranks' losses, in the order of the batch; share: the sum of a tensor over ranks.
+
+        The host waits for nothing.
+        """
         pairs = torch.zeros(batch_size, 2, dtype=torch.float64, device=self.losses.device)
-        for position, pair in self.noted.items():
-            pairs[position] = torch.stack([x.double() for x in pair])
+        for positions, found in self.noted:
+            pairs[positions.start : positions.stop : positions.step] = found
         self.noted.clear()
-        for t, loss in share(pairs).tolist():
-            if math.isfinite(loss):
-                row = self.losses[int(t)]
-                row.copy_(torch.cat([row[1:], row.new_tensor([loss])]))
-                self.counts[int(t)] = min(self.LAST, int(self.counts[int(t)]) + 1)
+        t, losses = share(pairs).unbind(1)
+        T, size = self.losses.shape
+        numbers = torch.arange(max(T, size), device=t.device)
+        old, new = numbers[:size] >= size - self.counts[:, None], (t == numbers[:T, None]) & losses.isfinite()
+        known = torch.cat([old, new], 1)  # [T, size + B], of every t the losses that it had and those that are its own
+        row = torch.where(known, torch.cat([self.losses.double(), losses.expand(T, -1)], 1), 0.0)
+        newest = known.byte().sort(dim=1, stable=True).indices[:, -size:]
+        self.losses.copy_(row.gather(1, newest))
+        self.counts.copy_(known.sum(1).clamp(max=size))
 
 
 def normal_quantile(u: Tensor) -> Tensor:

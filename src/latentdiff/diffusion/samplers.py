@@ -194,10 +194,17 @@ class Level(NamedTuple):
     lam: float  # log(alpha / sigma), half the log-SNR
 
 
+def everywhere(t: float, x: Tensor) -> Tensor:
+    """One timestep for every sample of x: [B], on its device. `.told` says it to the host, which then need not wait."""
+    filled = x.new_full((len(x),), t)
+    filled.told = t
+    return filled
+
+
 def _steps(x: Tensor, ts: Tensor, schedule: Schedule, last: Last) -> Iterator[tuple[Level, Level]]:
     """Where each step begins and ends."""
     ts = ts.to(torch.float64) if last is None else torch.tensor([*ts.tolist(), last], dtype=torch.float64)
     assert (ts.diff() < 0).all(), "the timesteps of a sampler must fall"
     numbers = zip(schedule.alpha(ts).tolist(), schedule.sigma(ts).tolist(), (schedule.log_snr(ts) / 2).tolist())
-    levels = [Level(x.new_full((len(x),), t), *rest) for t, rest in zip(ts.tolist(), numbers)]
+    levels = [Level(everywhere(t, x), *rest) for t, rest in zip(ts.tolist(), numbers)]
     return pairwise(levels if last is not None else [*levels, Level(None, 1.0, 0.0, math.inf)])
