@@ -13,6 +13,7 @@ cli.answer_help(__doc__ + "\n" + arguments.SAMPLE_OPTIONS, cli.about_run)
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from latentdiff import inputs, load, needs, progress
 from latentdiff.autoencoder import tiled
+from latentdiff.autoencoder.autoencoder import Through, whole
 from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
 from latentdiff.latent_diffusion import LatentDiffusion, Sampling
@@ -59,6 +61,7 @@ def main(words: list[str]) -> None:
         model.guide_by(load.load_guide(options.autoguide, device))
     model.lowered(dtype)
     model.check(settings)
+    model.autoencoder.through = through(settings, options)
     seeds = arguments.seeds(options.seed, options.num_images)
     steering, names = Steering(model, options), load.names_of(folder)
     if options.classifier:
@@ -69,6 +72,17 @@ def main(words: list[str]) -> None:
     check_guidance(model, settings, options)
     check_sizes(jobs, model, options)
     draw_all(model, folder, jobs, settings, options, dtype, steering)
+
+
+def through(settings: Sampling, options) -> Through:
+    """How pictures and latents go through the autoencoder: as --tile and --coding say."""
+    if options.coding not in ("exact", "blended"):
+        raise UserError(f"--coding {options.coding}: it must be exact or blended")
+    if options.coding == "exact":
+        return tiled.exact if settings.tile else whole
+    if not settings.tile:
+        raise UserError("--coding blended goes with --tile, the side of the tiles that are blended")
+    return partial(tiled.blended, tile=settings.tile, overlap=int(settings.tile * settings.overlap))
 
 
 def check_guidance(model: LatentDiffusion, settings: Sampling, options) -> None:
@@ -119,6 +133,8 @@ def draw_all(
     for name in ("guide", "classifier"):
         if getattr(options, name):
             about |= {name: getattr(options, name), f"{name}_scale": getattr(options, f"{name}_scale")}
+    if options.tile:
+        about |= {"tile": options.tile, "coding": options.coding}
     if options.init_image:
         about |= {"init_image": options.init_image, "strength": _strength(options)}
     writer = Writer(Path(options.output), about)
@@ -131,11 +147,11 @@ def draw_all(
                 finished = z
                 rows.append(z)
                 bar.update()
-        x = decoded(model, finished, found, options)
+        x = model.finished(model.autoencoder.decode(finished), found)
         if not torch.isfinite(x).all():
             raise UserError("the pictures are not finite numbers; try --precision fp32")
         shown = rows[:: -(-len(rows) // 8)] if options.progressive else []
-        steps = [pictures.to_uint8(decoded(model, z, found, options)) for z in shown]
+        steps = [pictures.to_uint8(model.finished(model.autoencoder.decode(z), found)) for z in shown]
         for i, (image, job) in enumerate(zip(pictures.to_uint8(x), batch)):
             row = [step[i] for step in steps] + [image] if steps else []
             writer.write(image, job.prompt, job.seed, job.about, row)
@@ -167,12 +183,6 @@ def latents(
     shape, seeds = model.latent_shape(height, width), [job.seed for job in batch]
     around = steering(found, count)
     yield from model.draw(conditions, seeds, shape, settings, negative, begin, _strength(options), around)
-
-
-def decoded(model: LatentDiffusion, z: Tensor, found: dict, options) -> Tensor:
-    """Pictures [B, 3, H, W]; in strips where they are drawn in tiles, so that memory stays bounded."""
-    x = tiled.decode(model.autoencoder, z) if options.tile else model.autoencoder.decode(z)
-    return model.finished(x, found)
 
 
 def read_prompts(options) -> list[str]:

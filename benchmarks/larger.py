@@ -23,6 +23,7 @@ from torch import Tensor
 
 from latentdiff import load
 from latentdiff.autoencoder import tiled
+from latentdiff.autoencoder.autoencoder import Through, whole
 from latentdiff.data import shapes_reader
 from latentdiff.data.shapes import ShapesDataset
 from latentdiff.data.shapes_scene import draw as draw_scene
@@ -121,10 +122,15 @@ def draw(model: LatentDiffusion, maps: Tensor, steps: int, seed: int = 0, **sett
     return z
 
 
+def decode(model: LatentDiffusion, z: Tensor, through: Through) -> Tensor:
+    model.autoencoder.through = through
+    return model.autoencoder.decode(z)
+
+
 CALLS = {
-    "decode untiled": lambda model, given, steps: model.autoencoder.decode(given["z"]),
-    "decode exact": lambda model, given, steps: tiled.decode(model.autoencoder, given["z"]),
-    "decode blended": lambda model, given, steps: tiled.blended(model.autoencoder, given["z"]),
+    "decode untiled": lambda model, given, steps: decode(model, given["z"], whole),
+    "decode exact": lambda model, given, steps: decode(model, given["z"], tiled.exact),
+    "decode blended": lambda model, given, steps: decode(model, given["z"], tiled.blended),
     "sample untiled": lambda model, given, steps: draw(model, given["map"], steps),
     "sample patchwise": lambda model, given, steps: draw(model, given["map"], steps, tile=TILE, overlap=OVERLAP),
 }
@@ -175,7 +181,7 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
     places = [place for place, _ in windows(options.side // factor, TILE, round(TILE * OVERLAP))]
     lines = sorted({factor * end for place in places for end in (place.start, place.stop)} - {0, options.side})
     for name in ("untiled", "patchwise"):
-        x = tiled.decode(model.autoencoder, results[f"sample {name}"])[0].clamp(-1, 1)
+        x = decode(model, results[f"sample {name}"], tiled.exact)[0].clamp(-1, 1)
         figures[f"sample {name}"] |= agreement(x, wanted, cell) | border_ratios(x, wanted, lines, cell)
         if options.pictures:
             pictures.save_grid(x[None], options.pictures / f"{name}.png", columns=1)

@@ -7,15 +7,12 @@ from benchmarks.speed import machine, networks
 from benchmarks.speed.race import Contestant, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff.autoencoder import tiled
-from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.autoencoder.autoencoder import Autoencoder, whole
 
 WAYS = {
-    "encode": lambda model, x: model.encode(x),
-    "encode, exact": tiled.encode,
-    "decode": lambda model, z: model.decode(z),
-    "exact": tiled.decode,
-    "blended": tiled.blended,
-}
+    "encode": whole, "encode, exact": tiled.exact,
+    "decode": whole, "exact": tiled.exact, "blended": tiled.blended,
+}  # fmt: skip
 
 
 def latent(pixels: int) -> Tensor:
@@ -29,7 +26,9 @@ def picture(pixels: int) -> Tensor:
 def ours(done, how: str, pixels: int, width: float) -> None:
     model = networks.autoencoder(width).requires_grad_(False)
     model.to(machine.device(), memory_format=torch.channels_last)  # as LatentDiffusion.lowered holds it
-    work(done, WAYS[how], model, how, pixels)
+    model.through = WAYS[how]
+    run = Autoencoder.encode if how.startswith("encode") else Autoencoder.decode
+    work(done, run, model, how, pixels)
 
 
 def theirs(done, how: str, pixels: int, width: float) -> None:

@@ -37,8 +37,10 @@ SAMPLE_OPTIONS = """\
   --quantize-denoised    make every guess of codes (VQ)
   --eta E                noise of ddim: 0 deterministic, 1 ancestral
   --shift X              above 1: more steps where the noise is high, for pictures larger than in training
-  --tile N               draw larger pictures in overlapping tiles of N pixels, in bounded memory
+  --tile N               draw larger pictures in overlapping tiles of N pixels, in less memory
   --overlap X            share of a tile that it has in common with the next (default 0.25)
+  --coding C             with --tile, encode and decode exact (default): as the whole picture, but memory grows with it;
+                         or blended: in tiles as well, bounded beside the picture itself, but tones may drift
   --progressive          beside each picture a row of how it came to be
   --height H --width W   in pixels, multiples of the autoencoder's factor (also --H, --W); default: the training size
   --batch-size N         pictures drawn at once (default 16); changes no picture
@@ -65,6 +67,7 @@ _SAMPLE = {
     "--strength": ((), float, None), "--shift": ((), float, None), "--tile": ((), int, 0),
     "--overlap": ((), float, None), "--guide": ((), str, None), "--guide-scale": ((), float, 100.0),
     "--guide-by": ((), str, "l2"), "--classifier": ((), str, None), "--classifier-scale": ((), float, 1.0),
+    "--coding": ((), str, "exact"),
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Tiled decoding and encoding: the same numbers, less memory."""
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ CONFIGS = {
 
 def made(config: AutoencoderConfig) -> Autoencoder:
     torch.manual_seed(0)
-    autoencoder = Autoencoder(config).eval()
+    autoencoder = Autoencoder(config).eval().requires_grad_(False)
     for name, p in autoencoder.named_parameters():
         if "norm" in name:  # so that no norm is a plain one
             torch.nn.init.normal_(p, mean=1.0, std=0.3)
@@ -42,9 +44,9 @@ def drawn(*shape: int) -> Tensor:
 def test_tiled_decoding_is_decoding(name: str, rows: int) -> None:
     autoencoder = made(CONFIGS[name])
     z = drawn(2, autoencoder.z_channels, 7, 5)
-    with torch.no_grad():
-        whole = autoencoder.decode(z)
-    assert (tiled.decode(autoencoder, z, rows) - whole).abs().max() < 1e-5 * whole.abs().max()
+    whole = autoencoder.decode(z)
+    autoencoder.through = partial(tiled.exact, rows=rows)
+    assert (autoencoder.decode(z) - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -52,19 +54,28 @@ def test_tiled_decoding_is_decoding(name: str, rows: int) -> None:
 def test_tiled_encoding_is_encoding(name: str, rows: int) -> None:
     autoencoder = made(CONFIGS[name])
     x = drawn(2, 3, 7 * autoencoder.factor, 5 * autoencoder.factor)
-    with torch.no_grad():
-        whole = autoencoder.encode(x)
-    assert (tiled.encode(autoencoder, x, rows) - whole).abs().max() < 1e-5 * whole.abs().max()
+    whole = autoencoder.encode(x)
+    autoencoder.through = partial(tiled.exact, rows=rows)
+    assert (autoencoder.encode(x) - whole).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_a_gradient_is_that_of_the_whole_picture() -> None:
+    """Guidance by a picture asks for it."""
+    autoencoder, z = made(ATTENDING), drawn(1, 4, 7, 5).requires_grad_()
+    (wanted,) = torch.autograd.grad(autoencoder.decode(z).square().sum(), z)
+    autoencoder.through = tiled.exact
+    (found,) = torch.autograd.grad(autoencoder.decode(z).square().sum(), z)
+    assert torch.equal(found, wanted)
 
 
 def test_statistics_of_a_single_strip_are_not_enough() -> None:
     """What the test above would miss if a picture were alike everywhere: it is brighter below."""
     autoencoder = made(ATTENDING)
     z = drawn(1, 4, 16, 8) + torch.linspace(-2, 2, 16).view(1, 1, -1, 1)
-    with torch.no_grad():
-        whole = autoencoder.decode(z)
-        halves = torch.cat([autoencoder.decode(half) for half in z.split(8, dim=2)], dim=2)
-    assert (tiled.decode(autoencoder, z, 8) - whole).abs().max() < 1e-4
+    whole = autoencoder.decode(z)
+    halves = torch.cat([autoencoder.decode(half) for half in z.split(8, dim=2)], dim=2)
+    autoencoder.through = tiled.exact
+    assert (autoencoder.decode(z) - whole).abs().max() < 1e-4
     assert (halves - whole)[:, :, :8].abs().max() > 0.05  # far from the cut
 
 
@@ -76,25 +87,47 @@ def test_a_large_offset_does_not_spoil_the_statistics() -> None:
 
 def test_pixel_space_passes_through_and_sizes_are_checked() -> None:
     pixels = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
-    x = drawn(1, 3, 6, 6)
-    assert torch.equal(tiled.decode(pixels, x), x) and torch.equal(tiled.encode(pixels, x), x)
-    with pytest.raises(UserError, match="multiples of 4"):
-        tiled.encode(made(ATTENDING), drawn(1, 3, 10, 8))
+    x, latents = drawn(1, 3, 6, 6), made(ATTENDING)
+    for pixels.through in (tiled.exact, tiled.blended):
+        assert torch.equal(pixels.decode(x), x) and torch.equal(pixels.encode(x), x)
+    for latents.through in (tiled.exact, tiled.blended):
+        with pytest.raises(UserError, match="multiples of 4"):
+            latents.encode(drawn(1, 3, 10, 8))
 
 
-def test_blended_tiles_are_the_picture_where_statistics_do_not_matter() -> None:
-    autoencoder = made(CONFIGS["flat"])
-    for module in autoencoder.modules():  # without norms only the borders of tiles differ, and they weigh little
+def without_norms(config: AutoencoderConfig) -> Autoencoder:
+    """Then only the borders of tiles differ, and they weigh little."""
+    autoencoder = made(config)
+    for module in autoencoder.modules():
         for name in ("norm1", "norm2", "norm_out"):
             if hasattr(module, name):
                 setattr(module, name, torch.nn.Identity())
-    autoencoder.decoder.mid = torch.nn.Identity()
-    z = drawn(1, 4, 40, 24)
-    with torch.no_grad():
-        whole = autoencoder.decode(z)
-    error = (tiled.blended(autoencoder, z, 24, 16) - whole).abs().amax((0, 1, 3))
+    autoencoder.encoder.mid = autoencoder.decoder.mid = torch.nn.Identity()
+    return autoencoder
+
+
+@pytest.mark.parametrize("way", ["decode", "encode"])
+def test_blended_tiles_are_the_whole_where_statistics_do_not_matter(way: str) -> None:
+    autoencoder, x = without_norms(CONFIGS["flat"]), drawn(1, 4 if way == "decode" else 3, 40, 24)
+    run = getattr(autoencoder, way)
+    whole = run(x)
+    autoencoder.through = partial(tiled.blended, tile=24, overlap=16)
+    error = (run(x) - whole).abs().amax((0, 1, 3))
     assert error[:8].max() < 1e-5 and error[32:].max() < 1e-5  # a single tile, too far to feel its border
-    assert tiled.blended(autoencoder, z, 40, 0).sub(whole).abs().max() < 1e-5
+    autoencoder.through = partial(tiled.blended, tile=40, overlap=0)
+    assert (run(x) - whole).abs().max() < 1e-5
+
+
+def test_blended_tiles_lie_where_they_belong_at_any_factor() -> None:
+    """Far from all borders but in the middle of a tile, what a tile shows is what the whole shows there."""
+    autoencoder = without_norms(AutoencoderConfig(channels=8, channel_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4))
+    z = drawn(1, 4, 40, 24)
+    x = autoencoder.decode(z)
+    latent = autoencoder.encode(x)
+    autoencoder.through = partial(tiled.blended, tile=24, overlap=8)
+    assert autoencoder.decode(z).shape == x.shape and autoencoder.encode(x).shape == latent.shape == z.shape
+    assert (autoencoder.decode(z) - x)[:, :, :32].abs().max() < 1e-5
+    assert (autoencoder.encode(x) - latent)[:, :, :8].abs().max() < 1e-5
 
 
 class Live(TorchDispatchMode):
@@ -119,9 +152,9 @@ class Live(TorchDispatchMode):
         self.now -= self.held.pop(name)
 
 
-def peak(function) -> int:
+def peak(function: Callable, x: Tensor) -> int:
     with torch.no_grad(), Live() as live:
-        function()
+        function(x)
     return live.most
 
 
@@ -133,7 +166,24 @@ def test_tiles_take_half_the_memory_and_blended_ones_a_quarter(config: Autoencod
     with torch.device("meta"):
         ours = Autoencoder(config).eval()
         z, x = torch.empty(1, 4, 512 // ours.factor, 256 // ours.factor), torch.empty(1, 3, 512, 256)
-    untiled = peak(lambda: ours.decode(z))
-    assert peak(lambda: tiled.decode(ours, z, 4)) < untiled / 2
-    assert peak(lambda: tiled.blended(ours, z, 16, 4)) < untiled / 4
-    assert peak(lambda: tiled.encode(ours, x, 4)) < 0.6 * peak(lambda: ours.encode(x))
+    whole = peak(ours.decode, z), peak(ours.encode, x)
+    ours.through = partial(tiled.exact, rows=4)
+    assert peak(ours.decode, z) < whole[0] / 2 and peak(ours.encode, x) < 0.6 * whole[1]
+    ours.through = partial(tiled.blended, tile=16, overlap=4)
+    assert peak(ours.decode, z) < whole[0] / 4 and peak(ours.encode, x) < whole[1] / 4
+
+
+@pytest.mark.parametrize("way", ["decode", "encode"])
+def test_blended_tiles_take_no_more_beside_the_picture_however_large_it_is(way: str) -> None:
+    config = AutoencoderConfig(channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, norm_groups=8)
+    with torch.device("meta"):
+        ours = Autoencoder(config).eval()
+        latents, pictures = ([torch.empty(1, c, side, side) for side in sides]
+                             for c, sides in ((4, (64, 256)), (3, (256, 1024))))  # fmt: skip
+    given = latents if way == "decode" else pictures
+    more = sum(large.nbytes - small.nbytes for small, large in (pictures, *[latents] * 5))
+    growth = []
+    for ours.through in (partial(tiled.blended, tile=16, overlap=4), tiled.exact):
+        small, large = (peak(getattr(ours, way), x) for x in given)
+        growth.append(large - small)
+    assert growth[0] < more < growth[1] / 3

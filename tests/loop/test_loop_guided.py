@@ -69,12 +69,15 @@ def test_a_run_is_guided_by_a_picture(runs, tmp_path, refused):
 def test_larger_pictures_are_drawn_in_tiles(tmp_path):
     call(*BLIND)
     pictures = []
-    for words in ((), ("--tile", 64), ("--tile", 32), ("--tile", 32, "--overlap", 0.5)):
+    blended = ("--tile", 32, "--coding", "blended")
+    for words in ((), ("--tile", 64), ("--tile", 32), ("--tile", 32, "--overlap", 0.5), blended):
         out = tmp_path / str(len(pictures))
         call("sample", "--run", "blind", "--steps", 3, "--height", 64, "--width", 64, "--output", out, *words)
         pictures.append(np.asarray(Image.open(out / "00000-s0.png")).astype(int))
     assert all(picture.shape == (64, 64, 3) for picture in pictures)
     assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a single tile is none
+    assert 0 < np.abs(pictures[2] - pictures[4]).mean() < 20  # the same latent, decoded by tiles with their own norms
+    assert json.loads((out / "samples.jsonl").read_text())["coding"] == "blended"
 
 
 def test_a_classifier_without_a_label_is_refused(refused):

@@ -114,6 +114,8 @@ REFUSED = {
     ("--prompt", PROMPT, "--steps", "many"): "--steps",
     ("--prompt", PROMPT, "--height", 33): "multiple of 4",
     ("--prompt", PROMPT, "--tile", 3): "--tile 3",
+    ("--prompt", PROMPT, "--coding", "blended"): "goes with --tile",
+    ("--prompt", PROMPT, "--tile", 16, "--coding", "rough"): "exact or blended",
     ("--prompt", PROMPT, "--seed", "9-7"): "--seed",
     ("--prompt", PROMPT, "--precision", "fp8"): "fp8",
     ("--prompt", PROMPT, "--device", "abacus"): "abacus",

@@ -12,6 +12,7 @@ from PIL import Image
 
 import latentdiff
 from latentdiff import keyed, recipe
+from latentdiff.autoencoder.autoencoder import Decoder, Encoder
 from latentdiff.data.shapes import Shapes, ShapesDataset
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.run import read_recipe
@@ -168,6 +169,36 @@ def test_a_picture_is_drawn_over_as_far_as_strength_says(trained, given, tmp_pat
     run = trained("pixel", "schedule.shift=1")  # a shift of its own would be most of the noise at a tenth
     weak, strong = (pictures_of(run, tmp_path / s, *words, s)[0] for s in ("0.1", "1"))
     assert np.abs(weak - image).mean() < 0.5 * np.abs(strong - image).mean()
+
+
+@pytest.mark.parametrize(("coding", "largest"), [("exact", {}), ("blended", {"Encoder": 32, "Decoder": 8})])
+@pytest.mark.parametrize("words", [("inpaint", "--image"), ("uncond", "--image"), ("uncond", "--init-image")])
+def test_larger_pictures_are_encoded_and_decoded_in_parts(words, coding, largest, trained, tmp_path, monkeypatch):
+    run, option = trained(words[0]), words[1]
+    image = ShapesDataset(Shapes(height=64, width=96), "test").item(0, 0)["image"]
+    mask = np.zeros((64, 96), np.uint8)
+    mask[20:50, 30:80] = 255
+    for name, pixels in (("image", image), ("mask", mask)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    words = (option, tmp_path / "image.png", "--tile", 32, "--coding", coding)
+    words += ("--mask", tmp_path / "mask.png") if option == "--image" else ("--height", 64, "--width", 96)
+    seen = {}
+    for network in (Encoder, Decoder):
+        monkeypatch.setattr(network, "features", watched(network.features, seen))
+    (drawn,) = pictures_of(run, tmp_path / "out", *words)
+    assert seen == largest and drawn.shape == (64, 96, 3)  # strips go through the layers, never through a network
+    assert option == "--init-image" or np.array_equal(drawn[mask == 0], image[mask == 0])
+
+
+def watched(features, seen):
+    """The longest side of what a network is given goes into seen, by its class."""
+
+    def inside(self, x):
+        name = type(self).__name__
+        seen[name] = max(seen.get(name, 0), *x.shape[2:])
+        return features(self, x)
+
+    return inside
 
 
 def test_a_row_shows_how_a_picture_came_to_be(trained, tmp_path):

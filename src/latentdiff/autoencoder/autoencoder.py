@@ -1,6 +1,7 @@
 """Stage one's network: picture -> latent -> picture. Module names are the original release's, so its weights load."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsam
 from latentdiff.autoencoder.bottleneck import KL, MODULES, VQ, Identity, sample, upcast
 from latentdiff.autoencoder.equivariance import Warp, same
 from latentdiff.config import UserError
+
+Through = Callable[[nn.Module, Tensor], Tensor]  # an encoder or a decoder, and what it is given -> its output
 
 START_LOGVAR = -6.0  # of the posterior before training
 
@@ -114,13 +117,21 @@ class Reconstruction(NamedTuple):
     bottleneck: dict[str, Tensor]  # what its loss needs; see the forward of bottleneck.MODULES
 
 
+def whole(network: nn.Module, x: Tensor) -> Tensor:
+    return network(x)
+
+
 class Autoencoder(nn.Module):
-    """encode, decode, z_channels and factor are all that stage two knows of stage one; its z is always normalised."""
+    """encode, decode, z_channels and factor are all that stage two knows of stage one; its z is always normalised.
+
+    `through` is how pictures and latents go through its networks: whole, or in tiles (tiled.exact, tiled.blended).
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         check(config)
         self.config, self.z_channels = config, config.z_channels
+        self.through: Through = whole
         self.factor = 2 ** max(0, len(config.channel_mult) - 1)
         self.quantize = MODULES[type(config.bottleneck)](config.bottleneck, config.z_channels)
         moments, z, inner = self.quantize.moments, config.z_channels, config.inner_channels or config.z_channels
@@ -150,7 +161,7 @@ class Autoencoder(nn.Module):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x [B, 3, H, W] in [-1, 1] -> mean, logvar [B, C, h, w] before normalisation; logvar is None without KL."""
         self.check_size(x)
-        return self.quantize.split(self.quant_conv(self.encoder(x)))
+        return self.quantize.split(self.quant_conv(self.through(self.encoder, x)))
 
     def normalise(self, mean: Tensor, logvar: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Moments -> z: of the mean, or with noise of a posterior sample."""
@@ -167,7 +178,7 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z [B, C, h, w] -> [B, 3, H, W], about [-1, 1]. The codebook, if any, is the decoder's first layer."""
         latent = self.quantize.quantise(z / self.scale + self.shift)
-        return upcast(self.decoder(self.post_quant_conv(latent)))
+        return upcast(self.through(self.decoder, self.post_quant_conv(latent)))
 
     def forward(self, x: Tensor, noise: Tensor | None = None, warp: Warp = same) -> Reconstruction:
         """x [B, 3, H, W], noise like z (None: the mean) -> what stage one's loss needs; y is of the warped latent."""

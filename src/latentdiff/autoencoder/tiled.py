@@ -1,9 +1,10 @@
-"""Encoding and decoding large pictures in bounded memory.
+"""Encoding and decoding large pictures in less memory, by two ways through the networks: autoencoder.through = ...
 
-`encode` and `decode` run the networks layer by layer over strips of rows. A convolution reads the bordering rows of the
-neighbours, a norm takes its statistics from all strips, attention sees all keys: the result is that of the whole
-picture but for rounding. What is left in memory is one feature map and a strip; untiled it is three maps and more.
-`blended` decodes overlapping tiles each by itself: least memory, but every tile has statistics of its own.
+`exact` runs them layer by layer over strips of rows. A convolution reads the bordering rows of the neighbours, a norm
+takes its statistics from all strips, attention sees all keys: the result is that of the whole picture but for rounding.
+What is left in memory is one feature map and a strip, and grows with the picture; untiled it is three maps and more.
+`blended` runs them on overlapping tiles, each by itself: beside the picture itself, memory is that of a tile, however
+large the picture. But every tile has statistics of its own.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,44 +13,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff.autoencoder.autoencoder import Autoencoder, Decoder, Encoder
+from latentdiff.autoencoder.autoencoder import Decoder, Encoder
 from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsample
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.layers import attention, to_image, to_tokens
 from latentdiff.tiles import blend
 
+Network = Encoder | Decoder | nn.Identity  # the last: pixel space
 Strips = list[Tensor]  # [B, C, rows, W] each, from the top down; layers put their results into the list they are given
 
 
-@torch.no_grad()
-def decode(autoencoder: Autoencoder, z: Tensor, rows: int = 8) -> Tensor:
-    """autoencoder.decode(z) but for rounding, in strips of so many rows of the latent: [B, C, h, w] -> [B, 3, H, W]."""
-    if not autoencoder.config.channel_mult:
-        return autoencoder.decode(z)
-    latent = autoencoder.post_quant_conv(autoencoder.quantize.quantise(z / autoencoder.scale + autoencoder.shift))
-    return torch.cat([upcast(through(autoencoder.decoder, one, rows)) for one in latent.split(1)])
+def exact(network: Network, x: Tensor, rows: int = 8) -> Tensor:
+    """network(x) but for rounding, in strips of so many rows of the latent; whole where x wants a gradient."""
+    if isinstance(network, nn.Identity) or x.requires_grad:
+        return network(x)
+    down, _ = scales(network)
+    return torch.cat([by_strips(network, list(one.split(rows * down, dim=2))) for one in x.split(1)])
+
+
+def blended(network: Network, x: Tensor, tile: int = 32, overlap: int = 8) -> Tensor:
+    """About network(x), of overlapping tiles of so many places of the latent: tones may drift from tile to tile."""
+    if isinstance(network, nn.Identity):
+        return network(x)
+    down, up = scales(network)
+
+    def part(rows: slice, columns: slice) -> Tensor:
+        top, left = rows.start * down, columns.start * down
+        return network(x[:, :, top : rows.stop * down, left : columns.stop * down])
+
+    return blend(part, x.shape[2] // down, x.shape[3] // down, tile, overlap, up)
+
+
+def scales(network: Encoder | Decoder) -> tuple[int, int]:
+    """Per place of the latent and direction, the places of what the network is given and of what it gives."""
+    if isinstance(network, Encoder):
+        return 2 ** (len(network.down) - 1), 1
+    return 1, 2 ** (len(network.up) - 1)
 
 
 @torch.no_grad()
-def encode(autoencoder: Autoencoder, x: Tensor, rows: int = 8) -> Tensor:
-    """autoencoder.encode(x), the mean, but for rounding, in strips of so many rows of the latent."""
-    if not autoencoder.config.channel_mult:
-        return autoencoder.encode(x)
-    autoencoder.check_size(x)
-    h = torch.cat([through(autoencoder.encoder, one, rows * autoencoder.factor) for one in x.split(1)])
-    return autoencoder.normalise(*autoencoder.quantize.split(autoencoder.quant_conv(h)))
-
-
-@torch.no_grad()
-def blended(autoencoder: Autoencoder, z: Tensor, tile: int = 32, overlap: int = 8) -> Tensor:
-    """About autoencoder.decode(z), of overlapping tiles of the latent: tones may drift from tile to tile."""
-    part = lambda rows, columns: autoencoder.decode(z[:, :, rows, columns])  # noqa: E731
-    return blend(part, *z.shape[2:], tile, overlap, autoencoder.factor)
-
-
-def through(network: Encoder | Decoder, x: Tensor, rows: int) -> Tensor:
-    """The network's output for one picture [1, C, H, W], by strips of `rows` rows of x."""
-    strips = list(x.split(rows, dim=2))
+def by_strips(network: Encoder | Decoder, strips: Strips) -> Tensor:
+    """The network's output for the strips of one picture."""
     for layer in layers(network):
         LAYERS[type(layer)](layer, strips)
     return torch.cat([*convolved(network.conv_out, strips, activation(network.norm_out, strips))], dim=2)
