@@ -5,6 +5,7 @@ python -m benchmarks.emoji RUN [--data data/emoji] [--output FILE.json]
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from latentdiff import load
 from latentdiff.data import loader
-from latentdiff.data.folder import Folder, FolderDataset
+from latentdiff.data.folder import FolderDataset
 from latentdiff.data.shapes_reader import wilson
+from latentdiff.metrics import drawing
+from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, optim, pictures, run
 from latentdiff.training.settings import Train
 
@@ -42,7 +45,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of the judge's training")
     options = parser.parse_args()
     folder = run.find_run(options.run)
-    splits = {split: FolderDataset(Folder(path=options.data, size=64), split) for split in ("train", "val", "test")}
+    data = replace(run.read_recipe(folder, DiffusionRecipe).data, path=options.data)  # captions as it learned them
+    splits = {split: FolderDataset(data, split) for split in ("train", "val", "test")}
     colours = sorted({colour for row in splits["train"].listing.rows.values() for colour in row["colors"][:1]})
     judge = train_judge(splits["train"], colours, options.steps)
     model = load.load_run(folder)
@@ -92,7 +96,10 @@ def verdicts(judge: Judge, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(model, captions: list[str]) -> Tensor:
-    return torch.cat([model.sample(captions[i : i + 32], seed=i) for i in range(0, len(captions), 32)])
+    """Pictures [N, 3, 64, 64], as evaluate.py draws them: picture i with seed i."""
+    parts = [range(i, min(i + 48, len(captions))) for i in range(0, len(captions), 48)]
+    given = (drawing.fields(model, ("caption",), {"caption": captions[p.start : p.stop]}) for p in parts)
+    return torch.cat([drawing.draw(model, g, list(p), model.sampling) for g, p in zip(given, parts)])
 
 
 if __name__ == "__main__":

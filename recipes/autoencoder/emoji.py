@@ -1,4 +1,4 @@
-"""Emoji at 64 x 64, with LPIPS and a discriminator: a real run, under forty minutes on two cores.
+"""Emoji at 64 x 64, with LPIPS and a discriminator: a real run, seventeen minutes of one core with AMX.
 
 data/emoji holds train/, val/ and test/ with a metadata.jsonl each; data.path=... says where yours lie.
 """
@@ -24,15 +24,17 @@ recipe = AutoencoderRecipe(
     loss=LossConfig(l1=1.0, perceptual=LPIPS(backbone="squeezenet")),
     discriminator=DiscriminatorConfig(channels=32, layers=2, weight=0.1, learn_from=0.5, start=0.6, ramp=0.1),
     train=Train(
-        steps=4200,
+        steps=2200,
         batch_size=12,
+        optimizer="muon",  # a dB above 4,200 steps of AdamW
         lr=1e-3,
-        schedule="cosine",
+        schedule="linear",
+        decay_from=0.75,
         warmup=100,
         betas=(0.9, 0.99),
         weight_decay=0.0,
         clip=0.0,
-        ema=0.999,
+        ema=0.99,
         log_every=20,
         val_every=500,
         sample_every=1000,

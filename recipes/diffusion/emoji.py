@@ -1,4 +1,4 @@
-"""Text to emoji at 64 x 64: the second stage of a real run, about an hour on two cores.
+"""Text to emoji at 64 x 64: the second stage of a real run, half an hour of one core with AMX.
 
 data/emoji holds train/, val/ and test/ with a metadata.jsonl each; data.path=... says where yours lie.
 """
@@ -26,15 +26,17 @@ recipe = DiffusionRecipe(
     schedule=ScheduleConfig(kind="flow", shift=3.0),  # colour and outline are decided where the noise is high
     objective=Objective(prediction="flow", timesteps="logit_normal"),
     train=Train(
-        steps=9000,
+        steps=4000,
         batch_size=16,
-        lr=1e-3,
-        schedule="cosine",
-        warmup=200,
+        optimizer="muon",  # captions count for more after 3,000 steps than after 9,000 of AdamW
+        lr=2e-3,
+        schedule="linear",
+        decay_from=0.7,
+        warmup=100,
         betas=(0.9, 0.99),
-        ema=0.999,
+        ema=0.99,
         log_every=50,
-        val_every=1000,
+        val_every=500,
         sample_every=1000,
         checkpoint_every=500,
     ),
