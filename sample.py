@@ -82,7 +82,7 @@ def through(settings: Sampling, options) -> Through:
         return tiled.exact if settings.tile else whole
     if not settings.tile:
         raise UserError("--coding blended goes with --tile, the side of the tiles that are blended")
-    return partial(tiled.blended, tile=settings.tile, overlap=int(settings.tile * settings.overlap))
+    return partial(tiled.blended, tile=settings.tile, overlap=settings.common)
 
 
 def check_guidance(model: LatentDiffusion, settings: Sampling, options) -> None:

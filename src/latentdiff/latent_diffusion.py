@@ -36,6 +36,11 @@ class Sampling:
     overlap: float = 0.25  # share of a tile that it has in common with the next
     quantize_denoised: bool = False  # every guess is made of the codebook's codes (VQ; as in the original)
 
+    @property
+    def common(self) -> int:
+        """Places that a tile has in common with the next."""
+        return int(self.tile * self.overlap)
+
 
 class LatentDiffusion(nn.Module):
     """p(z | conditions) as a denoiser in the latent space of a frozen autoencoder.
@@ -97,7 +102,7 @@ class LatentDiffusion(nn.Module):
         """denoise(x, t) -> (x0, eps) with the condition bound."""
         network, cond = self.unet, self.unet.hold(cond)
         if settings.tile:
-            network = patchwise(network, settings.tile, int(settings.tile * settings.overlap))
+            network = patchwise(network, settings.tile, settings.common)
         predict = partial(network, cond=cond)
         replayed = predict if settings.tile else Replayed(predict)
 
