@@ -147,11 +147,11 @@ def draw_all(
                 finished = z
                 rows.append(z)
                 bar.update()
-        x = model.finished(model.autoencoder.decode(finished), found)
+            shown = rows[:: -(-len(rows) // 8)] if options.progressive else []
+            *steps, x = (model.finished(model.autoencoder.decode(z), found) for z in (*shown, finished))
         if not torch.isfinite(x).all():
             raise UserError("the pictures are not finite numbers; try --precision fp32")
-        shown = rows[:: -(-len(rows) // 8)] if options.progressive else []
-        steps = [pictures.to_uint8(model.finished(model.autoencoder.decode(z), found)) for z in shown]
+        steps = [pictures.to_uint8(step) for step in steps]
         for i, (image, job) in enumerate(zip(pictures.to_uint8(x), batch)):
             row = [step[i] for step in steps] + [image] if steps else []
             writer.write(image, job.prompt, job.seed, job.about, row)

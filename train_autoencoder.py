@@ -93,7 +93,7 @@ def build(r: AutoencoderRecipe, world: World, model: Autoencoder, distance: nn.M
     critic = Critic(r.discriminator, r.train, world)
     learner = Learner(world.place(model), r.train, world)
     codes = Codes(learner, r.train.seed, world)
-    return Parts(learner, critic, codes, None if distance is None else distance.to(world.device))
+    return Parts(learner, critic, codes, None if distance is None else world.place(distance))
 
 
 def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop: run.Stop, log: Log) -> None:

@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
     log = Log(folder, world, state["step"], r.train, report_to)
 
     autoencoder, first_stage = load.open_autoencoder(r, folder, world, log.say)
-    learner = Learner(world.place(build_classifier(r, autoencoder)), r.train, world)
+    learner = Learner(world.place(build_classifier(r, autoencoder), plain=True), r.train, world)
     if newest:
         learner.load(tensors, state)
         tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts

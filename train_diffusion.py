@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     if not newest:
         load.start_from(r, model, log.say)
     load.attach_teacher(r, model, world.device)
-    learner = Learner(world.place(model), r.train, world)
+    learner = Learner(world.place(model, plain=True), r.train, world)
     if newest:
         learner.load(tensors, state)
         tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts

@@ -8,6 +8,7 @@ from benchmarks.speed.race import Contestant, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff.autoencoder import tiled
 from latentdiff.autoencoder.autoencoder import Autoencoder, whole
+from latentdiff.training import world
 
 WAYS = {
     "encode": whole, "encode, exact": tiled.exact,
@@ -25,7 +26,7 @@ def picture(pixels: int) -> Tensor:
 
 def ours(done, how: str, pixels: int, width: float) -> None:
     model = networks.autoencoder(width).requires_grad_(False)
-    model.to(machine.device(), memory_format=torch.channels_last)  # as LatentDiffusion.lowered holds it
+    world.place(model, machine.device())
     model.through = WAYS[how]
     run = Autoencoder.encode if how.startswith("encode") else Autoencoder.decode
     work(done, run, model, how, pixels)

@@ -69,10 +69,9 @@ def ours(done, model: str, batch: int, **settings) -> None:
     path = Path(tempfile.mkdtemp()) / "0.png"
     chosen, seeds = replace(drawer.sampling, **settings), list(range(batch))
     while True:
-        with torch.no_grad():
-            with autocast(machine.device(), machine.dtype()):
-                for z in drawer.draw(drawer.tokens([PROMPT] * batch), seeds, drawer.latent_shape(), chosen):
-                    pass
+        with torch.no_grad(), autocast(machine.device(), machine.dtype()):
+            for z in drawer.draw(drawer.tokens([PROMPT] * batch), seeds, drawer.latent_shape(), chosen):
+                pass
             drawn = pictures.to_uint8(drawer.autoencoder.decode(z))
         for image in drawn:
             Image.fromarray(image).save(path)
@@ -89,8 +88,7 @@ def theirs(done, model: str, batch: int, steps: int = 50, guidance_scale: float 
         diffusers_export._write_diffusion(Path(folder), recipe, drawer)
         pipeline = LDMTextToImagePipeline.from_pretrained(folder).to(machine.device())
     pipeline.set_progress_bar_config(disable=True)
-    decode = pipeline.vqvae.decode  # in float32, as ours: the pipeline cannot make a picture of bfloat16
-    pipeline.vqvae.decode = lambda z, **words: torch.autocast(z.device.type, enabled=False)(decode)(z.float(), **words)
+    pipeline.vqvae.decoder.register_forward_hook(lambda module, z, x: x.float())  # it makes no picture of bfloat16
     noise, path = Noise(list(range(batch)), drawer.latent_shape(), machine.device())(), Path(tempfile.mkdtemp())
     told = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "latents": noise}
     while True:

@@ -130,13 +130,12 @@ def text_to_image(size: Size, data: Path, world: World, bench: Bench) -> tuple:
     r, rows = text_recipe(size, data), None
     rows = recipes.open_data(r, "train")
     bench.log = Log(data / "run", world, 0, r.train)
-    autoencoder = (
-        world.place(build_autoencoder(AutoencoderRecipe(autoencoder=size.frozen))).eval().requires_grad_(False)
-    )
+    autoencoder = world.place(build_autoencoder(AutoencoderRecipe(autoencoder=size.frozen)))
+    autoencoder.eval().requires_grad_(False)
     tokenizer = open_tokenizer(r, data / "run", rows, world, bench.log.say)
     model = networks.awake(build_diffusion(r, autoencoder, tokenizer))
     model.conditioner.requires_grad_(False)
-    learner, began = Learner(world.place(model), r.train, world), now()
+    learner, began = Learner(world.place(model, plain=True), r.train, world), now()
     latents = Latents(r, world, autoencoder, tokenizer, rows, bench.log)
     bench.facts["filling"] = (now() - began) / len(rows)
     bench.log.start()

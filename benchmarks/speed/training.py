@@ -24,7 +24,7 @@ def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = 
     done.settled()
     chosen, world = replace(networks.sizes()[size], **changes), start()
     device = world.device
-    unet = world.place(networks.ours(chosen))
+    unet = world.place(networks.ours(chosen), plain=True)
     learner, parallel = Learner(unet, replace(TRAIN, graph=graph), world), world.parallel(unet, broadcast_buffers=False)
     if compiled:
         unet.compile()

@@ -97,3 +97,11 @@ def test_autocast_in_fp32_is_none():
     for dtype in (torch.float32, torch.bfloat16):
         with autocast(CPU, dtype):
             assert (x @ x).dtype == dtype
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_channels_last_but_for_what_trains_plainly_in_bf16_on_a_cpu(monkeypatch, bf16):
+    monkeypatch.setattr(worlds, "_cpu_has_bf16", lambda: bf16)
+    for plain in (False, True):
+        weight = worlds.place(nn.Conv2d(8, 8, 3), CPU, plain).weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is not (plain and bf16)
