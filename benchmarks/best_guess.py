@@ -4,7 +4,8 @@ python -m benchmarks.best_guess RUN [--scenes 6000] [--count 96] [--output FILE.
 
 The best guess is the mean of p(x0 | z). Over scenes drawn like the data's it is their mean, weighed by how well each
 explains z; with a finite number of them it is near the best where many explain z (`explain`), and no bound elsewhere.
-Errors are mean squares per number of the latent, on scenes that no run has seen.
+Errors are mean squares per number of the latent, on scenes that no run has seen. `readable` is the share of them that
+are scenes still when they are drawn again from that level of noise: where it falls, training is needed.
 """
 
 import argparse
@@ -14,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.tasks import images
+from benchmarks.tasks import images, share
 from latentdiff import load
 from latentdiff.cond import Cond
+from latentdiff.data import shapes_reader
 from latentdiff.data.shapes import Shapes, ShapesDataset
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
@@ -39,7 +41,7 @@ def main() -> None:
         torch.cat([model.autoencoder.encode(part) for part in pictures.split(200)])
         for pictures in (scenes(data, "train", options.scenes), scenes(data, "test", options.count))
     ]
-    rows = [compare(model, *latents, ratio) for ratio in RATIOS]
+    rows = [compare(model, *latents, ratio) | {"readable": drawn_again(model, latents[1], ratio)} for ratio in RATIOS]
     print("\n".join(json.dumps(row) for row in rows))
     if options.output:
         checkpoint.write_json(options.output, {"run": folder.name, "scenes": options.scenes, "rows": rows})
@@ -61,6 +63,16 @@ def compare(model: LatentDiffusion, known: Tensor, z: Tensor, ratio: float) -> d
     explain = (1 / weights.square().sum(1)).median().item()
     errors = {name: (guess - z).square().mean().item() for name, guess in (("network", x0), ("mean", best))}
     return {"ratio": ratio, **errors, "explain": explain}
+
+
+def drawn_again(model: LatentDiffusion, z: Tensor, ratio: float) -> float:
+    """The share of z [B, C, h, w] that the reader reads, each drawn over from the next level below sigma / alpha."""
+    ts = model.grid(model.sampling)
+    left = max(1, int((model.schedule.sigma(ts) / model.schedule.alpha(ts) <= ratio).sum()))
+    seeds, shape = list(range(len(z))), tuple(z.shape[1:])
+    for x in model.draw({}, seeds, shape, model.sampling, start=z, strength=left / len(ts)):
+        pass
+    return share(shapes_reader.read(picture) is not None for picture in model.autoencoder.decode(x))
 
 
 def weighed(known: Tensor, x: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

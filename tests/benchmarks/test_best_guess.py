@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from benchmarks.best_guess import weighed
+from benchmarks.best_guess import drawn_again, scenes, weighed
+from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from latentdiff.autoencoder.bottleneck import Identity
+from latentdiff.conditioning.conditioner import Conditioner
+from latentdiff.data.shapes import Shapes
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
+from latentdiff.diffusion.unet import UNet, UNetConfig
+from latentdiff.latent_diffusion import LatentDiffusion, Objective, Sampling
 
 
 @pytest.mark.parametrize("ratio", [1.0, 3.0])
@@ -19,3 +26,19 @@ def test_where_noise_is_low_it_is_the_nearest_scene() -> None:
     known = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     weights, mean = weighed(known, known[:5] + 0.01, 0.05)
     assert weights.argmax(1).tolist() == list(range(5)) and torch.allclose(mean, known[:5], atol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [1000.0, 1.0, 0.01])
+@pytest.mark.parametrize("knows", [True, False])
+def test_scenes_are_read_where_the_network_draws_them_again(monkeypatch, ratio: float, knows: bool) -> None:
+    z = scenes(Shapes(max_objects=1), "test", 3)
+    unet = UNet(
+        UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_heads=2, norm_groups=4),
+        3,
+        3,
+    )
+    monkeypatch.setattr(unet, "forward", lambda x, t, cond: z if knows else z.mean((2, 3), True).expand_as(z))
+    model = LatentDiffusion(Conditioner([]), unet, Schedule(ScheduleConfig()), Objective(prediction="x0"))
+    model.autoencoder = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
+    model.sampling = Sampling(steps=4, guidance_scale=1.0)
+    assert drawn_again(model, z, ratio) == float(knows)
