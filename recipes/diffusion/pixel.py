@@ -21,7 +21,7 @@ recipe = replace(
         norm_groups=8,
     ),
     schedule=replace(small.schedule, shift=4.0),  # more pixels hide less under the same noise
-    # t lies about sigma = 1.2 alpha, where outlines are decided; places, at ten times that, take a few hundred steps
+    # t lies about sigma = 1.2 alpha, where outlines are decided; places, at ten times that, are learned first
     objective=Objective(prediction="flow", timesteps="logit_normal", logit_mean=-1.2, logit_std=1.3, stratified=True),
     train=replace(small.train, steps=4500, lr=3e-3, decay_from=0.6, checkpoint_every=500, keep=16),
     sampling=replace(small.sampling, sampler="ddpm", steps=50),

@@ -32,11 +32,7 @@ def test_where_noise_is_low_it_is_the_nearest_scene() -> None:
 @pytest.mark.parametrize("knows", [True, False])
 def test_scenes_are_read_where_the_network_draws_them_again(monkeypatch, ratio: float, knows: bool) -> None:
     z = scenes(Shapes(max_objects=1), "test", 3)
-    unet = UNet(
-        UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_heads=2, norm_groups=4),
-        3,
-        3,
-    )
+    unet = UNet(UNetConfig(8, (1,), 1, (), norm_groups=4), 3, 3)
     monkeypatch.setattr(unet, "forward", lambda x, t, cond: z if knows else z.mean((2, 3), True).expand_as(z))
     model = LatentDiffusion(Conditioner([]), unet, Schedule(ScheduleConfig()), Objective(prediction="x0"))
     model.autoencoder = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
