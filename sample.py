@@ -76,13 +76,16 @@ def main(words: list[str]) -> None:
 
 def through(settings: Sampling, options) -> Through:
     """How pictures and latents go through the autoencoder: as --tile and --coding say."""
-    if options.coding not in ("exact", "blended"):
-        raise UserError(f"--coding {options.coding}: it must be exact or blended")
-    if options.coding == "exact":
-        return tiled.exact if settings.tile else whole
-    if not settings.tile:
-        raise UserError("--coding blended goes with --tile, the side of the tiles that are blended")
-    return partial(tiled.blended, tile=settings.tile, overlap=settings.common)
+    ways = {
+        "exact": tiled.exact,
+        "spilled": tiled.spilled,
+        "blended": partial(tiled.blended, tile=settings.tile, overlap=settings.common),
+    }
+    if options.coding not in ways:
+        raise UserError(f"--coding {options.coding}: it must be one of {', '.join(ways)}")
+    if not settings.tile and options.coding != "exact":
+        raise UserError(f"--coding {options.coding} goes with --tile: larger pictures are drawn in tiles as well")
+    return ways[options.coding] if settings.tile else whole
 
 
 def check_guidance(model: LatentDiffusion, settings: Sampling, options) -> None:

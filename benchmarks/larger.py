@@ -130,6 +130,7 @@ def decode(model: LatentDiffusion, z: Tensor, through: Through) -> Tensor:
 CALLS = {
     "decode untiled": lambda model, given, steps: decode(model, given["z"], whole),
     "decode exact": lambda model, given, steps: decode(model, given["z"], tiled.exact),
+    "decode spilled": lambda model, given, steps: decode(model, given["z"], tiled.spilled),
     "decode blended": lambda model, given, steps: decode(model, given["z"], tiled.blended),
     "sample untiled": lambda model, given, steps: draw(model, given["map"], steps),
     "sample patchwise": lambda model, given, steps: draw(model, given["map"], steps, tile=TILE, overlap=OVERLAP),
@@ -173,7 +174,7 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
             if name == "sample untiled":
                 given["z"] = results[name]
     untiled = results["decode untiled"]
-    for name in ("exact", "blended"):
+    for name in ("exact", "spilled", "blended"):
         figures[f"decode {name}"] |= {
             "memory_of_untiled": figures[f"decode {name}"]["peak_mib"] / figures["decode untiled"]["peak_mib"],
             "largest_difference_in_255ths": (results[f"decode {name}"] - untiled).abs().max().item() * 127.5,

@@ -40,7 +40,8 @@ SAMPLE_OPTIONS = """\
   --tile N               draw larger pictures in overlapping tiles of N pixels, in less memory
   --overlap X            share of a tile that it has in common with the next (default 0.25)
   --coding C             with --tile, encode and decode exact (default): as the whole picture, but memory grows with it;
-                         or blended: in tiles as well, bounded beside the picture itself, but tones may drift
+                         spilled: the same, bounded beside the picture itself, what waits lies in files of TMPDIR;
+                         or blended: in tiles as well, bounded without files, but tones may drift
   --progressive          beside each picture a row of how it came to be
   --height H --width W   in pixels, multiples of the autoencoder's factor (also --H, --W); default: the training size
   --batch-size N         pictures drawn at once (default 16); changes no picture

@@ -16,7 +16,7 @@ from latentdiff.config import UserError
 LESS_MEMORY = (
     "Training needs less with a larger train.accumulate (the same batch in more pieces), a smaller train.batch_size "
     "or unet.recompute=true; sample.py and evaluate.py with a smaller --batch-size, sample.py also with --tile "
-    "and, with least, --coding blended"
+    "and, with least, --coding blended or spilled"
 )
 
 

@@ -115,7 +115,7 @@ REFUSED = {
     ("--prompt", PROMPT, "--height", 33): "multiple of 4",
     ("--prompt", PROMPT, "--tile", 3): "--tile 3",
     ("--prompt", PROMPT, "--coding", "blended"): "goes with --tile",
-    ("--prompt", PROMPT, "--tile", 16, "--coding", "rough"): "exact or blended",
+    ("--prompt", PROMPT, "--tile", 16, "--coding", "rough"): "one of exact, spilled, blended",
     ("--prompt", PROMPT, "--seed", "9-7"): "--seed",
     ("--prompt", PROMPT, "--precision", "fp8"): "fp8",
     ("--prompt", PROMPT, "--device", "abacus"): "abacus",

@@ -171,7 +171,8 @@ def test_a_picture_is_drawn_over_as_far_as_strength_says(trained, given, tmp_pat
     assert np.abs(weak - image).mean() < 0.5 * np.abs(strong - image).mean()
 
 
-@pytest.mark.parametrize(("coding", "largest"), [("exact", {}), ("blended", {"Encoder": 32, "Decoder": 8})])
+@pytest.mark.parametrize(("coding", "largest"),
+                         [("exact", {}), ("spilled", {}), ("blended", {"Encoder": 32, "Decoder": 8})])  # fmt: skip
 @pytest.mark.parametrize("words", [("inpaint", "--image"), ("uncond", "--image"), ("uncond", "--init-image")])
 def test_larger_pictures_are_encoded_and_decoded_in_parts(words, coding, largest, trained, tmp_path, monkeypatch):
     run, option = trained(words[0]), words[1]
