@@ -103,6 +103,19 @@ def test_what_waits_lies_in_files_that_are_gone_as_soon_as_it_is_spent(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_named_and_nothing_stays_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(torch, "save", full)
+    autoencoder = made(ATTENDING)
+    autoencoder.through = tiled.spilled
+    with pytest.raises(UserError, match=f"{tmp_path}.*No space left.*TMPDIR"):
+        autoencoder.decode(drawn(1, 4, 16, 8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_statistics_of_a_single_strip_are_not_enough() -> None:
     """What the test above would miss if a picture were alike everywhere: it is brighter below."""
     autoencoder = made(ATTENDING)

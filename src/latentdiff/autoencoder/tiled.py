@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from latentdiff.autoencoder.autoencoder import Decoder, Encoder
 from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsample
 from latentdiff.autoencoder.bottleneck import upcast
+from latentdiff.config import UserError
 from latentdiff.layers import attention, to_image, to_tokens
 from latentdiff.tiles import blend
 
@@ -37,8 +38,8 @@ def exact(network: Network, x: Tensor, rows: int = 8) -> Tensor:
 
 
 def spilled(network: Network, x: Tensor, places: int = SPILLED) -> Tensor:
-    """As `exact`, in strips of about so many places of the latent that wait in files, where TMPDIR says: several times
-    the size of the largest feature map is written and read, and as much as one of it lies there at a time."""
+    """As `exact`, in strips of about so many places of the latent that wait in files, where TMPDIR says. Every feature
+    map is written once and read a few times, two of them lie there at a time, and keys are read once for each strip."""
     if isinstance(network, nn.Identity) or x.requires_grad:
         return network(x)
     down, _ = scales(network)
@@ -101,8 +102,13 @@ class Waiting:
     def __init__(self, tensor: Tensor, folder: str) -> None:
         handle, self.path = tempfile.mkstemp(dir=folder)
         weakref.finalize(self, Path(self.path).unlink, missing_ok=True)  # the folder may be gone already
-        with open(handle, "wb") as file:
-            torch.save(tensor.clone(), file)  # a view would bring all that it is a view of
+        try:
+            with open(handle, "wb") as file:
+                torch.save(tensor.clone(), file)  # a view would bring all that it is a view of
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{folder} cannot hold what waits there ({error}); set TMPDIR to a folder with more room"
+            ) from error
 
     def read(self) -> Tensor:
         return torch.load(self.path, mmap=True)  # so that a row is read where a row is asked for
