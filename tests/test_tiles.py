@@ -10,9 +10,10 @@ from latentdiff.tiles import blend, windows
     ("length", "tile", "overlap", "scale"),
     [(16, 8, 2, 1), (17, 8, 0, 1), (23, 8, 7, 1), (5, 8, 2, 1), (8, 8, 4, 1), (30, 7, 3, 4), (64, 16, 4, 8)],
 )
-def test_the_weights_over_any_place_sum_to_one(length, tile, overlap, scale):
+@pytest.mark.parametrize("shift", [0, 0.01, 0.4, 0.99])
+def test_the_weights_over_any_place_sum_to_one(length, tile, overlap, scale, shift):
     total = torch.zeros(length * scale)
-    found = windows(length, tile, overlap, scale)
+    found = windows(length, tile, overlap, scale, shift)
     for place, weight in found:
         assert len(weight) == (place.stop - place.start) * scale and (weight > 0).all()
         total[place.start * scale : place.stop * scale] += weight

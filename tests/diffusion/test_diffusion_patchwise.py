@@ -12,6 +12,7 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+FIRST = torch.zeros(2)  # the t at which tiles begin with the picture
 X, T, COND = drawn(2, 3, 20, 12), torch.tensor([5.0, 700.0]), Cond(concat=drawn(2, 2, 20, 12, seed=1))
 
 
@@ -27,7 +28,7 @@ def test_a_network_that_looks_around_is_itself_far_from_the_borders_of_tiles():
     conv = nn.Conv2d(5, 3, 3, padding=1)
     network = lambda x, t, cond: conv(torch.cat([x, cond.concat], 1))  # noqa: E731
     x, cond = X[..., :8], COND.map(lambda c: c[..., :8])  # tiles are rows 0 to 7, 6 to 13 and 12 to 19
-    error = (patchwise(network, 8, 2)(x, T, cond) - network(x, T, cond)).abs().amax((0, 1, 3))
+    error = (patchwise(network, 8, 2)(x, FIRST, cond) - network(x, FIRST, cond)).abs().amax((0, 1, 3))
     assert set(error.gt(1e-5).nonzero().flatten().tolist()) == {6, 7, 12, 13}
 
 
@@ -48,5 +49,15 @@ def test_tiles_are_seen_one_at_a_time():
         seen.append(tuple(x.shape[2:]))
         return x
 
-    patchwise(network, 8, 2)(X, T, COND)
+    patchwise(network, 8, 2)(X, FIRST, COND)
     assert set(seen) == {(8, 8)} and len(seen) == 6
+
+
+def test_tiles_lie_elsewhere_at_every_t_and_at_the_same_places_whenever_it_is_that_t():
+    def ends(t):
+        x, t = torch.zeros(1, 3, 40, 8), torch.tensor([t])
+        step = lambda x, t, cond: torch.arange(8.0).view(1, 1, 8, 1).expand_as(x)  # noqa: E731
+        return patchwise(step, 8, 0)(x, t, Cond()).diff(dim=2)[0, 0, :, 0].lt(0).nonzero().flatten().tolist()
+
+    assert ends(0.0) == [7, 15, 23, 31] and ends(700.0) == ends(700.0)
+    assert len({tuple(ends(t)) for t in (0.0, 50.0, 100.0, 150.0, 200.0)}) >= 4

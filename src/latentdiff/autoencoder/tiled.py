@@ -198,7 +198,7 @@ def residual(block: ResBlock, x: Strips) -> Strips:
 def attend(block: Attention, x: Strips) -> Strips:
     """Queries strip by strip, each of the keys and values of all."""
     scale, shift = affine(block.norm, x)
-    keys, values, done = x.others(), x.others(), x.others()
+    keys, values = x.others(), x.others()
     for strip in x:
         h = torch.addcmul(shift, strip, scale)
         keys.append(to_tokens(block.k(h)))
@@ -207,10 +207,10 @@ def attend(block: Attention, x: Strips) -> Strips:
         over = partial(merged, keys=keys, values=values)
     else:
         over = partial(attention, k=torch.cat([*keys], dim=1), v=torch.cat([*values], dim=1), heads=1)
-    for strip in x:
+    for i, strip in enumerate(x):
         q = to_tokens(block.q(torch.addcmul(shift, strip, scale)))
-        done.append(strip + block.proj_out(to_image(over(q), *strip.shape[2:])))
-    return done
+        x[i] = strip + block.proj_out(to_image(over(q), *strip.shape[2:]))
+    return x
 
 
 def merged(q: Tensor, keys: Strips, values: Strips) -> Tensor:
@@ -240,6 +240,7 @@ def downsample(block: Downsample, x: Strips) -> Strips:
     for i, strip in enumerate(x):
         below = x[i + 1][:, :, :1] if i + 1 < len(x) else torch.zeros_like(strip[:, :, :1])
         rows = F.pad(torch.cat([strip, below], dim=2), (0, 1))
+        x[i] = None
         done.append(F.conv2d(rows, block.conv.weight, block.conv.bias, stride=2))
     return done
 
