@@ -15,7 +15,7 @@ from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
 from latentdiff.diffusion import guidance, objective, prediction, samplers
 from latentdiff.diffusion.objective import Importance, Objective
-from latentdiff.diffusion.patchwise import patchwise
+from latentdiff.diffusion.patchwise import level, patchwise
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
 from latentdiff.diffusion.unet import UNet
 from latentdiff.layers import lowered
@@ -202,7 +202,7 @@ class LatentDiffusion(nn.Module):
         self.check(settings)
         noise, ts = Noise(seeds, shape, next(self.unet.parameters()).device), self.grid(settings)
         denoise = self.guided(batch, len(seeds), settings, negative, scales)
-        x = noise()
+        x = level(noise(), settings.tile) if settings.tile else noise()
         if start is not None:
             x, ts = self.noised(start, x, ts, strength)
         if around is not None:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from latentdiff.cond import Cond
-from latentdiff.diffusion.patchwise import patchwise
+from latentdiff.diffusion.patchwise import level, patchwise
 from latentdiff.diffusion.unet import UNet, UNetConfig
 
 
@@ -51,6 +51,26 @@ def test_tiles_are_seen_one_at_a_time():
 
     patchwise(network, 8, 2)(X, FIRST, COND)
     assert set(seen) == {(8, 8)} and len(seen) == 6
+
+
+def test_level_noise_is_noise_whose_means_are_alike():
+    noise = drawn(2, 3, 70, 96)
+    even = level(noise, 32)
+    assert level(noise, 96) is noise
+    assert torch.allclose(even.mean((2, 3)), noise.mean((2, 3)), atol=1e-3)
+    assert torch.allclose(even.std((2, 3)), noise.std((2, 3)), rtol=1e-3)
+    assert (even - noise).std() < 1.05 / 8  # squares of 8 x 8 have no more to lose
+    spread = [torch.nn.functional.avg_pool2d(x, 32).std((2, 3)) for x in (noise, even)]
+    assert spread[1].mean() < 0.4 * spread[0].mean()
+
+
+def test_tiles_of_level_noise_decide_alike():
+    """The ground is what the mean of a tile is nearest to; in plain noise the tiles fall out over it."""
+    network = lambda x, t, cond: (x.mean((2, 3), keepdim=True) > -0.05).float().expand_as(x)  # noqa: E731
+    plain = drawn(1, 1, 128, 128)
+    plain -= plain.mean()
+    grounds = [patchwise(network, 16, 4)(x, FIRST, Cond()) for x in (plain, level(plain, 16))]
+    assert grounds[0].mean() < 0.85 and grounds[1].mean() > 0.95
 
 
 def test_tiles_lie_elsewhere_at_every_t_and_at_the_same_places_whenever_it_is_that_t():

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentdiff.cond import Cond
@@ -30,3 +32,17 @@ def patchwise(network: Network, tile: int, overlap: int) -> Network:
         return blend(part, *x.shape[2:], tile, overlap, shift=GOLDEN * float(t[0]) % 1)
 
     return predict
+
+
+def level(noise: Tensor, tile: int) -> Tensor:
+    """The first noise [B, C, h, w] with the same mean over squares of a quarter tile; as it is if one tile holds all.
+
+    What a picture is like as a whole, such as its ground, a network reads from the mean of what it is given. Where
+    tiles have means of their own, each decides for itself, and what is blended of them is neither.
+    """
+    if max(noise.shape[2:]) <= tile:
+        return noise
+    squares = [-(-side // max(2, tile // 4)) for side in noise.shape[2:]]
+    low = F.interpolate(F.adaptive_avg_pool2d(noise, squares), noise.shape[2:], mode="nearest-exact")
+    (std, mean), (less, gone) = (torch.std_mean(x, (2, 3), keepdim=True) for x in (noise, noise - low))
+    return mean + (noise - low - gone) * (std / less)
