@@ -11,7 +11,7 @@ from latentdiff.cond import Cond
 from latentdiff.tiles import blend
 
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
-GOLDEN = 0.6180339887498949  # its multiples, modulo 1, never come near one another
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread evenly over 0 to 1
 
 
 def patchwise(network: Network, tile: int, overlap: int) -> Network:
