@@ -27,6 +27,7 @@ from latentdiff.autoencoder.autoencoder import Through, whole
 from latentdiff.data import shapes_reader
 from latentdiff.data.shapes import ShapesDataset
 from latentdiff.data.shapes_scene import draw as draw_scene
+from latentdiff.diffusion.patchwise import moved
 from latentdiff.latent_diffusion import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.tiles import windows
@@ -179,7 +180,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
             "memory_of_untiled": figures[f"decode {name}"]["peak_mib"] / figures["decode untiled"]["peak_mib"],
             "largest_difference_in_255ths": (results[f"decode {name}"] - untiled).abs().max().item() * 127.5,
         }
-    places = [place for place, _ in windows(options.side // factor, TILE, round(TILE * OVERLAP))]
+    last = moved(model.grid(replace(model.sampling, steps=options.steps))[-1])  # the tiles that a picture shows most of
+    places = [place for place, _ in windows(options.side // factor, TILE, round(TILE * OVERLAP), shift=last)]
     lines = sorted({factor * end for place in places for end in (place.start, place.stop)} - {0, options.side})
     for name in ("untiled", "patchwise"):
         x = decode(model, results[f"sample {name}"], tiled.exact)[0].clamp(-1, 1)

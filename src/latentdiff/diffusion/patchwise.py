@@ -29,9 +29,14 @@ def patchwise(network: Network, tile: int, overlap: int) -> Network:
             near = cond if cond.concat is None else replace(cond, concat=cond.concat[:, :, rows, columns])
             return network(x[:, :, rows, columns], t, near)
 
-        return blend(part, *x.shape[2:], tile, overlap, shift=GOLDEN * float(t[0]) % 1)
+        return blend(part, *x.shape[2:], tile, overlap, shift=moved(t[0]))
 
     return predict
+
+
+def moved(t: Tensor | float) -> float:
+    """How far tiles lie from their first places at t, as a share of the way to the next one's (tiles.windows)."""
+    return GOLDEN * float(t) % 1
 
 
 def level(noise: Tensor, tile: int) -> Tensor:
