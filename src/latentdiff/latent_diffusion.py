@@ -14,7 +14,7 @@ from latentdiff.conditioning.spatial import MaskedCondition, to_signed
 from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
 from latentdiff.diffusion import guidance, objective, prediction, samplers
-from latentdiff.diffusion.objective import Importance, Objective
+from latentdiff.diffusion.objective import Importance, Objective, Uncertainty
 from latentdiff.diffusion.patchwise import level, patchwise
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
 from latentdiff.diffusion.unet import UNet
@@ -54,6 +54,7 @@ class LatentDiffusion(nn.Module):
         prediction.check(aim.prediction, schedule)
         self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, aim
         self.importance = Importance(schedule.T) if aim.timesteps == "importance" else None
+        self.uncertainty = Uncertainty(aim, schedule.T) if aim.weighting == "uncertainty" else None
         self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
         self.alignment: nn.Module | None = None  # REPA's projection, where the recipe has `align`
         self.guide: LatentDiffusion | None = None
@@ -65,7 +66,7 @@ class LatentDiffusion(nn.Module):
         """The loss of each sample (Rombach et al. 2022, eq. 2 and 3): z, eps [B, C, h, w], t [B] -> [B]."""
         if self.teacher is not None:
             student = self.denoiser(self.condition(batch, len(z)), self.sampling)
-            return objective.distance(self.objective, self.teacher(student, batch, z, t, eps))
+            return self.weighed(objective.distance(self.objective, self.teacher(student, batch, z, t, eps)), t)
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         target = prediction.target(self.objective.prediction, z, eps, alpha, sigma)
         z_t, middle = self.schedule.diffuse(z, eps, t), None if self.alignment is None else []
@@ -73,8 +74,12 @@ class LatentDiffusion(nn.Module):
         weight = objective.weight(self.objective, t, self.schedule)
         if self.importance is not None:
             weight = weight * self.importance.weight(t)
-        loss = objective.distance(self.objective, error) * weight.to(error.dtype)
+        loss = self.weighed(objective.distance(self.objective, error) * weight.to(error.dtype), t)
         return loss if self.alignment is None else loss + self.alignment(middle[0], batch["features"])
+
+    def weighed(self, losses: Tensor, t: Tensor) -> Tensor:
+        """Losses [B] at t [B], each teaching as much as is learned for its t (weighting=uncertainty), or as it is."""
+        return losses if self.uncertainty is None else self.uncertainty(losses, t)
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) [B] -> t [B], whole (uniform, importance) or any in 0..T-1 (logit_normal)."""

@@ -31,10 +31,8 @@ def trained(tmp_path_factory):
 
     def trained(task, *words):
         if (task, words) not in made:
-            own = ("autoencoder=recipes/autoencoder/tiny.py",)
-            if task == "pixel":
-                own = ("unet.channel_mult=1,2,2,2",)
-            elif task == "distilled":  # with its teacher comes the autoencoder
+            own = () if task == "pixel" else ("autoencoder=recipes/autoencoder/tiny.py",)
+            if task == "distilled":  # with its teacher comes the autoencoder
                 own = (f"init={trained('text')}",)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("LATENTDIFF_RUNS", str(root))

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from latentdiff import keyed
 from latentdiff.config import UserError
-from latentdiff.diffusion.objective import DRAWS, Importance, Objective, chances, distance, normal_quantile, weight
+from latentdiff.diffusion.objective import (
+    DRAWS,
+    Importance,
+    Objective,
+    Uncertainty,
+    chances,
+    distance,
+    normal_quantile,
+    weight,
+)
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 
 VP, FLOW = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(kind="flow"))
@@ -192,3 +201,52 @@ def test_importance_does_not_care_how_the_batch_is_cut_or_about_a_loss_that_is_n
 def test_what_cannot_be_is_refused_by_name(change: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Objective(**change)
+
+
+# ---- uncertainty
+
+AIM = Objective(weighting="uncertainty", timesteps="logit_normal", logit_mean=-1.0)
+
+
+def left(t: Tensor) -> Tensor:
+    """A loss that grows fiftyfold with the noise."""
+    return 0.02 * 50 ** (t / 999)
+
+
+def drawn(count: int) -> Tensor:
+    return DRAWS["logit_normal"](AIM, (torch.arange(count, dtype=torch.float64) + 0.5) / count, 1000)
+
+
+def test_uncertainty_learns_what_is_left_of_the_loss_at_every_t() -> None:
+    made, t = Uncertainty(AIM, 1000), drawn(512)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    for step in range(600):
+        noise = keyed.uniform(keyed.keys(0, step, range(512), "t")) * 2  # losses of mean left(t)
+        optimizer.zero_grad()
+        made(left(t) * noise, t).mean().backward()
+        optimizer.step()
+    assert (made.u(t) - left(t).log()).abs().max() < 0.2
+    assert made.weight(t).mean().item() == pytest.approx(1, abs=0.01)
+    taught = made.weight(t) * left(t)
+    assert taught.max() / taught.min() < 1.5 and left(t).max() / left(t).min() > 10
+
+
+def test_uncertainty_changes_what_a_loss_teaches_and_not_what_it_is() -> None:
+    made, t = Uncertainty(AIM, 1000), drawn(8)
+    torch.nn.init.normal_(made.waves, generator=torch.Generator().manual_seed(0))
+    losses = left(t).requires_grad_()
+    found = made(losses, t)
+    assert torch.equal(found, losses)
+    (gradient,) = torch.autograd.grad(found.sum(), losses, retain_graph=True)
+    assert torch.allclose(gradient, made.weight(t).double()) and gradient.std() > 0.1
+    found.sum().backward()
+    u = made.u(t).detach().requires_grad_()
+    ((losses.detach() / u.exp() + u).sum()).backward()  # Karras et al. 2024, eq. 21
+    (want,) = torch.autograd.grad(made.u(t), made.waves, u.grad.to(made.u(t).dtype))
+    assert torch.allclose(made.waves.grad, want, rtol=1e-4)
+
+
+def test_uncertainty_begins_with_even_weights_and_reads_nothing_back_from_the_device() -> None:
+    assert torch.equal(Uncertainty(AIM, 1000).weight(drawn(8)), torch.ones(8))
+    made = Uncertainty(AIM, 1000).to("meta")
+    assert made(torch.rand(4, device="meta"), torch.rand(4, device="meta")).is_meta

@@ -11,6 +11,7 @@ from latentdiff import keyed
 from latentdiff.config import UserError
 from latentdiff.diffusion.prediction import MIX
 from latentdiff.diffusion.schedule import Schedule
+from latentdiff.layers import timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Objective:
     logit_mean: float = 0.0  # of logit_normal; above 0: more noise
     logit_std: float = 1.0  # of logit_normal; above 1: more of both ends
     stratified: bool = False  # the t of a batch are spread evenly: one in each of batch_size equal shares
-    weighting: str = "none"  # of an error at t: none, min_snr, p2, or flow (as an error of the velocity would weigh)
+    weighting: str = "none"  # of an error at t: none, min_snr, p2, flow (as of the velocity) or uncertainty (learned)
     gamma: float = 5.0  # of min_snr: the signal-to-noise ratio above which an error weighs no more
     elbo: float = 0.0  # weight of the variational bound, added to the loss (the original's original_elbo_weight)
 
@@ -51,6 +52,7 @@ WEIGHTS = {  # of a squared error of x0, by the signal-to-noise ratio; that of a
     "flow": lambda o, snr: (
         (1 + snr.sqrt()).square().clamp(max=400)
     ),  # 1 / sigma²; Li & He 2025, whose sigma ends at 0.05
+    "uncertainty": None,  # learned: Uncertainty
 }
 
 
@@ -139,6 +141,36 @@ class Importance(nn.Module):
         newest = known.byte().sort(dim=1, stable=True).indices[:, -size:]
         self.losses.copy_(row.gather(1, newest))
         self.counts.copy_(known.sum(1).clamp(max=size))
+
+
+class Uncertainty(nn.Module):
+    """Weighs the loss at t by 1 / exp(u(t)), where exp(u) is learned beside the network to be what is left of the loss
+    there, so that every level of noise teaches as much (Karras et al. 2024, eq. 21: u least of L / exp(u) + u). Over
+    the t that are drawn the mean weight is 1, which leaves the gradient's scale, and what clips it, as they were.
+    """
+
+    WAVES = 64  # of t, that u is made of
+
+    def __init__(self, objective: Objective, T: int) -> None:
+        super().__init__()
+        self.objective, self.T = objective, T
+        self.waves = nn.Parameter(torch.zeros(self.WAVES))
+
+    def u(self, t: Tensor) -> Tensor:
+        """The logarithm of the loss expected at t [B]: [B]."""
+        return (timestep_embedding(t, self.WAVES) * self.waves).sum(1)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """t [B] -> [B], of mean 1 over the t that are drawn."""
+        shares = (torch.arange(256, dtype=torch.float64, device=t.device) + 0.5) / 256
+        drawn = DRAWS[self.objective.timesteps](self.objective, shares, self.T)
+        return (-self.u(t)).exp() / (-self.u(drawn)).exp().mean()
+
+    def forward(self, losses: Tensor, t: Tensor) -> Tensor:
+        """Losses [B] at t [B], as large as they were: only what they teach, the network and u, is weighed."""
+        u = self.u(t)
+        taught = losses * self.weight(t).detach() + losses.detach() / u.exp() + u
+        return losses.detach() + (taught - taught.detach())
 
 
 def normal_quantile(u: Tensor) -> Tensor:
