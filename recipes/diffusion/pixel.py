@@ -1,4 +1,4 @@
-"""Shapes drawn in pixels (LDM-1 in the paper): the same U-Net without an autoencoder, and dearer."""
+"""Shapes drawn in pixels (LDM-1 in the paper, but two by two to a place): the same U-Net without an autoencoder."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ recipe = replace(
     small,
     autoencoder=FrozenAutoencoder("recipes/autoencoder/pixel.py", statistics="data"),
     data=replace(small.data, max_objects=1),
-    # a place for two by two pixels; finer ones cost more than they teach
+    # a place for each pixel would cost more than it teaches
     unet=replace(small.unet, patch=2, channels=64, attention_levels=(1,), head_channels=32),
     schedule=replace(small.schedule, shift=4.0),  # more pixels hide less under the same noise
     # t lies about sigma = 1.2 alpha, where outlines are decided; where the noise is higher, and places are, the loss is

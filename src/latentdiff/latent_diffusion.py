@@ -71,10 +71,10 @@ class LatentDiffusion(nn.Module):
         target = prediction.target(self.objective.prediction, z, eps, alpha, sigma)
         z_t, middle = self.schedule.diffuse(z, eps, t), None if self.alignment is None else []
         error = self.unet(z_t, t, self.conditioner(batch, drops), middle).to(z.dtype) - target
-        weight = objective.weight(self.objective, t, self.schedule)
+        weight = objective.weight(self.objective, t, self.schedule).to(error.dtype)
+        loss = self.weighed(objective.distance(self.objective, error) * weight, t)
         if self.importance is not None:
-            weight = weight * self.importance.weight(t)
-        loss = self.weighed(objective.distance(self.objective, error) * weight.to(error.dtype), t)
+            loss = loss * self.importance.weight(t).to(loss.dtype)
         return loss if self.alignment is None else loss + self.alignment(middle[0], batch["features"])
 
     def weighed(self, losses: Tensor, t: Tensor) -> Tensor:

@@ -116,7 +116,10 @@ def start_from(
     if not recipe.init:
         return
     folder = init_run(recipe)
-    theirs, ours = weights_of(folder), module.state_dict()
+    theirs, ours = (  # but for what a run learns of its own losses
+        {name: x for name, x in tensors.items() if not name.startswith(("importance.", "uncertainty."))}
+        for tensors in (weights_of(folder), module.state_dict())
+    )
     fitting = {name: x for name, x in theirs.items() if name in ours and x.shape == ours[name].shape}
     shape = lambda tensors, name: str([*tensors[name].shape]) if name in tensors else "none"  # noqa: E731
     others = [f"{name} ({shape(theirs, name)} there, {shape(ours, name)} here)"

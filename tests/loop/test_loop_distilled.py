@@ -8,7 +8,8 @@ from latentdiff import load
 
 STUDENT = (*STAGE_TWO, "distill=Distill", "autoencoder=", "objective.loss=huber", "objective.timesteps=uniform",
            "sampling.sampler=lcm", "sampling.steps=2", "sampling.guidance_scale=1", "name=student", "train.val_every=4",
-           "train.sample_every=8", "train.checkpoint_every=4", "train.steps=8")  # fmt: skip
+           "train.sample_every=8", "train.checkpoint_every=4", "train.steps=8",
+           "objective.weighting=uncertainty")  # which its teacher did without  # fmt: skip
 
 
 @pytest.mark.slow

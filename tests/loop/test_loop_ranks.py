@@ -16,6 +16,7 @@ WORDS = ("train.precision=fp32", "train.lr=1e-4", "train.val_every=10", "train.c
 # with small losses, so that the adaptive weight stays below its limit
 ONE = ("train.steps=20", "discriminator.learn_from=0", "discriminator.start=2", "discriminator.ramp=2",
        "discriminator.weight=0.5", "loss.l1=0.01", "loss.perceptual.weight=0.01")  # fmt: skip
+TWO = ("train.steps=50", "objective.weighting=uncertainty")
 
 
 def torchrun(
@@ -40,7 +41,7 @@ def furthest(a: dict, b: dict) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, loss, words", [
-    (STAGE_ONE, "nll", (*WORDS[:5], *WORDS[6:], *ONE)), (STAGE_TWO, "loss", (*WORDS, "train.steps=50")),
+    (STAGE_ONE, "nll", (*WORDS[:5], *WORDS[6:], *ONE)), (STAGE_TWO, "loss", (*WORDS, *TWO)),
 ], ids=["one", "two"])  # fmt: skip
 def test_two_ranks_stay_equal_and_follow_one(stage, loss, words, runs):
     torchrun(*stage, *words, "name=two")

@@ -196,6 +196,7 @@ def test_importance_does_not_care_how_the_batch_is_cut_or_about_a_loss_that_is_n
         ({"timesteps": "late"}, "objective.timesteps"),
         ({"weighting": "snr"}, "objective.weighting"),
         ({"gamma": 0.0}, "objective.gamma is 0.0"),
+        ({"weighting": "uncertainty", "elbo": 0.1}, "objective.elbo is 0.1; .* it must be 0"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(change: dict, words: str) -> None:
@@ -243,7 +244,7 @@ def test_uncertainty_changes_what_a_loss_teaches_and_not_what_it_is() -> None:
     u = made.u(t).detach().requires_grad_()
     ((losses.detach() / u.exp() + u).sum()).backward()  # Karras et al. 2024, eq. 21
     (want,) = torch.autograd.grad(made.u(t), made.waves, u.grad.to(made.u(t).dtype))
-    assert torch.allclose(made.waves.grad, want, rtol=1e-4)
+    assert torch.allclose(made.waves.grad, made.SHARE * want, rtol=1e-4)
 
 
 def test_uncertainty_begins_with_even_weights_and_reads_nothing_back_from_the_device() -> None:

@@ -30,6 +30,10 @@ class Objective:
         for name, known in (("loss", DISTANCES), ("timesteps", DRAWS), ("weighting", WEIGHTS)):
             if getattr(self, name) not in known:
                 raise UserError(f"objective.{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
+        if self.elbo and self.weighting == "uncertainty":
+            raise UserError(
+                f"objective.elbo is {self.elbo:g}; weighting=uncertainty learns a weight of t away: it must be 0"
+            )
         for name in ("gamma", "logit_std"):
             if not getattr(self, name) > 0:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must be above 0")
@@ -52,7 +56,7 @@ WEIGHTS = {  # of a squared error of x0, by the signal-to-noise ratio; that of a
     "flow": lambda o, snr: (
         (1 + snr.sqrt()).square().clamp(max=400)
     ),  # 1 / sigma²; Li & He 2025, whose sigma ends at 0.05
-    "uncertainty": None,  # learned: Uncertainty
+    "uncertainty": None,  # learned, by Uncertainty
 }
 
 
@@ -62,7 +66,7 @@ def distance(objective: Objective, error: Tensor) -> Tensor:
 
 
 def weight(objective: Objective, t: Tensor, schedule: Schedule) -> Tensor:
-    """What an error of the prediction at t [B] weighs: float64 [B]."""
+    """What an error of the prediction at t [B] weighs, but for what is learned (Uncertainty): float64 [B]."""
     t, weighted = t.to(torch.float64), WEIGHTS[objective.weighting]
     total = torch.ones_like(t)
     if weighted is not None:
@@ -146,10 +150,11 @@ class Importance(nn.Module):
 class Uncertainty(nn.Module):
     """Weighs the loss at t by 1 / exp(u(t)), where exp(u) is learned beside the network to be what is left of the loss
     there, so that every level of noise teaches as much (Karras et al. 2024, eq. 21: u least of L / exp(u) + u). Over
-    the t that are drawn the mean weight is 1, which leaves the gradient's scale, and what clips it, as they were.
+    the t that are drawn the mean weight is 1, so that gradients stay about as large as clipping expects them.
     """
 
     WAVES = 64  # of t, that u is made of
+    SHARE = 0.01  # of u's own loss: Adam's steps are as long, and what clips the network's gradient hardly sees it
 
     def __init__(self, objective: Objective, T: int) -> None:
         super().__init__()
@@ -169,7 +174,7 @@ class Uncertainty(nn.Module):
     def forward(self, losses: Tensor, t: Tensor) -> Tensor:
         """Losses [B] at t [B], as large as they were: only what they teach, the network and u, is weighed."""
         u = self.u(t)
-        taught = losses * self.weight(t).detach() + losses.detach() / u.exp() + u
+        taught = losses * self.weight(t).detach() + self.SHARE * (losses.detach() / u.exp() + u)
         return losses.detach() + (taught - taught.detach())
 
 
