@@ -72,6 +72,21 @@ def test_a_hidden_condition_changes_the_loss_of_its_sample_only():
     assert (hidden != loss(made, b)).tolist() == [False, True, False, False]
 
 
+def test_learned_weights_know_nothing_of_how_often_t_is_drawn(monkeypatch):
+    """At u = log L nothing is left to learn, also where importance draws some t more often and weighs them less."""
+    plain, b = model(), batch(4)
+    made = model(weighting="uncertainty", timesteps="importance")
+    made.load_state_dict(plain.state_dict(), strict=False)
+    made.importance.counts.fill_(made.importance.LAST)
+    made.importance.losses.copy_(torch.linspace(1, 9, 1000)[:, None].expand_as(made.importance.losses))
+    rare, u = made.importance.weight(b["t"]), loss(plain, b).detach().log().requires_grad_()
+    monkeypatch.setattr(made.uncertainty, "u", lambda t: u if len(t) == 4 else torch.zeros(len(t)))
+    found = loss(made, b)
+    assert torch.allclose(found, loss(plain, b) * rare.float()) and rare.std() > 0.1
+    (gradient,) = torch.autograd.grad(found.sum(), u)
+    assert gradient.abs().max() < 1e-6
+
+
 def test_timesteps_are_drawn_over_the_whole_schedule():
     u = keyed.uniform(torch.arange(4000))
     t = model().draw_timesteps(u)
