@@ -12,6 +12,6 @@ recipe = replace(
     fields=(Masks(),),
     # eight cells a side: where within a cell the hole begins, and the specks beside it, must be told
     conditions=(Masked(dropout=0.1, every_pixel=True),),
-    train=replace(uncond.train, steps=2400, batch_size=64, checkpoint_every=800, keep=3),
+    train=replace(uncond.train, steps=2400, batch_size=64, checkpoint_every=800),
     sampling=replace(uncond.sampling, guidance_scale=2.0),
 )

@@ -24,6 +24,6 @@ recipe = replace(
         stratified=True,
         weighting="uncertainty",
     ),
-    train=replace(small.train, steps=1500, batch_size=64, lr=3e-3, decay_from=0.6, checkpoint_every=500, keep=16),
+    train=replace(small.train, steps=1500, batch_size=64, lr=3e-3, decay_from=0.6, checkpoint_every=500),
     sampling=replace(small.sampling, sampler="dpmpp_2m_sde", steps=50),
 )

@@ -17,6 +17,7 @@ def test_a_student_starts_as_its_teacher_learns_resumes_and_draws(unbroken_two, 
     words = (*STUDENT, f"init={unbroken_two}")
     call(*words)
     whole, loss = tensors_of(runs / "student" / "checkpoints" / "step_00000008"), rows(runs / "student")
+    assert whole["model.uncertainty.waves"].std() > 0
     assert not any("teacher" in name for name in whole) and any("val_loss" in row for row in loss)
     assert not any("text_gap" in row for row in loss)
     model, teacher = load.load_run(runs / "student"), load.load_run(unbroken_two)
