@@ -24,7 +24,8 @@ RUN               a run's folder or name, of either stage
                   the seconds from the first training step to here
 """
 
-from latentdiff import arguments, cli
+from latentdiff.sampling import options
+from latentdiff import cli
 
 cli.answer_help(__doc__)
 
@@ -32,24 +33,24 @@ import time
 from pathlib import Path
 
 from latentdiff.config import UserError
-from latentdiff.latent_diffusion import LatentDiffusion
-from latentdiff.metrics import measure, report, stage_two
-from latentdiff.metrics.measure import Subject
-from latentdiff.training import checkpoint, run
+from latentdiff.model import LatentDiffusion
+from latentdiff.evaluation import run, report, stage_two
+from latentdiff.evaluation.run import Subject
+from latentdiff.training import checkpoint, run_dir
 from latentdiff.training.log import read_metrics
-from latentdiff.training.world import World, start
+from latentdiff.training.distributed import World, start
 
 
 def main(words: list[str]) -> None:
-    options = arguments.evaluate_arguments(words)
+    options = options.evaluate_arguments(words)
     started, world = time.perf_counter(), start()
     if options.run is None:
-        figures, protocol = measure.folders(options, world)
+        figures, protocol = run.folders(options, world)
         return tell(figures, protocol, Path(options.output or "evaluation.json"), world)
-    subject = measure.open_subject(options.run, world)
-    parts = [measure.reconstructions]
+    subject = run.open_subject(options.run, world)
+    parts = [run.reconstructions]
     if isinstance(subject.model, LatentDiffusion):
-        parts += [measure.prompted] if options.summary else [measure.prompted, measure.samples]
+        parts += [run.prompted] if options.summary else [run.prompted, run.samples]
     figures, protocol = {}, {}
     for part in parts:
         found, how = part(subject, options, world)
@@ -91,7 +92,7 @@ def summarise(subject: Subject, figures: dict, seconds: float, world: World) -> 
 
 def training_seconds(subject: Subject) -> float:
     """What both stages took, by their own clocks: training, validation, statistics, cache, samples."""
-    first_stage = run.find_run(subject.recipe.autoencoder.path)
+    first_stage = run_dir.find_run(subject.recipe.autoencoder.path)
     return sum(read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (first_stage, subject.folder))
 
 

@@ -6,9 +6,10 @@ python sample.py --run runs/semantic --segmentation map.png
 python sample.py --run RUN --help        what this run draws from
 """
 
-from latentdiff import arguments, cli
+from latentdiff.sampling import options
+from latentdiff import cli
 
-cli.answer_help(__doc__ + "\n" + arguments.SAMPLE_OPTIONS, cli.about_run)
+cli.answer_help(__doc__ + "\n" + options.SAMPLE_OPTIONS, cli.about_run)
 
 import time
 from collections.abc import Iterator
@@ -19,16 +20,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff import inputs, load, needs, progress
-from latentdiff.autoencoder import tiled
+from latentdiff.sampling import inputs, requirements
+from latentdiff import load
+from latentdiff.training import progress
+from latentdiff.autoencoder import tiling
 from latentdiff.autoencoder.autoencoder import Through, whole
 from latentdiff.config import UserError
 from latentdiff.data.fields import stacked
-from latentdiff.latent_diffusion import LatentDiffusion, Sampling
-from latentdiff.steering import Steering
-from latentdiff.training import pictures, run
-from latentdiff.training.world import autocast, place, precision, start
-from latentdiff.writer import Writer
+from latentdiff.model import LatentDiffusion, Sampling
+from latentdiff.sampling.extra_guidance import Steering
+from latentdiff.training import image_grid, run_dir
+from latentdiff.training.precision import autocast, place, precision
+from latentdiff.training.distributed import start
+from latentdiff.sampling.output import Writer
 
 SETTINGS = (  # of a run, and options
     "steps", "sampler", "guidance_scale", "guidance_rescale", "guidance_interval", "eta", "spacing",
@@ -37,19 +41,19 @@ SETTINGS = (  # of a run, and options
 
 
 def main(words: list[str]) -> None:
-    options = arguments.sample_arguments(words)
+    options = options.sample_arguments(words)
     device = start(options.device).device
     dtype = precision(options.precision, device)
     prompts = read_prompts(options)
     given = {name for name in inputs.READERS if getattr(options, name)} | ({"prompt"} if prompts else set())
     if options.classifier:  # then the class is for it
         given.discard("class")
-    folder = run.find_run(options.run) if options.run else newest_run(given)
+    folder = run_dir.find_run(options.run) if options.run else newest_run(given)
     model = place(load.load_run(folder, device), device)
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"run {folder} is a stage-one run; sample.py needs a diffusion run (train_diffusion.py)")
     recipe = cli.read_json(folder / "recipe.json")
-    needs.check(folder, recipe, given)
+    requirements.check(folder, recipe, given)
     if options.precision == "fp32":  # the same picture on every device
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -62,10 +66,10 @@ def main(words: list[str]) -> None:
     model.lowered(dtype)
     model.check(settings)
     model.autoencoder.through = through(settings, options)
-    seeds = arguments.seeds(options.seed, options.num_images)
+    seeds = options.seeds(options.seed, options.num_images)
     steering, names = Steering(model, options), load.names_of(folder)
     if options.classifier:
-        other = run.find_run(options.classifier)
+        other = run_dir.find_run(options.classifier)
         recipe["conditions"] += cli.read_json(other / "recipe.json")["conditions"]
         names |= load.names_of(other)
     jobs = inputs.jobs(options, prompts, model, recipe, names, seeds)
@@ -77,9 +81,9 @@ def main(words: list[str]) -> None:
 def through(settings: Sampling, options) -> Through:
     """How pictures and latents go through the autoencoder: as --tile and --coding say."""
     ways = {
-        "exact": tiled.exact,
-        "spilled": tiled.spilled,
-        "blended": partial(tiled.blended, tile=settings.tile, overlap=settings.common),
+        "exact": tiling.exact,
+        "spilled": tiling.spilled,
+        "blended": partial(tiling.blended, tile=settings.tile, overlap=settings.common),
     }
     if options.coding not in ways:
         raise UserError(f"--coding {options.coding}: it must be one of {', '.join(ways)}")
@@ -154,8 +158,8 @@ def draw_all(
             *steps, x = (model.finished(model.autoencoder.decode(z), found) for z in (*shown, finished))
         if not torch.isfinite(x).all():
             raise UserError("the pictures are not finite numbers; try --precision fp32")
-        steps = [pictures.to_uint8(step) for step in steps]
-        for i, (image, job) in enumerate(zip(pictures.to_uint8(x), batch)):
+        steps = [image_grid.to_uint8(step) for step in steps]
+        for i, (image, job) in enumerate(zip(image_grid.to_uint8(x), batch)):
             row = [step[i] for step in steps] + [image] if steps else []
             writer.write(image, job.prompt, job.seed, job.about, row)
     bar.close()
@@ -201,16 +205,16 @@ def read_prompts(options) -> list[str]:
 
 def newest_run(given: set[str]) -> Path:
     """The newest finished run that takes the given inputs; one that has learned to fill before one that has not."""
-    runs = sorted(run.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime)
+    runs = sorted(run_dir.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime)
     folders = [path.parent for path in runs if (path.parent / "recipe.json").is_file()]
     recipes = [(folder, cli.read_json(folder / "recipe.json")) for folder in folders]
-    fitting = [(f, r) for f, r in recipes if r["type"] == "DiffusionRecipe" and needs.takes(r, given)]
+    fitting = [(f, r) for f, r in recipes if r["type"] == "DiffusionRecipe" and requirements.takes(r, given)]
     if not fitting:
-        wants = " and ".join(map(needs.option, sorted(given))) or "no input"
+        wants = " and ".join(map(requirements.option, sorted(given))) or "no input"
         raise UserError(
-            f"no finished diffusion run in {run.runs_root()} takes {wants}; train one, or name it with --run"
+            f"no finished diffusion run in {run_dir.runs_root()} takes {wants}; train one, or name it with --run"
         )
-    return min(fitting, key=lambda pair: set(needs.needed(pair[1])) != given)[0]
+    return min(fitting, key=lambda pair: set(requirements.needed(pair[1])) != given)[0]
 
 
 if __name__ == "__main__":

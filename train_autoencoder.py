@@ -18,22 +18,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentdiff import keyed, load, modelspec, recipe, screen
+from latentdiff import rng, load, recipe
+from latentdiff.training import modelspec, run_summary
 from latentdiff.autoencoder import discriminator, equivariance, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import VQ
 from latentdiff.build import build_autoencoder
-from latentdiff.codes import Codes
+from latentdiff.stage_one.codebook import Codes
 from latentdiff.config import UserError
-from latentdiff.critic import Critic
+from latentdiff.stage_one.adversarial import Critic
 from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.replay import Replayed
-from latentdiff.training import checkpoint, optim, run
-from latentdiff.training.learner import ADVICE, Learner
+from latentdiff.training.cuda_graph import Replayed
+from latentdiff.training import checkpoint, optim, run_dir
+from latentdiff.training.state import ADVICE, Learner
 from latentdiff.training.log import Log
-from latentdiff.training.world import World, autocast, precision, start
-from latentdiff.watch import ReconstructionWatch
+from latentdiff.training.distributed import World, start
+from latentdiff.training.precision import autocast, precision
+from latentdiff.stage_one.validation import ReconstructionWatch
 
 CURVES = ("nll", "psnr", "lpips", "kl", "perplexity", "disc_loss", "grad_norm")
 
@@ -68,7 +70,7 @@ def main(words: list[str]) -> None:
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
     distance = perceptual.build(r.loss.perceptual)
-    folder, newest = run.open_run(r, world)
+    folder, newest = run_dir.open_run(r, world)
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
 
@@ -82,9 +84,9 @@ def main(words: list[str]) -> None:
     log.say(describe(r, log, data, held_out, parts))
     bad = recipe.bad_list(r, folder, data)
     watch = ReconstructionWatch(r, world, held_out, parts.distance, bad, log)
-    run.begin(folder, r, world, lambda: bad.enter(getattr(data, "bad", [])))
+    run_dir.begin(folder, r, world, lambda: bad.enter(getattr(data, "bad", [])))
     log.start()
-    with run.Stop() as stop:
+    with run_dir.Stop() as stop:
         train(r, world, parts, data, watch, stop, log)
     finish(r, world, parts.learner.ema.model, data, log)
 
@@ -96,7 +98,7 @@ def build(r: AutoencoderRecipe, world: World, model: Autoencoder, distance: nn.M
     return Parts(learner, critic, codes, None if distance is None else world.place(distance))
 
 
-def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop: run.Stop, log: Log) -> None:
+def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop: run_dir.Stop, log: Log) -> None:
     """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
     (learner, critic, codes, distance), t = parts, r.train
     model, parallel = learner.model, world.parallel(learner.model, broadcast_buffers=False)
@@ -123,8 +125,8 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
             watch.bad.note(batch["bad"])
             x = loader.images(batch, world.device)
             shape = (model.z_channels, *(side // model.factor for side in x.shape[2:]))
-            noise = keyed.normal(keyed.keys(t.seed, step, positions, "posterior", x.device), shape)
-            keyed.reseed(t.seed, step, positions.start, "dropout")
+            noise = rng.normal(rng.keys(t.seed, step, positions, "posterior", x.device), shape)
+            rng.reseed(t.seed, step, positions.start, "dropout")
             warp = equivariance.draw(r.loss.equivariance, t.seed, step, shape[1:], model.factor)
             with world.no_sync(parallel, more):
                 log.add(**walk(x, noise, warp, weighed, learns, learner.scale / len(micro), more))
@@ -156,7 +158,7 @@ def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Lo
         log.say("latents: the codebook's own scale is kept")
     else:
         log.say(f"latents: standard deviation {deviations} over the training data, now normalised to 1")
-    run.finish(log, model.state_dict(), modelspec.about(r, r.train.steps, model.weights_hash()), CURVES)
+    run_dir.finish(log, model.state_dict(), build.weights_metadata(r, r.train.steps, model.weights_hash()), CURVES)
     log.say(f"done: {log.folder}  (python train_diffusion.py RECIPE.py autoencoder={log.folder})")
 
 
@@ -193,7 +195,7 @@ def describe(r: AutoencoderRecipe, log: Log, data, held_out, parts: Parts) -> st
         terms.append(f"{r.loss.perceptual.weight:g} {type(r.loss.perceptual).__name__}")
     bottleneck = type(r.autoencoder.bottleneck).__name__
     facts = {"latent": bottleneck, "loss": " + ".join(terms), "adversary": adversary}
-    return screen.opening(r, log, data, held_out, model, networks, **facts)
+    return run_summary.opening(r, log, data, held_out, model, networks, **facts)
 
 
 if __name__ == "__main__":

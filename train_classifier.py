@@ -18,17 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentdiff import build, keyed, load, recipe, screen
+from latentdiff import build, rng, load, recipe
+from latentdiff.training import run_summary
 from latentdiff.classifier import ClassifierRecipe, build_classifier
 from latentdiff.config import UserError, hash_of
 from latentdiff.data import loader
 from latentdiff.diffusion.classifier import Classifier
 from latentdiff.diffusion.schedule import Schedule
-from latentdiff.latents import Latents
-from latentdiff.training import checkpoint, optim, run
-from latentdiff.training.learner import Learner
+from latentdiff.stage_two.batches import Latents
+from latentdiff.training import checkpoint, optim, run_dir
+from latentdiff.training.state import Learner
 from latentdiff.training.log import Log
-from latentdiff.training.world import World, start
+from latentdiff.training.distributed import World, start
 
 CURVES = ("loss", "right", "val_loss", "val_right_low_noise")
 
@@ -40,7 +41,7 @@ def main(words: list[str]) -> None:
     world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
-    folder, newest = run.open_run(r, world)
+    folder, newest = run_dir.open_run(r, world)
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
 
@@ -50,19 +51,19 @@ def main(words: list[str]) -> None:
         learner.load(tensors, state)
         tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
     parts, latent = {"classifier": learner.model}, f"autoencoder {r.autoencoder.path}"
-    log.say(screen.opening(r, log, data, held_out, autoencoder, parts, latent=latent))
+    log.say(run_summary.opening(r, log, data, held_out, autoencoder, parts, latent=latent))
 
     latents = Latents(r, world, autoencoder, None, data, log)
-    run.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, None, data))
+    run_dir.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, None, data))
     log.start()
-    with run.Stop() as stop:
+    with run_dir.Stop() as stop:
         train(r, world, learner, latents, held_out, stop, log)
     about = {"latentdiff.recipe": hash_of(r), "latentdiff.step": str(r.train.steps)}
-    run.finish(log, learner.ema.model.state_dict(), about, CURVES)
+    run_dir.finish(log, learner.ema.model.state_dict(), about, CURVES)
     log.say(f"done: {folder}  (python sample.py --run RUN --classifier {folder} --class C)")
 
 
-def train(r, world: World, learner: Learner, latents: Latents, held_out, stop: run.Stop, log: Log) -> None:
+def train(r, world: World, learner: Learner, latents: Latents, held_out, stop: run_dir.Stop, log: Log) -> None:
     """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
     t, schedule = r.train, Schedule(r.schedule)
     parallel = world.parallel(learner.model)
@@ -71,9 +72,9 @@ def train(r, world: World, learner: Learner, latents: Latents, held_out, stop: r
     for step in range(log.first, t.steps):
         for positions in micro:
             z, batch = latents(next(stream), step, positions)
-            timesteps = keyed.uniform(keyed.keys(t.seed, step, positions, "t", z.device)) * (schedule.T - 1)
-            eps = keyed.normal(keyed.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
-            keyed.reseed(t.seed, step, positions.start, "dropout")
+            timesteps = rng.uniform(rng.keys(t.seed, step, positions, "t", z.device)) * (schedule.T - 1)
+            eps = rng.normal(rng.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
+            rng.reseed(t.seed, step, positions.start, "dropout")
             with world.no_sync(parallel, positions is not micro[-1]):
                 with learner.autocast():
                     logits = parallel(schedule.diffuse(z, eps, timesteps), timesteps).float()
@@ -102,7 +103,7 @@ def validate(model: Classifier, r, latents: Latents, held_out, schedule: Schedul
     for i, batch in enumerate(loader.in_order(rows, range(min(items, len(rows))), 32)):
         z, label = latents.autoencoder.encode(loader.images(batch, latents.device)), latents.fields(batch)["label"]
         t = torch.linspace(0, schedule.T - 1, len(z), device=z.device)
-        eps = keyed.normal(keyed.keys(r.train.seed, i, range(len(z)), "validation", z.device), z.shape[1:])
+        eps = rng.normal(rng.keys(r.train.seed, i, range(len(z)), "validation", z.device), z.shape[1:])
         logits = model(schedule.diffuse(z, eps, t), t).float()
         right = (logits.argmax(1) == label).float()
         found.append(torch.stack([F.cross_entropy(logits, label), right.mean(), right[: -(-len(z) // 4)].mean()]))

@@ -16,17 +16,18 @@ cli.answer_help(__doc__)
 
 from torch import Tensor
 
-from latentdiff import build, keyed, load, modelspec, recipe, screen
+from latentdiff import build, rng, load, recipe
+from latentdiff.training import modelspec, run_summary
 from latentdiff.data import loader
-from latentdiff.diffusion import objective
-from latentdiff.latents import Latents
+from latentdiff.diffusion import loss
+from latentdiff.stage_two.batches import Latents
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.replay import Replayed
-from latentdiff.training import checkpoint, optim, run
-from latentdiff.training.learner import ADVICE, Learner
+from latentdiff.training.cuda_graph import Replayed
+from latentdiff.training import checkpoint, optim, run_dir
+from latentdiff.training.state import ADVICE, Learner
 from latentdiff.training.log import Log
-from latentdiff.training.world import World, start
-from latentdiff.watch import DenoisingWatch
+from latentdiff.training.distributed import World, start
+from latentdiff.stage_two.validation import DenoisingWatch
 
 CURVES = ("loss", "val_loss", "text_gap", "grad_norm")
 
@@ -36,7 +37,7 @@ def main(words: list[str]) -> None:
     world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
     loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
-    folder, newest = run.open_run(r, world)
+    folder, newest = run_dir.open_run(r, world)
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
 
@@ -52,22 +53,22 @@ def main(words: list[str]) -> None:
         tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
     aim, networks = f"{r.objective.prediction} on {r.schedule.kind}", dict(model.named_children())
     latent = f"autoencoder {r.autoencoder.path}"
-    log.say(screen.opening(r, log, data, held_out, autoencoder, networks, latent=latent, objective=aim))
+    log.say(run_summary.opening(r, log, data, held_out, autoencoder, networks, latent=latent, objective=aim))
 
     latents = Latents(r, world, autoencoder, tokenizer, data, log)
     watch = DenoisingWatch(r, world, latents, held_out, log)
-    run.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, tokenizer, data))
+    run_dir.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, tokenizer, data))
     if world.is_main:
         latents.bad.enter(getattr(data, "bad", []))
     log.start()
-    with run.Stop() as stop:
+    with run_dir.Stop() as stop:
         train(r, world, learner, latents, watch, stop, log)
-    about = modelspec.about(r, r.train.steps, autoencoder.weights_hash())
-    run.finish(log, learner.ema.model.state_dict(), about, CURVES)
+    about = build.weights_metadata(r, r.train.steps, autoencoder.weights_hash())
+    run_dir.finish(log, learner.ema.model.state_dict(), about, CURVES)
     log.say(f"done: {folder}  (python sample.py --run {folder}{' --prompt ...' if tokenizer else ''})")
 
 
-def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingWatch, stop: run.Stop, log: Log) -> None:
+def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingWatch, stop: run_dir.Stop, log: Log) -> None:
     """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
     model, t = learner.model, r.train
     parallel = world.parallel(model, broadcast_buffers=False)
@@ -87,11 +88,11 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
     for step in range(log.first, t.steps):
         for positions in micro:
             z, batch = latents(next(stream), step, positions)
-            u = objective.chances(r.objective, t.seed, step, positions, t.batch_size, z.device)
+            u = loss.chances(r.objective, t.seed, step, positions, t.batch_size, z.device)
             timesteps = model.draw_timesteps(u)
-            eps = keyed.normal(keyed.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
-            drops = model.draw_drops(keyed.keys(t.seed, step, positions, "drop", z.device))
-            keyed.reseed(t.seed, step, positions.start, "dropout")
+            eps = rng.normal(rng.keys(t.seed, step, positions, "eps", z.device), z.shape[1:])
+            drops = model.draw_drops(rng.keys(t.seed, step, positions, "drop", z.device))
+            rng.reseed(t.seed, step, positions.start, "dropout")
             with world.no_sync(parallel, positions is not micro[-1]):
                 losses = walk(z, batch, timesteps, eps, drops, len(micro))
             log.add(loss=losses.mean())

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from benchmarks.tasks import images, share
 from latentdiff import load
-from latentdiff.cond import Cond
-from latentdiff.data import shapes_reader
-from latentdiff.data.shapes import Shapes, ShapesDataset
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.conditioning.cond import Cond
+from latentdiff.data.shapes import reader
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, run
+from latentdiff.training import checkpoint, run_dir
 
 RATIOS = (40, 20, 12, 8, 5, 3, 2, 1, 0.5, 0.2)  # sigma / alpha
 
@@ -35,8 +35,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    folder = run.find_run(options.run)
-    data, model = run.read_recipe(folder, DiffusionRecipe).data, load.load_run(folder)
+    folder = run_dir.find_run(options.run)
+    data, model = run_dir.read_recipe(folder, DiffusionRecipe).data, load.load_run(folder)
     latents = [
         torch.cat([model.autoencoder.encode(part) for part in pictures.split(200)])
         for pictures in (scenes(data, "train", options.scenes), scenes(data, "test", options.count))
@@ -72,7 +72,7 @@ def drawn_again(model: LatentDiffusion, z: Tensor, ratio: float) -> float:
     seeds, shape = list(range(len(z))), tuple(z.shape[1:])
     for x in model.draw({}, seeds, shape, model.sampling, start=z, strength=left / len(ts)):
         pass
-    return share(shapes_reader.read(picture) is not None for picture in model.autoencoder.decode(x))
+    return share(reader.read(picture) is not None for picture in model.autoencoder.decode(x))
 
 
 def weighed(known: Tensor, x: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from benchmarks.claims.charts import svg
 from benchmarks.claims.claim import Chart, Series
 from latentdiff import cli
-from latentdiff.metrics import measure
+from latentdiff.evaluation import run
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, run
+from latentdiff.training import checkpoint, run_dir
 from latentdiff.training.log import read_metrics
-from latentdiff.training.world import start
+from latentdiff.training.distributed import start
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT, PICTURE = ROOT / "benchmarks" / "results" / "curve.json", ROOT / "docs" / "curve.svg"
@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args(words)
     if options.run:
-        judge(run.find_run(options.run), options.prompts, options.every)
+        judge(run_dir.find_run(options.run), options.prompts, options.every)
     points = json.loads(RESULT.read_text())["points"]
     PICTURE.write_text(svg(chart(points)))
     for point in points:
@@ -45,8 +45,8 @@ def main(words: list[str]) -> None:
 
 def judge(folder: Path, prompts: int, every: int) -> None:
     """Measure the checkpoints that have no row yet, the oldest first."""
-    first_stage = run.read_recipe(folder, DiffusionRecipe).autoencoder.path
-    trained = [] if first_stage.endswith(".py") else read_metrics(run.find_run(first_stage) / "metrics.jsonl")
+    first_stage = run_dir.read_recipe(folder, DiffusionRecipe).autoencoder.path
+    trained = [] if first_stage.endswith(".py") else read_metrics(run_dir.find_run(first_stage) / "metrics.jsonl")
     before = trained[-1]["seconds"] if trained else 0.0
     seconds = {row["step"]: row["seconds"] for row in read_metrics(folder / "metrics.jsonl") if "seconds" in row}
     known = json.loads(RESULT.read_text())["points"] if RESULT.exists() else []
@@ -64,7 +64,7 @@ def figures(folder: Path, saved: Path, prompts: int) -> dict[str, float]:
     """What the reader finds of the prompts in pictures drawn with a checkpoint's averaged weights."""
     options = Namespace(prompts=prompts, sampler=None, steps=None, guidance_scale=None, split="val", batch_size=50,
                         summary=False)  # fmt: skip
-    found, _ = measure.prompted(measure.open_subject(str(as_run(folder, saved)), start()), options, start())
+    found, _ = run.prompted(run.open_subject(str(as_run(folder, saved)), start()), options, start())
     return {name: value for name, value in found.items() if name.startswith(("prompt_accuracy", "right_"))}
 
 

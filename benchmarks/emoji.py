@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from latentdiff import load
 from latentdiff.data import loader
 from latentdiff.data.folder import FolderDataset
-from latentdiff.data.shapes_reader import wilson
-from latentdiff.metrics import drawing
+from latentdiff.data.shapes.reader import wilson
+from latentdiff.evaluation import sample_images
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, optim, pictures, run
+from latentdiff.training import checkpoint, optim, image_grid, run_dir
 from latentdiff.training.settings import Train
 
 
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--output")
     parser.add_argument("--steps", type=int, default=1500, help="of the judge's training")
     options = parser.parse_args()
-    folder = run.find_run(options.run)
-    data = replace(run.read_recipe(folder, DiffusionRecipe).data, path=options.data)  # captions as it learned them
+    folder = run_dir.find_run(options.run)
+    data = replace(run_dir.read_recipe(folder, DiffusionRecipe).data, path=options.data)  # captions as it learned them
     splits = {split: FolderDataset(data, split) for split in ("train", "val", "test")}
     colours = sorted({colour for row in splits["train"].listing.rows.values() for colour in row["colors"][:1]})
     judge = train_judge(splits["train"], colours, options.steps)
@@ -62,7 +62,7 @@ def main() -> None:
                 figures[f"{split}_{kind}_{name}"] = right / len(truth)
                 figures[f"{split}_{kind}_{name}_interval"] = wilson(right, len(truth))
         shown = drawn[:: max(1, len(drawn) // 64)][:64]
-        pictures.save_grid(shown, folder / "samples" / f"emoji_{split}.png", columns=8)
+        image_grid.save_grid(shown, folder / "samples" / f"emoji_{split}.png", columns=8)
     print(json.dumps(figures, indent=1))
     checkpoint.write_json(Path(options.output or folder / "emoji.json"), figures)
 
@@ -98,8 +98,8 @@ def verdicts(judge: Judge, x: Tensor) -> tuple[Tensor, Tensor]:
 def draw(model, captions: list[str]) -> Tensor:
     """Pictures [N, 3, 64, 64], as evaluate.py draws them: picture i with seed i."""
     parts = [range(i, min(i + 48, len(captions))) for i in range(0, len(captions), 48)]
-    given = (drawing.fields(model, ("caption",), {"caption": captions[p.start : p.stop]}) for p in parts)
-    return torch.cat([drawing.draw(model, g, list(p), model.sampling) for g, p in zip(given, parts)])
+    given = (sample_images.fields(model, ("caption",), {"caption": captions[p.start : p.stop]}) for p in parts)
+    return torch.cat([sample_images.draw(model, g, list(p), model.sampling) for g, p in zip(given, parts)])
 
 
 if __name__ == "__main__":

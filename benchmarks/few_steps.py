@@ -27,15 +27,15 @@ from benchmarks.claims.claim import bootstrap, mean_interval
 from latentdiff import cli, recipe
 from latentdiff.data import loader
 from latentdiff.data.folder import Folder
-from latentdiff.data.shapes import Shapes, prompts
-from latentdiff.data.shapes_reader import prompt_accuracy
-from latentdiff.latent_diffusion import Sampling
-from latentdiff.metrics import measure, sets
-from latentdiff.metrics.drawing import Wanted
-from latentdiff.metrics.measure import Subject
-from latentdiff.metrics.sets import Stored
+from latentdiff.data.shapes.dataset import Shapes, prompts
+from latentdiff.data.shapes.reader import prompt_accuracy
+from latentdiff.model import Sampling
+from latentdiff.evaluation import run, image_sets
+from latentdiff.evaluation.sample_images import Wanted
+from latentdiff.evaluation.run import Subject
+from latentdiff.evaluation.image_sets import Stored
 from latentdiff.training import checkpoint
-from latentdiff.training.world import start
+from latentdiff.training.distributed import start
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLERS, SPACINGS = ("dpmpp_2m", "unipc", "ipndm"), ("trailing", "log_snr", "karras", "quadratic")
@@ -52,19 +52,19 @@ def main(words: list[str]) -> None:
     parser.add_argument("--data", default="", help="where the run's pictures lie now")
     o = parser.parse_args(words)
     world = start("auto")
-    subject = measure.open_subject(o.run, world)
+    subject = run.open_subject(o.run, world)
     if o.data:
         subject = subject._replace(recipe=replace(subject.recipe, data=replace(subject.recipe.data, path=o.data)))
-    extractor = measure.find_features(subject, Namespace(features=o.features), world)
+    extractor = run.find_features(subject, Namespace(features=o.features), world)
     train = recipe.open_data(subject.recipe, "train")
-    real = sets.extract(extractor, train, min(len(train), 5000), world).features
+    real = image_sets.extract(extractor, train, min(len(train), 5000), world).features
     captions, judge = JUDGES[type(subject.recipe.data)](subject, o.screen + o.count)
 
     def drawn(settings: Sampling, some: range) -> tuple[Kernel, dict[str, Tensor]]:
         wanted = Wanted(None, ("caption",), captions[some.start : some.stop], len(some), some.start)
         options = Namespace(split="val", batch_size=100, summary=False)
-        folder, _ = measure.draw(subject, wanted, settings, "few-steps", options, world)
-        return Kernel(sets.extract(extractor, folder, len(some), world).features, real), judge(folder, some)
+        folder, _ = run.draw(subject, wanted, settings, "few-steps", options, world)
+        return Kernel(image_sets.extract(extractor, folder, len(some), world).features, real), judge(folder, some)
 
     few = [replace(subject.model.sampling, sampler=sampler, spacing=spacing, steps=o.steps)
            for sampler in SAMPLERS for spacing in SPACINGS]  # fmt: skip

@@ -18,15 +18,16 @@ from torch import Tensor
 from latentdiff import load
 from latentdiff.autoencoder import perceptual
 from latentdiff.classifier import load_classifier, towards
-from latentdiff.data import loader, shapes_reader
-from latentdiff.data.shapes import ShapesDataset
-from latentdiff.data.shapes_scene import KINDS
+from latentdiff.data import loader
+from latentdiff.data.shapes import reader
+from latentdiff.data.shapes.dataset import ShapesDataset
+from latentdiff.data.shapes.scene import KINDS
 from latentdiff.diffusion.guidance import image_guidance
-from latentdiff.guiders import resembles
-from latentdiff.latent_diffusion import LatentDiffusion
-from latentdiff.metrics.reconstruction import psnr
+from latentdiff.sampling.image_guidance import resembles
+from latentdiff.model import LatentDiffusion
+from latentdiff.evaluation.image_metrics import psnr
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, pictures, run
+from latentdiff.training import checkpoint, image_grid, run_dir
 
 SMALL = 8  # side of the small picture
 
@@ -40,9 +41,9 @@ def main() -> None:
     parser.add_argument("--output")
     parser.add_argument("--pictures")
     options = parser.parse_args()
-    folder, grid = run.find_run(options.run), []
+    folder, grid = run_dir.find_run(options.run), []
     model = load.load_run(folder)
-    data = ShapesDataset(run.read_recipe(folder, DiffusionRecipe).data, "test")
+    data = ShapesDataset(run_dir.read_recipe(folder, DiffusionRecipe).data, "test")
     x = loader.images(next(loader.in_order(data, range(options.count), options.count)))
     figures = {"run": folder.name, "count": options.count, "steps": options.steps}
     figures["classifier"] = by_class(model, load_classifier(options.classifier, model), options, grid)
@@ -51,7 +52,7 @@ def main() -> None:
     if options.output:
         checkpoint.write_json(Path(options.output), figures)
     if options.pictures:
-        pictures.save_grid(torch.cat([row[:8] for row in grid]), Path(options.pictures), columns=8)
+        image_grid.save_grid(torch.cat([row[:8] for row in grid]), Path(options.pictures), columns=8)
 
 
 def drawn(model: LatentDiffusion, options, around: Callable | None = None) -> Tensor:
@@ -70,10 +71,10 @@ def by_class(model: LatentDiffusion, classifier: torch.nn.Module, options, grid:
     for scale in (0.0, 3.0, 10.0, 30.0, -10.0):
         x = drawn(model, options, towards(classifier, label, scale, model))
         grid.append(x)
-        scenes = [shapes_reader.look((one.permute(1, 2, 0) / 2 + 0.5).double().numpy()) for one in x]
+        scenes = [reader.look((one.permute(1, 2, 0) / 2 + 0.5).double().numpy()) for one in x]
         largest = [kinds.index(max(s.things, key=lambda t: t.radius).kind) if s is not None else -1 for s in scenes]
         right = sum(a == b for a, b in zip(largest, label.tolist()))
-        found.append({"scale": scale, "right": right / len(x), "interval": shapes_reader.wilson(right, len(x)),
+        found.append({"scale": scale, "right": right / len(x), "interval": reader.wilson(right, len(x)),
                       "readable": sum(s is not None for s in scenes) / len(x)})  # fmt: skip
     return found
 

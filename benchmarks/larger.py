@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentdiff import load
-from latentdiff.autoencoder import tiled
+from latentdiff.autoencoder import tiling
 from latentdiff.autoencoder.autoencoder import Through, whole
-from latentdiff.data import shapes_reader
-from latentdiff.data.shapes import ShapesDataset
-from latentdiff.data.shapes_scene import draw as draw_scene
-from latentdiff.diffusion.patchwise import moved
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.data.shapes import reader
+from latentdiff.data.shapes.dataset import ShapesDataset
+from latentdiff.data.shapes.scene import draw as draw_scene
+from latentdiff.diffusion.tiling import moved
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.tiles import windows
-from latentdiff.training import checkpoint, pictures, run
+from latentdiff.layers import windows
+from latentdiff.training import checkpoint, image_grid, run_dir
 
 TILE, OVERLAP = 32, 0.25  # of patch-wise sampling, in places of the latent, and as a share of it
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--measure", help="one call in this process (used by the script itself)")
     parser.add_argument("--given", help="what the call reads, and where its result goes")
     options = parser.parse_args()
-    folder = run.find_run(options.run)
+    folder = run_dir.find_run(options.run)
     if options.measure:
         print(json.dumps(measured(folder, options)))
         return
@@ -63,7 +63,7 @@ def main() -> None:
 
 def mosaic(folder: Path, side: int) -> Tensor:
     """A map int [side, side] of held-out scenes side by side, each of the training size: the scale stays."""
-    data = ShapesDataset(run.read_recipe(folder, DiffusionRecipe).data, "test")
+    data = ShapesDataset(run_dir.read_recipe(folder, DiffusionRecipe).data, "test")
     cell, count = data.config.height, side // data.config.height
     rows = [
         np.concatenate([data.item(count * i + j, 0)["segmentation"] for j in range(count)], 1) for i in range(count)
@@ -82,7 +82,7 @@ def agreement(x: Tensor, wanted: Tensor, cell: int) -> dict[str, float]:
     for top in range(0, len(image), cell):
         for left in range(0, image.shape[1], cell):
             place = np.s_[top : top + cell, left : left + cell]
-            scene = shapes_reader.look(image[place])
+            scene = reader.look(image[place])
             if scene is not None:
                 seen[place] = torch.from_numpy(draw_scene(scene, cell, cell)[1])
                 grounds[scene.background] += 1
@@ -130,9 +130,9 @@ def decode(model: LatentDiffusion, z: Tensor, through: Through) -> Tensor:
 
 CALLS = {
     "decode untiled": lambda model, given, steps: decode(model, given["z"], whole),
-    "decode exact": lambda model, given, steps: decode(model, given["z"], tiled.exact),
-    "decode spilled": lambda model, given, steps: decode(model, given["z"], tiled.spilled),
-    "decode blended": lambda model, given, steps: decode(model, given["z"], tiled.blended),
+    "decode exact": lambda model, given, steps: decode(model, given["z"], tiling.exact),
+    "decode spilled": lambda model, given, steps: decode(model, given["z"], tiling.spilled),
+    "decode blended": lambda model, given, steps: decode(model, given["z"], tiling.blended),
     "sample untiled": lambda model, given, steps: draw(model, given["map"], steps),
     "sample patchwise": lambda model, given, steps: draw(model, given["map"], steps, tile=TILE, overlap=OVERLAP),
 }
@@ -184,10 +184,10 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
     places = [place for place, _ in windows(options.side // factor, TILE, round(TILE * OVERLAP), shift=last)]
     lines = sorted({factor * end for place in places for end in (place.start, place.stop)} - {0, options.side})
     for name in ("untiled", "patchwise"):
-        x = decode(model, results[f"sample {name}"], tiled.exact)[0].clamp(-1, 1)
+        x = decode(model, results[f"sample {name}"], tiling.exact)[0].clamp(-1, 1)
         figures[f"sample {name}"] |= agreement(x, wanted, cell) | border_ratios(x, wanted, lines, cell)
         if options.pictures:
-            pictures.save_grid(x[None], options.pictures / f"{name}.png", columns=1)
+            image_grid.save_grid(x[None], options.pictures / f"{name}.png", columns=1)
     return figures
 
 

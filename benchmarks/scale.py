@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from latentdiff import cli, keyed
+from latentdiff import cli, rng
 from latentdiff.data.loader import Stream, micro_batches
 
 
@@ -65,8 +65,8 @@ def shuffle(read: list[list[int]], rows: int, shard_rows: int, seed: int) -> dic
     pairs = [(len(batch) - len({row // shard_rows for row in batch})) for batch in read]
     shards, size = rows / shard_rows, len(read[0])
     expected = size - shards * (1 - (1 - 1 / shards) ** size)
-    key, some = keyed.key(seed, "order", 0), range(0, rows - 1, max(1, rows // 20_000))
-    apart = [abs(keyed.permute(i, rows, key) - keyed.permute(i + 1, rows, key)) for i in some]
+    key, some = rng.key(seed, "order", 0), range(0, rows - 1, max(1, rows // 20_000))
+    apart = [abs(rng.permute(i, rows, key) - rng.permute(i + 1, rows, key)) for i in some]
     flat = [row for batch in read for row in batch]
     steps = [abs(a - b) for a, b in zip(flat, flat[1:])]
     return {

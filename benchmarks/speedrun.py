@@ -25,7 +25,7 @@ from benchmarks.claims.claim import Setting
 from latentdiff import cli
 from latentdiff.config import UserError, hash_of, override, read_recipe
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, run
+from latentdiff.training import checkpoint, run_dir
 from latentdiff.training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +78,7 @@ def main(words: list[str]) -> None:
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> None:
     """Train and judge one arm, unless its figures are there."""
-    folder = run.runs_root() / "speedrun" / f"{name}-{seed}".replace(", ", "-").replace(" ", "-")
+    folder = run_dir.runs_root() / "speedrun" / f"{name}-{seed}".replace(", ", "-").replace(" ", "-")
     path, words = RESULTS / f"{folder.name}.json", arguments(name, seed, options)
     if path.exists():
         return

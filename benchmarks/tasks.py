@@ -23,14 +23,14 @@ from latentdiff import load
 from latentdiff.autoencoder.perceptual import LPIPS, build
 from latentdiff.conditioning.spatial import to_signed
 from latentdiff.config import UserError, override
-from latentdiff.data import shapes_reader
-from latentdiff.data.shapes import ShapesDataset
-from latentdiff.data.shapes_scene import KINDS, Scene
-from latentdiff.latent_diffusion import LatentDiffusion
-from latentdiff.metrics.reconstruction import psnr
-from latentdiff.metrics.stage_one import again
+from latentdiff.data.shapes import reader
+from latentdiff.data.shapes.dataset import ShapesDataset
+from latentdiff.data.shapes.scene import KINDS, Scene
+from latentdiff.model import LatentDiffusion
+from latentdiff.evaluation.image_metrics import psnr
+from latentdiff.evaluation.stage_one import again
 from latentdiff.recipe import DiffusionRecipe, with_fields
-from latentdiff.training import checkpoint, pictures, run
+from latentdiff.training import checkpoint, image_grid, run_dir
 
 BATCH = 40
 SETTINGS = ("sampler", "steps", "guidance_scale", "guidance_interval")
@@ -57,8 +57,8 @@ def main() -> None:
     if options.table:
         table(Path("benchmarks/results"), Path("docs/tasks.md"))
         return
-    folder = run.find_run(options.run)
-    recipe, model = run.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
+    folder = run_dir.find_run(options.run)
+    recipe, model = run_dir.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
     asked = [f"{name}={value}" for name in SETTINGS if (value := getattr(options, name)) is not None]
     model.sampling = override(model.sampling, asked)
     if options.autoguide:
@@ -80,7 +80,7 @@ def main() -> None:
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
         count = min(12, len(rows[0]))
-        sheet = pictures.grid(torch.cat([row[:count] for row in rows]), count, scale=max(1, 64 // rows[0].shape[-1]))
+        sheet = image_grid.grid(torch.cat([row[:count] for row in rows]), count, scale=max(1, 64 // rows[0].shape[-1]))
         sheet.save(options.pictures / f"{folder.name}.png")
 
 
@@ -113,10 +113,10 @@ def classes(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     """The reader finds one object, and it is of the class."""
     labels = column(items, "label")
     x = draw(model, {"label": torch.stack(labels)}, len(items))
-    seen = [shapes_reader.look(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5) for picture in x]
+    seen = [reader.look(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5) for picture in x]
     names = list(KINDS)
     right = [s is not None and [t.kind for t in s.things] == [names[k]] for s, k in zip(seen, labels)]
-    clean = [shapes_reader.read(picture) is not None for picture in x]
+    clean = [reader.read(picture) is not None for picture in x]
     shown = torch.cat([x[[i for i, k in enumerate(labels) if k == kind][:3]] for kind in range(4)])
     return {"class_accuracy": share(right), "readable": share(clean)}, [shown]
 
@@ -127,7 +127,7 @@ def layouts(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     x = draw(model, {"boxes": boxes}, len(items))
     ious, right = [], []
     for picture, wanted in zip(x, boxes):
-        scene = shapes_reader.look(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5)
+        scene = reader.look(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5)
         side, names = picture.shape[-1], list(KINDS)
         found = [(*(v / side for v in t.box()), names.index(t.kind)) for t in scene.things] if scene else []
         found += [(0.0, 0.0, 0.0, 0.0, -1)] * (len(wanted) - len(found))
@@ -183,7 +183,7 @@ def enlarged(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
 
 
 def reduced(picture: Tensor, size: tuple[int, int]) -> np.ndarray:
-    return np.array(Image.fromarray(pictures.to_uint8(picture[None])[0]).resize(size[::-1], Image.BICUBIC))
+    return np.array(Image.fromarray(image_grid.to_uint8(picture[None])[0]).resize(size[::-1], Image.BICUBIC))
 
 
 def filled(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
@@ -191,12 +191,12 @@ def filled(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     given = {name: torch.stack(column(items, name)) for name in ("image", "mask")}
     first, second = (draw(model, given, len(items), seed) for seed in (0, 10_000))
     hole, truth = given["mask"] > 0, images(items)
-    kept = all((pictures.to_uint8(x)[~hole] == given["image"].numpy()[~hole]).all() for x in (first, second))
+    kept = all((image_grid.to_uint8(x)[~hole] == given["image"].numpy()[~hole]).all() for x in (first, second))
     mean = torch.stack([t[:, ~h].mean(1) for t, h in zip(truth, hole)])[:, :, None, None]
     plain = torch.where(hole[:, None], mean.expand_as(truth), truth)
     differs = ((first - second).abs().mean(1) * hole).sum((1, 2)) / hole.sum((1, 2)) * 127.5
-    figures = {"known_pixels_exact": kept, "valid_scenes": share(shapes_reader.read(x) is not None for x in first),
-               "valid_mean_fill": share(shapes_reader.read(x) is not None for x in plain),
+    figures = {"known_pixels_exact": kept, "valid_scenes": share(reader.read(x) is not None for x in first),
+               "valid_mean_fill": share(reader.read(x) is not None for x in plain),
                "hole_share": hole.float().mean().item(), "mean_difference_of_seeds": differs.mean().item(),
                "share_that_differs": share(differs > 2)}  # fmt: skip
     shown = torch.where(hole[:, None], torch.tensor(-0.3), truth)
@@ -208,14 +208,14 @@ def unprompted(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     """Readable scenes, attributes as often as in the data, and no copies of training pictures."""
     count = len(items)
     x, real = draw(model, {}, count), images(items)
-    scenes = [shapes_reader.read(picture) for picture in x]
-    config = run.read_recipe(folder, DiffusionRecipe).data
+    scenes = [reader.read(picture) for picture in x]
+    config = run_dir.read_recipe(folder, DiffusionRecipe).data
     train = ShapesDataset(config, "train")
     drawn, known = histograms([s for s in scenes if s]), histograms([train.scene(i) for i in range(4000)])
     copies = torch.cat([again(model.autoencoder, part) for part in real.split(BATCH)])
     figures = {"readable": share(s is not None for s in scenes)}
     for name, others in (("in_the_data", real), ("reconstructed", copies)):
-        figures[f"readable_{name}"] = share(shapes_reader.read(picture) is not None for picture in others)
+        figures[f"readable_{name}"] = share(reader.read(picture) is not None for picture in others)
     distances = {name: distance(drawn[name], known[name]) for name in known}
     figures |= {f"histogram_{name}": value for name, value in distances.items()}
     figures["histogram_distance"] = float(np.mean(list(distances.values())))

@@ -22,15 +22,15 @@ from latentdiff.autoencoder import pretrained
 from latentdiff.autoencoder.perceptual import LPIPS, build
 from latentdiff.conditioning.spatial import to_signed
 from latentdiff.data.fields import Fields
-from latentdiff.latent_diffusion import LatentDiffusion
-from latentdiff.metrics import distances, features
-from latentdiff.metrics.reconstruction import psnr, ssim
-from latentdiff.metrics.stage_one import again, lpips_in_hole
+from latentdiff.model import LatentDiffusion
+from latentdiff.evaluation import distances, features
+from latentdiff.evaluation.image_metrics import psnr, ssim
+from latentdiff.evaluation.stage_one import again, lpips_in_hole
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, optim, pictures, run
+from latentdiff.training import checkpoint, optim, image_grid, run_dir
 from latentdiff.training.log import read_metrics
 from latentdiff.training.settings import Train
-from latentdiff.training.world import start
+from latentdiff.training.distributed import start
 
 READER = Train(steps=1000, batch_size=16, lr=2e-3, schedule="cosine", warmup=50)
 
@@ -42,19 +42,19 @@ def main() -> None:
     if options.table:
         table(Path("benchmarks/results"), Path("docs/tasks.md"))
         return
-    folder = run.find_run(options.run)
-    r, model = run.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
+    folder = run_dir.find_run(options.run)
+    r, model = run_dir.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
     train, held_out = (recipe.with_fields(r, recipe.open_data(r, split)) for split in ("train", options.split))
     items = [held_out.item(i, 2 * i) for i in range(min(options.count, len(held_out)))]  # an even key does not mirror
     figures, rows = ARMS[type(r.conditions[0]).__name__](model, items, train)
-    seconds = [read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (run.find_run(r.autoencoder.path), folder)]
+    seconds = [read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (run_dir.find_run(r.autoencoder.path), folder)]
     about = {"task": folder.name, "pictures": len(items), "split": options.split, "train_steps": r.train.steps,
              "minutes_of_both_stages": [s / 60 for s in seconds]}  # fmt: skip
     print(json.dumps(about | figures, indent=1))
     if options.output:
         checkpoint.write_json(options.output, about | figures)
     for name, x in rows.items() if options.pictures else ():
-        pictures.save_grid(x[:24], options.pictures / f"{folder.name}-{name}.png", columns=8)
+        image_grid.save_grid(x[:24], options.pictures / f"{folder.name}-{name}.png", columns=8)
 
 
 # ---- one arm per task: figure -> what was drawn, the plain way, and the best that can be had

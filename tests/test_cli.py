@@ -6,7 +6,9 @@ import pytest
 import torch
 from conftest import ROOT, STAGE_TWO
 
-from latentdiff import arguments, cli, progress
+from latentdiff.sampling import options
+from latentdiff import cli
+from latentdiff.training import progress
 from latentdiff.config import UserError
 from latentdiff.recipe import DiffusionRecipe
 
@@ -144,36 +146,36 @@ def test_every_alias_means_the_same():
     for name, options in given.items():
         for option in options:
             for words in ([option, "3"], [f"{option}=3"]):
-                assert float(getattr(arguments.sample_arguments(words), name)) == 3
+                assert float(getattr(options.sample_arguments(words), name)) == 3
 
 
 def test_every_option_is_in_the_help():
-    for option in [*arguments._SAMPLE, "--prompt", "--no-grid"]:
-        assert f"{option} " in arguments.SAMPLE_OPTIONS + " " or f"{option}\n" in arguments.SAMPLE_OPTIONS
+    for option in [*options._SAMPLE, "--prompt", "--no-grid"]:
+        assert f"{option} " in options.SAMPLE_OPTIONS + " " or f"{option}\n" in options.SAMPLE_OPTIONS
 
 
 def test_values_keep_their_underscores():
-    assert arguments.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
+    assert options.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
 
 
 @pytest.mark.parametrize("text, count, seeds", [
     ("7", 3, [7, 8, 9]), ("0", 1, [0]), ("0-15", 1, list(range(16))), ("3-3", 5, [3]),
 ])  # fmt: skip
 def test_seeds(text, count, seeds):
-    assert arguments.seeds(text, count) == seeds
+    assert options.seeds(text, count) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2", "9" * 20])
 def test_wrong_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seed"):
-        arguments.seeds(text, 1)
+        options.seeds(text, 1)
 
 
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--num-images", "-1"], ["--batch-size=0"], ["--steps", "x"],
                                    ["--colour"], ["stray"], ["--prompt"]])  # fmt: skip
 def test_wrong_options_are_refused(words):
     with pytest.raises(UserError):
-        arguments.sample_arguments(words)
+        options.sample_arguments(words)
 
 
 def test_a_progress_bar_is_not_needed(monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentdiff.cond import Cond, cat
+from latentdiff.conditioning.cond import Cond, cat
 
 
 def context(length, value=1.0, mask=None):

@@ -7,7 +7,7 @@ from torch import Tensor
 from latentdiff.diffusion.guidance import image_guidance
 from latentdiff.diffusion.samplers import sample
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
-from latentdiff.guiders import resembles, squares
+from latentdiff.sampling.image_guidance import resembles, squares
 
 PICTURE = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import latentdiff
-from latentdiff import build, keyed, recipe
+from latentdiff import build, rng, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.config import UserError
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.latent_diffusion import LatentDiffusion, Noise, Objective, Sampling
+from latentdiff.model import LatentDiffusion, Noise, Objective, Sampling
 from latentdiff.training import checkpoint
 
 TINY = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), num_heads=2, norm_groups=4)
@@ -35,8 +35,8 @@ def model(prediction="eps", dropout=0.1, **objective):
 
 def batch(n):
     keys = torch.arange(n)
-    return {"z": keyed.normal(keys, SHAPE), "fields": {"label": keys % 5}, "t": keyed.uniform(keys).mul(999).floor(),
-            "eps": keyed.normal(keys + 99, SHAPE), "drops": [torch.zeros(n, dtype=torch.bool)]}  # fmt: skip
+    return {"z": rng.normal(keys, SHAPE), "fields": {"label": keys % 5}, "t": rng.uniform(keys).mul(999).floor(),
+            "eps": rng.normal(keys + 99, SHAPE), "drops": [torch.zeros(n, dtype=torch.bool)]}  # fmt: skip
 
 
 def loss(made, b):
@@ -88,7 +88,7 @@ def test_learned_weights_know_nothing_of_how_often_t_is_drawn(monkeypatch):
 
 
 def test_timesteps_are_drawn_over_the_whole_schedule():
-    u = keyed.uniform(torch.arange(4000))
+    u = rng.uniform(torch.arange(4000))
     t = model().draw_timesteps(u)
     assert t.shape == (4000,) and torch.equal(t, t.floor()) and t.min() == 0 and 990 < t.max() <= 999
     assert t.mean().item() == pytest.approx(499.5, abs=20)

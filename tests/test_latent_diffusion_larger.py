@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latentdiff import keyed
+from latentdiff import rng
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.config import UserError
@@ -14,7 +14,7 @@ from latentdiff.diffusion import guidance
 from latentdiff.diffusion.guidance import blend_known
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.latent_diffusion import LatentDiffusion, Objective, Sampling
+from latentdiff.model import LatentDiffusion, Objective, Sampling
 
 TINY = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), num_heads=2, norm_groups=4)
 SHAPE = (2, 8, 8)
@@ -49,7 +49,7 @@ def test_tiles_and_shifts_that_cannot_be_are_refused(wrong):
 
 
 def test_drawing_over_a_picture_keeps_less_of_it_the_stronger_and_nothing_at_strength_1():
-    start, plain = keyed.normal(torch.tensor([7]), SHAPE), drawn()[-1]
+    start, plain = rng.normal(torch.tensor([7]), SHAPE), drawn()[-1]
     assert torch.equal(drawn(start=start, strength=1.0)[-1], plain)
     made = [drawn(start=start, strength=s) for s in (0.01, 0.25, 0.5, 0.9)]
     assert [len(guesses) for guesses in made] == [1, 2, 4, 7]
@@ -58,7 +58,7 @@ def test_drawing_over_a_picture_keeps_less_of_it_the_stronger_and_nothing_at_str
 
 
 def test_drawing_over_a_picture_begins_at_its_noised_self():
-    made, start = model(), keyed.normal(torch.tensor([7]), SHAPE)
+    made, start = model(), rng.normal(torch.tensor([7]), SHAPE)
     seen = []
     made.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
     settings = Sampling(steps=8, guidance_scale=1.0)
@@ -76,7 +76,7 @@ def test_a_strength_out_of_range_is_refused(strength):
 
 
 def test_known_pixels_can_be_put_around_the_denoiser():
-    known, mask = keyed.normal(torch.tensor([7]), SHAPE), torch.zeros(1, 1, *SHAPE[1:])
+    known, mask = rng.normal(torch.tensor([7]), SHAPE), torch.zeros(1, 1, *SHAPE[1:])
     mask[..., :4] = 1
     schedule, seen = Schedule(ScheduleConfig()), []
 

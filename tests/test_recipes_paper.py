@@ -11,7 +11,7 @@ from latentdiff.build import build_diffusion
 from latentdiff.classifier import ClassifierRecipe, build_classifier
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
 
 FIRST_STAGES = {  # parameters of the release's configs, without its losses

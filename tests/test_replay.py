@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.replay import Replayed, leaves, rebuilt
-from latentdiff.training.learner import Learner
+from latentdiff.training.cuda_graph import Replayed, leaves, rebuilt
+from latentdiff.training.state import Learner
 from latentdiff.training.settings import Train
-from latentdiff.training.world import World
+from latentdiff.training.distributed import World
 
 
 def test_without_a_gpu_every_call_is_a_call():

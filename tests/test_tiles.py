@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentdiff.tiles import blend, windows
+from latentdiff.layers import blend, windows
 
 
 @pytest.mark.parametrize(

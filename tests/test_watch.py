@@ -8,8 +8,9 @@ import torch
 
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training.log import Log
-from latentdiff.training.world import World
-from latentdiff.watch import STAGE_ONE, STAGE_TWO, DenoisingWatch, ReconstructionWatch
+from latentdiff.training.distributed import World
+from latentdiff.stage_one.validation import STAGE_ONE, ReconstructionWatch
+from latentdiff.stage_two.validation import STAGE_TWO, DenoisingWatch
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from benchmarks.claims.claim import Setting, bootstrap
 from latentdiff import recipe
 from latentdiff.data import loader
-from latentdiff.data.shapes import prompts
-from latentdiff.data.shapes_reader import prompt_accuracy
-from latentdiff.metrics import distances, features, measure, sets
-from latentdiff.metrics.drawing import Wanted
-from latentdiff.metrics.measure import Subject
-from latentdiff.metrics.sets import Features, Stored
-from latentdiff.training.world import World, start
+from latentdiff.data.shapes.dataset import prompts
+from latentdiff.data.shapes.reader import prompt_accuracy
+from latentdiff.evaluation import distances, features, run, image_sets
+from latentdiff.evaluation.sample_images import Wanted
+from latentdiff.evaluation.run import Subject
+from latentdiff.evaluation.image_sets import Features, Stored
+from latentdiff.training.distributed import World, start
 
 PROMPTS = 40_000_000  # a seed of scenes that no other measurement draws
 
@@ -52,11 +52,11 @@ class Arm(NamedTuple):
 @cache
 def bench(setting: Setting) -> Bench:
     world = start(setting.device)
-    subject = measure.open_subject(setting.run, world)
+    subject = run.open_subject(setting.run, world)
     options = Namespace(features="own", split="val", batch_size=100, summary=False)
     train = recipe.open_data(subject.recipe, "train")
-    extractor = measure.find_features(subject, options, world)
-    real = sets.extract(extractor, train, min(len(train), 5000), world)
+    extractor = run.find_features(subject, options, world)
+    real = image_sets.extract(extractor, train, min(len(train), 5000), world)
     captions = tuple(prompts(subject.recipe.data, setting.count, PROMPTS))
     return Bench(setting, subject, captions, extractor, real, world)
 
@@ -68,9 +68,9 @@ def arm(b: Bench, model: object = None, **changes) -> Arm:
     names = {"sampler": None, "steps": None, "guidance_scale": None}
     options = Namespace(**(names | changes), split="val", batch_size=100, summary=False)
     wanted = Wanted(None, ("caption",), b.captions, b.setting.count, b.setting.seed)
-    settings = measure.chosen(subject.model, options)
-    drawn, cost = measure.draw(subject, wanted, settings, "claims", options, b.world)
-    seen = sets.extract(b.extractor, drawn, len(drawn), b.world).features
+    settings = run.chosen(subject.model, options)
+    drawn, cost = run.draw(subject, wanted, settings, "claims", options, b.world)
+    seen = image_sets.extract(b.extractor, drawn, len(drawn), b.world).features
     return Arm(drawn, seen, right(drawn, b.captions), cost.get("pictures_per_second", float("nan")))
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, paired_t
 from latentdiff import recipe
 from latentdiff.config import read_recipe
-from latentdiff.metrics import features, measure
-from latentdiff.training import run
-from latentdiff.training.world import start
+from latentdiff.evaluation import features, run
+from latentdiff.training import run_dir
+from latentdiff.training.distributed import start
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 1000
@@ -46,7 +46,7 @@ ARMS = {  # what of the recipe differs
 
 def trained(setting: Setting, name: str, script: str, file: str, *words: str) -> Path:
     """The folder of a finished run."""
-    folder = run.runs_root() / "claims" / name
+    folder = run_dir.runs_root() / "claims" / name
     if not (folder / "model.safetensors").exists():
         words = (*words, f"train.device={setting.device}", f"name=claims/{name}")
         subprocess.run([sys.executable, ROOT / script, ROOT / file, *words], check=True, cwd=ROOT)
@@ -63,16 +63,16 @@ def autoencoder(setting: Setting, arm: str, seed: int) -> Path:
 def figures(setting: Setting, arm: str, seed: int) -> dict[str, float]:
     """What evaluate.py says of a stage-one run; and raw_std."""
     world, folder = start(setting.device), autoencoder(setting, arm, seed)
-    subject = measure.open_subject(str(folder), world)
+    subject = run.open_subject(str(folder), world)
     options = Namespace(features=str(judge(setting)), split="val", count=500, summary=False)
-    found, _ = measure.reconstructions(subject, options, world)
+    found, _ = run.reconstructions(subject, options, world)
     return found | {"raw_std": 1 / subject.autoencoder.scale.mean().item()}
 
 
 @cache
 def judge(setting: Setting) -> Path:
     """The network that sees the pictures of all arms."""
-    folder, world = run.runs_root() / "claims", start(setting.device)
+    folder, world = run_dir.runs_root() / "claims", start(setting.device)
     folder.mkdir(parents=True, exist_ok=True)
     data = recipe.open_data(read_recipe(ROOT / FIRST[1]), "train")
     features.find("own", data, None, folder, world)

@@ -13,12 +13,12 @@ from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Settin
 from latentdiff import recipe
 from latentdiff.data import loader
 from latentdiff.diffusion.schedule import timesteps
-from latentdiff.latent_diffusion import LatentDiffusion, Noise
-from latentdiff.metrics import distances, features, measure, sets
-from latentdiff.metrics.drawing import Wanted
+from latentdiff.model import LatentDiffusion, Noise
+from latentdiff.evaluation import distances, features, run, image_sets
+from latentdiff.evaluation.sample_images import Wanted
 from latentdiff.training import checkpoint
 from latentdiff.training.log import read_metrics
-from latentdiff.training.world import World, start
+from latentdiff.training.distributed import World, start
 
 SECOND = ("train_diffusion.py", "recipes/diffusion/small.py", "train.val_every=1000", "train.sample_every=4000",
           "train.checkpoint_every=250", "train.keep=100", "sampling.sampler=unipc", "sampling.steps=10")  # fmt: skip
@@ -46,16 +46,16 @@ def seen(
     setting: Setting, folder: Path, world: World, weights: Path | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of what an unconditional run draws, with the weights of a checkpoint, and of its training data."""
-    subject = measure.open_subject(str(folder), world)
+    subject = run.open_subject(str(folder), world)
     if weights is not None:
         subject.model.load_state_dict(checkpoint.read_tensors(weights) | _frozen(subject.model))
     extractor = features.find(str(judge(setting)), None, None, folder, world)
     wanted = Wanted(None, (), ("",), setting.count, setting.seed)
     options = Namespace(split="val", batch_size=100, summary=False, sampler=None, steps=None, guidance_scale=None)
-    drawn, _ = measure.draw(subject, wanted, subject.model.sampling, "claims", options, world)
+    drawn, _ = run.draw(subject, wanted, subject.model.sampling, "claims", options, world)
     train = recipe.open_data(subject.recipe, "train")
-    real = sets.extract(extractor, train, min(len(train), 5000), world)
-    return sets.extract(extractor, drawn, len(drawn), world).features, real.features
+    real = image_sets.extract(extractor, train, min(len(train), 5000), world)
+    return image_sets.extract(extractor, drawn, len(drawn), world).features, real.features
 
 
 def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -108,9 +108,9 @@ def by_heart(setting: Setting) -> Result:
         for seed in setting.seeds:
             folder = latent_run(setting, 4, seed, f"data.count={count}", steps=4000, name=f"count{count}")
             drawn, real = seen(setting, folder, world)
-            other = recipe.open_data(measure.open_subject(str(folder), world).recipe, "val")
+            other = recipe.open_data(run.open_subject(str(folder), world).recipe, "val")
             extractor = features.find(str(judge(setting)), None, None, folder, world)
-            held_out = sets.extract(extractor, other, len(other), world).features
+            held_out = image_sets.extract(extractor, other, len(other), world).features
             ratios.setdefault(str(count), []).append(distances.memorisation(drawn, real, held_out))
     few, many = ([one["nearest_ratio"] for one in some] for some in ratios.values())
     gaps = paired_t([a - b for a, b in zip(few, many)])
@@ -153,7 +153,7 @@ def learns(setting: Setting, task: str, seed: int) -> tuple[float, float, bool]:
 def rate_distortion(setting: Setting, count: int = 200) -> Result:
     """What the pixel model must be told of held-out pictures, from the noise down, and what that buys."""
     world = start(setting.device)
-    subject = measure.open_subject(str(latent_run(setting, 1, 0, steps=LENGTHS[1])), world)
+    subject = run.open_subject(str(latent_run(setting, 1, 0, steps=LENGTHS[1])), world)
     data, model = recipe.open_data(subject.recipe, "val"), subject.model
     z = torch.cat([subject.autoencoder.encode(loader.images(batch, world.device))
                    for batch in loader.in_order(data, range(count), 100)])  # fmt: skip

@@ -12,12 +12,13 @@ from benchmarks.claims import autoencoders
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, median_interval, paired_t
 from latentdiff import recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.data import loader
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.metrics import measure
-from latentdiff.training.world import autocast, precision, start
+from latentdiff.evaluation import run
+from latentdiff.training.precision import autocast, precision
+from latentdiff.training.distributed import start
 
 UNET = UNetConfig(channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_levels=(2,), head_channels=32,
                   norm_groups=16)  # fmt: skip
@@ -118,7 +119,7 @@ def snr(setting: Setting) -> Result:
     """Rescaling latents by 1 / std multiplies their signal-to-noise ratio by 1 / std² at every timestep."""
     folder = autoencoders.autoencoder(setting, "f4", 0)
     world, schedule = start(setting.device), Schedule(ScheduleConfig())
-    subject = measure.open_subject(str(folder), world)
+    subject = run.open_subject(str(folder), world)
     data = recipe.open_data(subject.recipe, "val")
     with torch.no_grad():
         raw = subject.autoencoder.moments(loader.images(next(loader.in_order(data, range(256), 256)), world.device))[0]

@@ -6,7 +6,7 @@ from benchmarks.claims import arms
 from benchmarks.claims.arms import arm, bench, difference, kid
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, bootstrap, mean_interval
 from latentdiff import build, recipe
-from latentdiff.metrics import distances, sets
+from latentdiff.evaluation import distances, image_sets
 from latentdiff.training import checkpoint
 
 
@@ -134,7 +134,7 @@ def memorisation(setting: Setting) -> Result:
     b = bench(setting)
     drawn, train = arm(b).seen, b.real.features
     data = recipe.open_data(b.subject.recipe, "val")
-    held_out = sets.extract(b.extractor, data, len(data), b.world).features
+    held_out = image_sets.extract(b.extractor, data, len(data), b.world).features
     ours, theirs = (distances.nearest(x, train).distance[:, 0] for x in (drawn, held_out))
     copies = distances.nearest(drawn[:1] * 0 + train[:500] + 0.05 * drawn[:500], train).distance[:, 0]
 

@@ -6,13 +6,13 @@ from torch import Tensor
 from benchmarks.speed import machine, networks
 from benchmarks.speed.race import Contestant, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
-from latentdiff.autoencoder import tiled
+from latentdiff.autoencoder import tiling
 from latentdiff.autoencoder.autoencoder import Autoencoder, whole
-from latentdiff.training import world
+from latentdiff.training import distributed
 
 WAYS = {
-    "encode": whole, "encode, exact": tiled.exact,
-    "decode": whole, "exact": tiled.exact, "blended": tiled.blended,
+    "encode": whole, "encode, exact": tiling.exact,
+    "decode": whole, "exact": tiling.exact, "blended": tiling.blended,
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def picture(pixels: int) -> Tensor:
 
 def ours(done, how: str, pixels: int, width: float) -> None:
     model = networks.autoencoder(width).requires_grad_(False)
-    world.place(model, machine.device())
+    distributed.place(model, machine.device())
     model.through = WAYS[how]
     run = Autoencoder.encode if how.startswith("encode") else Autoencoder.decode
     work(done, run, model, how, pixels)

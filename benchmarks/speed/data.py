@@ -18,14 +18,14 @@ from benchmarks.speed.work import Bar, Row, Work, once, row, times
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.build import build_autoencoder, open_tokenizer
 from latentdiff.config import override, read_recipe
-from latentdiff.data import cache as caches
-from latentdiff.data import encode, loader
+from latentdiff.data import latent_cache as caches
+from latentdiff.data import encode_latents, loader
 from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.tars import Tars, TarsDataset
-from latentdiff.latents import Latents
+from latentdiff.data.tar import Tars, TarsDataset
+from latentdiff.stage_two.batches import Latents
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, open_data
 from latentdiff.training.log import Log
-from latentdiff.training.world import ALONE
+from latentdiff.training.distributed import ALONE
 
 TINY = AutoencoderConfig(channels=8, channel_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4)
 
@@ -103,7 +103,7 @@ def opening(done, rows: int) -> None:
     done.begin()
     while True:
         began = time.perf_counter()
-        opened = encode.open_cache(folder, config, Rows(rows), "weights", lambda batch: None, ALONE, print)
+        opened = encode_latents.open_cache(folder, config, Rows(rows), "weights", lambda batch: None, ALONE, print)
         opened.statistics()
         took, resident = time.perf_counter() - began, machine.resident() - done.resident
         for position in range(1024):

@@ -15,9 +15,10 @@ from torchvision import transforms
 from benchmarks.speed import machine, networks, shipped
 from latentdiff.autoencoder import discriminator, perceptual
 from latentdiff.build import build_autoencoder, build_diffusion, open_tokenizer
-from latentdiff.convert import diffusers_text
+from latentdiff.convert.diffusers import text
 from latentdiff.recipe import AutoencoderRecipe, open_data
-from latentdiff.training.world import ALONE, autocast
+from latentdiff.training.distributed import ALONE
+from latentdiff.training.precision import autocast
 
 
 class Pictures(Dataset):
@@ -94,7 +95,7 @@ def bert(part: nn.Module, text, pad_id: int) -> nn.Module:
     """LDMBertModel with the weights of our text encoder."""
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
-    options, weights = diffusers_text.to_theirs(text, part.state_dict(), pad_id)
+    options, weights = text.to_theirs(text, part.state_dict(), pad_id)
     model = LDMBertModel(LDMBertConfig(**{k: v for k, v in options.items() if k != "architectures"}))
     model.load_state_dict(weights, strict=False)  # to_logits, which nothing reads
     return model.eval()

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff.training.world import precision, start
+from latentdiff.training.precision import precision
+from latentdiff.training.distributed import start
 
 MB = 2**20
 

@@ -13,14 +13,14 @@ from benchmarks.speed.work import Bar, Row, Work, row, times
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.build import build_autoencoder, build_diffusion
 from latentdiff.conditioning.text import Text
-from latentdiff.convert import diffusers_export
+from latentdiff.convert.diffusers import export
 from latentdiff.data.folder import Folder
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import LatentDiffusion, Noise, Sampling
+from latentdiff.model import LatentDiffusion, Noise, Sampling
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training import pictures, world
-from latentdiff.training.world import autocast
+from latentdiff.training import image_grid, distributed
+from latentdiff.training.precision import autocast
 
 PROMPT = "a large red star above a small blue circle on a gray background"
 SETTINGS = Sampling(sampler="ddim", steps=50, guidance_scale=4.0)
@@ -65,14 +65,14 @@ def ours(done, model: str, batch: int, **settings) -> None:
     """What sample.py does for one batch."""
     done.settled()
     _, drawer = build(model)
-    drawer = world.place(drawer, machine.device()).lowered(machine.dtype())
+    drawer = distributed.place(drawer, machine.device()).lowered(machine.dtype())
     path = Path(tempfile.mkdtemp()) / "0.png"
     chosen, seeds = replace(drawer.sampling, **settings), list(range(batch))
     while True:
         with torch.no_grad(), autocast(machine.device(), machine.dtype()):
             for z in drawer.draw(drawer.tokens([PROMPT] * batch), seeds, drawer.latent_shape(), chosen):
                 pass
-            drawn = pictures.to_uint8(drawer.autoencoder.decode(z))
+            drawn = image_grid.to_uint8(drawer.autoencoder.decode(z))
         for image in drawn:
             Image.fromarray(image).save(path)
         done(picture=drawn[0].flatten().tolist()[:: max(1, drawn[0].size // 64)])
@@ -85,7 +85,7 @@ def theirs(done, model: str, batch: int, steps: int = 50, guidance_scale: float 
     done.settled()
     recipe, drawer = build(model)
     with tempfile.TemporaryDirectory() as folder:
-        diffusers_export._write_diffusion(Path(folder), recipe, drawer)
+        export._write_diffusion(Path(folder), recipe, drawer)
         pipeline = LDMTextToImagePipeline.from_pretrained(folder).to(machine.device())
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vqvae.decoder.register_forward_hook(lambda module, z, x: x.float())  # it makes no picture of bfloat16

@@ -24,14 +24,14 @@ from latentdiff.autoencoder.loss import LossConfig
 from latentdiff.build import build_autoencoder, build_diffusion, open_tokenizer
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
-from latentdiff.data.cache import Cache
+from latentdiff.data.latent_cache import Cache
 from latentdiff.data.folder import Folder
-from latentdiff.latents import Latents
+from latentdiff.stage_two.batches import Latents
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training.learner import Learner
+from latentdiff.training.state import Learner
 from latentdiff.training.log import Log
 from latentdiff.training.settings import Train
-from latentdiff.training.world import World, start
+from latentdiff.training.distributed import World, start
 
 CAPTION = "a large red star above a small blue circle on a gray background"
 

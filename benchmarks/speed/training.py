@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import machine, networks
 from benchmarks.speed.race import Contestant, Spread, Turn, clock, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
-from latentdiff.replay import Replayed
+from latentdiff.training.cuda_graph import Replayed
 from latentdiff.training import optim
-from latentdiff.training.learner import Learner
+from latentdiff.training.state import Learner
 from latentdiff.training.settings import Train
-from latentdiff.training.world import autocast, start
+from latentdiff.training.precision import autocast
+from latentdiff.training.distributed import start
 
 TRAIN = Train(lr=1e-4, ema=0.9999, clip=1.0)
 

@@ -4,7 +4,7 @@ from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
 from latentdiff.autoencoder.perceptual import MultiScale
-from latentdiff.data.shapes import Shapes
+from latentdiff.data.shapes.dataset import Shapes
 from latentdiff.recipe import AutoencoderRecipe
 from latentdiff.training.settings import Train
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from latentdiff.conditioning.layout import Layout
 from latentdiff.config import load
-from latentdiff.data.cache import Cache
+from latentdiff.data.latent_cache import Cache
 from latentdiff.data.folder import Folder
 
 small = load("small.py")

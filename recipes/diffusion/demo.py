@@ -1,10 +1,10 @@
 """Text to shapes: the second stage of the embedded default, in minutes on two cores."""
 
 from latentdiff.conditioning.text import Text
-from latentdiff.data.shapes import Shapes
+from latentdiff.data.shapes.dataset import Shapes
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import Train
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.diffusion.consistency import Distill
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.diffusion.distillation import Distill
+from latentdiff.model import Objective, Sampling
 
 demo = load("demo.py")
 

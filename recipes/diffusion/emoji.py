@@ -7,7 +7,7 @@ from latentdiff.conditioning.text import Text
 from latentdiff.data.folder import Folder
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import Train
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.latent_diffusion import Objective
+from latentdiff.model import Objective
 from latentdiff.recipe import FrozenAutoencoder
 
 small = load("small.py")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from latentdiff.conditioning.text import Text
 from latentdiff.config import load
 from latentdiff.diffusion.schedule import ScheduleConfig
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 from latentdiff.recipe import FrozenAutoencoder
 
 recipe = replace(

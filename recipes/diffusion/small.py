@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 
 demo = load("demo.py")
 

@@ -1,11 +1,11 @@
 """The smallest run: an untrained autoencoder, a tiny text model; seconds, for tests and first looks."""
 
 from latentdiff.conditioning.text import Text
-from latentdiff.data.cache import Cache
-from latentdiff.data.shapes import Shapes
+from latentdiff.data.latent_cache import Cache
+from latentdiff.data.shapes.dataset import Shapes
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import Train
 

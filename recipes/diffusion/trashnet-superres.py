@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.data.cache import Cache
+from latentdiff.data.latent_cache import Cache
 from latentdiff.data.folder import Folder
 
 superres = load("superres.py")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.latent_diffusion import Sampling
+from latentdiff.model import Sampling
 
 demo = load("demo.py")
 

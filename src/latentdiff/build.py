@@ -1,5 +1,6 @@
 """What a recipe builds: the networks, the tokenizer, and what of a run they leave in its folder."""
 
+import datetime
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.given import Given, GivenCondition
+from latentdiff.conditioning.precomputed import Given, GivenCondition
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.conditioning.layout import Layout, LayoutCondition
 from latentdiff.conditioning.spatial import (
@@ -26,10 +27,10 @@ from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer, train_wo
 from latentdiff.diffusion.alignment import Alignment
 from latentdiff.diffusion.schedule import Schedule
 from latentdiff.diffusion.unet import UNet
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe, size_of
-from latentdiff.training import checkpoint, run
-from latentdiff.training.world import World
+from latentdiff.training import checkpoint, run_dir
+from latentdiff.training.distributed import World
 
 
 def build_autoencoder(recipe: AutoencoderRecipe) -> Autoencoder:
@@ -91,8 +92,8 @@ def scale_of(recipe: DiffusionRecipe) -> int:
 
 def init_run(recipe: AutoencoderRecipe | DiffusionRecipe) -> Path:
     """The folder of the run that this one starts from, which must be of the same stage."""
-    folder = run.find_run(recipe.init)
-    run.read_recipe(folder, type(recipe))
+    folder = run_dir.find_run(recipe.init)
+    run_dir.read_recipe(folder, type(recipe))
     return folder
 
 
@@ -181,3 +182,24 @@ def choose_statistics(recipe: DiffusionRecipe, autoencoder: Autoencoder, measure
                 f"WARNING: the latents of this data have a standard deviation of {ratio:.2f} after normalisation, "
                 f"where 1 is right; autoencoder.statistics=data would normalise by this data"
             )
+
+
+PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "sample", "flow": "flow"}  # ours -> ModelSpec's
+
+
+def weights_metadata(recipe: AutoencoderRecipe | DiffusionRecipe, step: int, autoencoder_hash: str) -> dict[str, str]:
+    """The metadata of a run's weights after `step` steps; autoencoder_hash: Autoencoder.weights_hash()."""
+    two = isinstance(recipe, DiffusionRecipe)
+    height, width = size_of(recipe)
+    facts = {
+        "latentdiff.recipe": config.hash_of(recipe),
+        "latentdiff.step": str(step),
+        "latentdiff.autoencoder": autoencoder_hash,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "latent-diffusion" if two else "latent-diffusion/autoencoder",
+        "modelspec.implementation": "latentdiff",
+        "modelspec.title": recipe.name,
+        "modelspec.resolution": f"{width}x{height}",
+        "modelspec.date": datetime.date.today().isoformat(),
+    }
+    return facts | ({"modelspec.prediction_type": PREDICTIONS[recipe.objective.prediction]} if two else {})

@@ -14,9 +14,9 @@ from latentdiff.config import UserError
 from latentdiff.diffusion import guidance
 from latentdiff.diffusion.classifier import Classifier
 from latentdiff.diffusion.samplers import Denoise
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import run
+from latentdiff.training import run_dir
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def build_classifier(recipe: ClassifierRecipe, autoencoder: Autoencoder) -> Clas
 
 def load_classifier(path: str | Path, model: LatentDiffusion) -> Classifier:
     """A trained classifier that is to guide `model`; it must know the same latents under the same noise."""
-    folder = run.find_run(path)
-    recipe = run.read_recipe(folder, ClassifierRecipe)
+    folder = run_dir.find_run(path)
+    recipe = run_dir.read_recipe(folder, ClassifierRecipe)
     autoencoder = load.load_autoencoder(folder / "autoencoder")
     ours, theirs = (
         (a.weights_hash(), a.shift.tolist(), a.scale.tolist()) for a in (model.autoencoder.cpu(), autoencoder)

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latentdiff import config, needs
+from latentdiff import config
+from latentdiff.sampling import requirements
 from latentdiff.config import UserError
 
 LESS_MEMORY = (
@@ -88,9 +89,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     if "RANK" in os.environ:
-        from latentdiff.training import world
+        from latentdiff.training import distributed
 
-        world.end()
+        distributed.end()
 
 
 def _leave(number: int, frame: Any) -> None:
@@ -105,9 +106,9 @@ def _fail(error: Exception) -> None:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or 'writing'}: {error.strerror}; what was finished before is kept"
     if "RANK" in os.environ:
-        from latentdiff.training import world
+        from latentdiff.training import distributed
 
-        if world.said(text, int(rank), int(os.environ.get("LOCAL_RANK", rank))):
+        if distributed.said(text, int(rank), int(os.environ.get("LOCAL_RANK", rank))):
             sys.exit(2)
     print(f"error: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -117,10 +118,10 @@ def _mourn(error: Exception) -> None:
     """If the error is that another rank is gone, say which, once, and leave."""
     if "RANK" not in os.environ:
         return
-    from latentdiff.training import world
+    from latentdiff.training import distributed
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left, and would cut the sentence short
-    text = world.lost(error)
+    text = distributed.lost(error)
     if text:
         print(f"error: {text}; start again to go on from the last checkpoint", file=sys.stderr, flush=True)
     if text is not None:
@@ -137,7 +138,7 @@ def about_run(words: list[str]) -> str:
         if name and (folder / "recipe.json").is_file():
             recipe = read_json(folder / "recipe.json")
             if recipe["type"] == "DiffusionRecipe":
-                return "\n\n" + needs.describe(folder, recipe)
+                return "\n\n" + requirements.describe(folder, recipe)
     return ""
 
 

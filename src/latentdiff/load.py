@@ -13,11 +13,11 @@ from latentdiff.build import build_autoencoder, build_diffusion, init_run, scale
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
-from latentdiff.latent_diffusion import LatentDiffusion
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
-from latentdiff.teacher import Teacher
-from latentdiff.training import checkpoint, run
-from latentdiff.training.world import World
+from latentdiff.diffusion.teacher import Teacher
+from latentdiff.training import checkpoint, run_dir
+from latentdiff.training.distributed import World
 
 
 def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:
@@ -26,7 +26,7 @@ def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -
     if not source and recipe.init:  # the one that the other run was trained on
         source = str(init_run(recipe) / "autoencoder")
     if (own / "model.safetensors").exists():
-        first_stage, autoencoder = run.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
+        first_stage, autoencoder = run_dir.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
     elif not source:
         raise UserError(
             "autoencoder is empty; name a stage-one run (autoencoder=runs/NAME) or an autoencoder recipe (.py)"
@@ -37,8 +37,8 @@ def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -
         if first_stage.autoencoder.channel_mult:  # pixel space has nothing to train
             say(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {seed}")
     else:
-        path = run.find_run(source)
-        first_stage, autoencoder = run.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
+        path = run_dir.find_run(source)
+        first_stage, autoencoder = run_dir.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
     return world.place(autoencoder).eval().requires_grad_(False), first_stage
 
 
@@ -54,7 +54,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def load_autoencoder(folder: Path) -> Autoencoder:
     """A stage-one run's autoencoder."""
-    recipe = run.read_recipe(folder, AutoencoderRecipe)
+    recipe = run_dir.read_recipe(folder, AutoencoderRecipe)
     with torch.device("meta"):  # no weight is made up to be thrown away
         autoencoder = Autoencoder(recipe.autoencoder)
     _load(autoencoder, weights_of(folder), folder)
@@ -63,8 +63,8 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion | Autoencoder:
     """A trained run as a model: a LatentDiffusion with its autoencoder and tokenizer, or an Autoencoder."""
-    folder = run.find_run(path)
-    recipe = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
+    folder = run_dir.find_run(path)
+    recipe = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     if isinstance(recipe, AutoencoderRecipe):
         return load_autoencoder(folder).to(device)
     text = next((c for c in recipe.conditions if isinstance(c, Text)), None)

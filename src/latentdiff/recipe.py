@@ -6,28 +6,28 @@ from pathlib import Path
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
-from latentdiff.conditioning.given import Given
+from latentdiff.conditioning.precomputed import Given
 from latentdiff.conditioning.label import Label
 from latentdiff.conditioning.layout import Layout
 from latentdiff.conditioning.spatial import LowRes, Masked, Semantic
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
-from latentdiff.data.cache import Cache
+from latentdiff.data.latent_cache import Cache
 from latentdiff.data.coco import Coco
 from latentdiff.data.degrade import Degrade
 from latentdiff.data.fields import Fields
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.loader import First
 from latentdiff.data.masks import Masks
-from latentdiff.data.picture import BadList
-from latentdiff.data.shapes import Shapes, ShapesDataset
-from latentdiff.data.tars import Tars, TarsDataset
-from latentdiff.data.torchvision_sets import Torchvision, TorchvisionDataset
+from latentdiff.data.image import BadList
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.data.tar import Tars, TarsDataset
+from latentdiff.data.torchvision_datasets import Torchvision, TorchvisionDataset
 from latentdiff.diffusion.alignment import Align
-from latentdiff.diffusion.consistency import Distill
+from latentdiff.diffusion.distillation import Distill
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 from latentdiff.training.settings import Train
 
 Condition = Text | Label | Layout | Semantic | LowRes | Masked | Given

@@ -10,7 +10,7 @@ import torch
 from benchmarks.claims import arms, charts, claim, models, pages
 from benchmarks.claims.__main__ import CLAIMS, to_json
 from benchmarks.claims.claim import Chart, Effect, Result, Series
-from latentdiff.metrics import distances
+from latentdiff.evaluation import distances
 
 
 def test_docs_claims_is_made_from_the_committed_results():

@@ -10,7 +10,7 @@ import torch
 from benchmarks import tasks
 from latentdiff.conditioning.label import Label
 from latentdiff.conditioning.layout import Layout
-from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
 from latentdiff.recipe import DiffusionRecipe, with_fields
 
 ROOT = Path(__file__).resolve().parent.parent.parent

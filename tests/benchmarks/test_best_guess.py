@@ -7,10 +7,10 @@ from benchmarks.best_guess import drawn_again, scenes, weighed
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import Identity
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.data.shapes import Shapes
+from latentdiff.data.shapes.dataset import Shapes
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.latent_diffusion import LatentDiffusion, Objective, Sampling
+from latentdiff.model import LatentDiffusion, Objective, Sampling
 
 
 @pytest.mark.parametrize("ratio", [1.0, 3.0])

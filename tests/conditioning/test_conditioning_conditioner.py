@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentdiff import keyed
-from latentdiff.cond import Cond
+from latentdiff import rng
+from latentdiff.conditioning.cond import Cond
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.config import UserError
@@ -60,7 +60,7 @@ def test_a_flag_per_part_hides_that_part_and_sample_alone() -> None:
 
 def test_drops_are_drawn_per_part_at_its_rate_and_depend_on_the_key_alone() -> None:
     conditioner = Conditioner([label(0.1), label(0.5), Picture()])
-    keys = keyed.keys(0, 7, range(4000), "drop")
+    keys = rng.keys(0, 7, range(4000), "drop")
     drops = conditioner.draw_drops(keys)
     assert [round(drop.double().mean().item(), 1) for drop in drops] == [0.1, 0.5, 0.0]
     together = (drops[0] & drops[1]).double().mean().item()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.given import Given, GivenCondition
+from latentdiff.conditioning.precomputed import Given, GivenCondition
 from latentdiff.config import UserError
 
 DROP = torch.zeros(2, dtype=torch.bool)

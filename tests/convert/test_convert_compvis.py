@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.convert import compvis
+from latentdiff.convert.compvis import key_map
 from latentdiff.convert.__main__ import main
-from latentdiff.convert.compvis_config import original_of
+from latentdiff.convert.compvis.config import original_of
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.load import load_run
 
@@ -83,7 +83,7 @@ def checkpoint_of(family: str) -> dict[str, torch.Tensor]:
     first_stage = Autoencoder(original.first_stage.autoencoder)
     model = build_diffusion(original.diffusion, first_stage, TOKENIZER)
     parameters = dict(model.named_parameters())
-    places = compvis.model_places(model, original.new_order)
+    places = key_map.model_places(model, original.new_order)
     wanted = {place.name: place.shape(parameters[ours].shape) for ours, place in places.items()}
     first = {name: value.shape for name, value in first_stage.named_parameters()}
     wanted |= {f"first_stage_model.{name}": shape for name, shape in first.items()}
@@ -92,7 +92,7 @@ def checkpoint_of(family: str) -> dict[str, torch.Tensor]:
         wanted |= {"cond_stage_model.transformer.to_logits.weight": (vocab, width)}
         wanted |= {"cond_stage_model.transformer.to_logits.bias": (vocab,)}
     if family in ("churches", "unconditional"):
-        wanted |= {compvis.average_name(name): shape for name, shape in wanted.items() if name.startswith("model.")}
+        wanted |= {key_map.average_name(name): shape for name, shape in wanted.items() if name.startswith("model.")}
     generator = torch.Generator().manual_seed(len(family))
     state = {name: torch.randn(*shape, generator=generator) / 8 for name, shape in wanted.items()}
     if family == "inpainting":
@@ -103,7 +103,7 @@ def checkpoint_of(family: str) -> dict[str, torch.Tensor]:
         state["model_ema.num_updates"] = torch.tensor(70, dtype=torch.int32)
     if family == "churches":
         state["scale_factor"] = torch.tensor(0.2345678)
-    return state | compvis.schedule_buffers(model.schedule)
+    return state | key_map.schedule_buffers(model.schedule)
 
 
 LEFTOVERS = {"ddim_sigmas": torch.ones(3), "loss.logvar": torch.zeros(1), "lvlb_weights": torch.ones(1000)}
@@ -140,7 +140,7 @@ def test_a_checkpoint_becomes_a_run_and_that_a_checkpoint_bit_for_bit(tmp_path, 
     assert load_run(run).size == ((8, 8) if family == "pixels" else (16, 16))
     main(["compvis-export", str(run), str(tmp_path / "back.safetensors")])
     back = load_file(tmp_path / "back.safetensors")
-    averages = {name: compvis.average_name(name) for name in state}
+    averages = {name: key_map.average_name(name) for name in state}
     expected = {name: state.get(averages[name], value) for name, value in state.items()}  # averaged where there is one
     expected |= {name: torch.zeros_like(value) for name, value in state.items() if ".to_logits." in name}
     extra = back.keys() - expected.keys()

@@ -11,7 +11,7 @@ import latentdiff
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import KL, VQ, Identity
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers_import import import_folder
+from latentdiff.convert.diffusers.import_ import import_folder
 from latentdiff.recipe import AutoencoderRecipe
 
 KLS = {

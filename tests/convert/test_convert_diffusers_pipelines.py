@@ -19,16 +19,16 @@ from latentdiff.conditioning.layout import Layout
 from latentdiff.conditioning.spatial import LowRes
 from latentdiff.conditioning.text import Text
 from latentdiff.config import UserError
-from latentdiff.convert import diffusers_schedule
+from latentdiff.convert.diffusers import schedule
 from latentdiff.convert.__main__ import main as convert
-from latentdiff.convert.diffusers_import import import_folder
-from latentdiff.convert.diffusers_pipelines import how_to_draw
+from latentdiff.convert.diffusers.import_ import import_folder
+from latentdiff.convert.diffusers.pipelines import how_to_draw
 from latentdiff.data.degrade import Degrade
 from latentdiff.data.folder import Folder
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective, Sampling
+from latentdiff.model import Objective, Sampling
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 
 DDIM = Sampling("ddim", steps=10, guidance_scale=1.0)
@@ -157,7 +157,7 @@ def test_a_unet_that_diffusers_cannot_express_is_refused_by_field(tmp_path):
                                           ("linear", {"zero_terminal_snr": True})])  # fmt: skip
 def test_any_schedule_that_preserves_the_variance_can_be_told(kind, change):
     config = ScheduleConfig(kind, beta_start=1e-4, beta_end=2e-2, **change)
-    theirs = diffusers.DDIMScheduler.from_config(diffusers_schedule.to_theirs(config, "v", "trailing"))
+    theirs = diffusers.DDIMScheduler.from_config(schedule.to_theirs(config, "v", "trailing"))
     assert off(theirs.alphas_cumprod, Schedule(config).alphas_cumprod) < 1e-6
 
 

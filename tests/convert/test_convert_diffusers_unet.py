@@ -6,9 +6,9 @@ import pytest
 import torch
 from theirs import TOLERANCE, blocks, diffusers, exported, imported, off, randomised
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers_import import import_folder
+from latentdiff.convert.diffusers.import_ import import_folder
 
 TEXTS = {
     "Stable Diffusion 1": blocks(8, 16, 16, attend=(0, 1), cross_attention_dim=12, attention_head_dim=4,

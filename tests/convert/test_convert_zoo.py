@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT
 
 from latentdiff.config import UserError
-from latentdiff.convert import compvis, compvis_import, compvis_zoo
-from latentdiff.convert.compvis_config import original_of
-from latentdiff.convert.compvis_state import State
+from latentdiff.convert.compvis import key_map, import_, zoo
+from latentdiff.convert.compvis.config import original_of
+from latentdiff.convert.compvis.state_dict import State
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 
 ZOO = ROOT / "tests" / "fixtures" / "zoo"
@@ -36,7 +36,7 @@ def checkpoint(name: str) -> dict[str, torch.Tensor]:
 
 @cache
 def recognised(name: str):
-    return compvis_zoo.recognise(checkpoint(name))
+    return zoo.recognise(checkpoint(name))
 
 
 def wants_text(original) -> bool:
@@ -51,12 +51,12 @@ def test_a_released_model_is_recognised_and_all_of_it_is_taken(name, capsys):
     original = recognised(name)
     assert name in original.names
     state = State(tensors, averages=True)
-    compvis_import.take(state, original, TOKENIZER if wants_text(original) else None)
+    import_.take(state, original, TOKENIZER if wants_text(original) else None)
     state.check()
     left = {key for key in tensors.keys() - state.taken if not key.startswith(("loss.", "model.", "model_ema."))}
     assert not left
     if state.averages:
-        taken = {key for key in state.taken if key.startswith(compvis.AVERAGE)}
+        taken = {key for key in state.taken if key.startswith(key_map.AVERAGE)}
         assert taken == set(shapes()[name]["ema"].values()) and not any(k.startswith("model.") for k in state.taken)
 
 
@@ -82,15 +82,15 @@ def test_a_model_that_was_not_released_is_not_recognised():
     name = "model.diffusion_model.time_embed.0.weight"
     for changed in ({name: torch.zeros(896, 223)}, {"model.diffusion_model.more.weight": torch.zeros(1)}):
         with pytest.raises(UserError, match="none of the released models; give the model's own config.yaml"):
-            compvis_zoo.recognise(tensors | changed)
+            zoo.recognise(tensors | changed)
 
 
 def test_a_weight_that_is_missing_or_has_another_shape_is_named():
     tensors = checkpoint("vq-f4")
-    original = compvis_zoo.recognise(tensors)
+    original = zoo.recognise(tensors)
     del tensors["quantize.embedding.weight"]
     tensors["decoder.conv_out.bias"] = torch.zeros(4)
     state = State(tensors, averages=True)
-    compvis_import.take(state, original, None)
+    import_.take(state, original, None)
     with pytest.raises(UserError, match=r"missing: quantize.embedding.weight; 1 do not fit: decoder.conv_out.bias"):
         state.check()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import latentdiff
 from latentdiff.build import build_autoencoder, build_diffusion
-from latentdiff.convert.diffusers_export import export_run
-from latentdiff.convert.diffusers_import import import_folder
+from latentdiff.convert.diffusers.export import export_run
+from latentdiff.convert.diffusers.import_ import import_folder
 from latentdiff.convert.native import Native, write_run
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 

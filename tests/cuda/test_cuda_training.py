@@ -13,9 +13,9 @@ from torch import nn
 
 from latentdiff import load_run
 from latentdiff.config import UserError
-from latentdiff.replay import Replayed
-from latentdiff.training import world as worlds
-from latentdiff.training.world import World
+from latentdiff.training.cuda_graph import Replayed
+from latentdiff.training import distributed as worlds
+from latentdiff.training.distributed import World
 
 pytestmark = [
     pytest.mark.cuda,

@@ -20,8 +20,8 @@ from latentdiff.config import UserError
 from latentdiff.data.coco import Coco
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.loader import collate
-from latentdiff.data.picture import BadPicture
-from latentdiff.data.tars import Tars, TarsDataset
+from latentdiff.data.image import BadPicture
+from latentdiff.data.tar import Tars, TarsDataset
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 
 TOKENIZER = CaptionTokenizer(wordpiece([*SPECIALS, "one"]), 8)

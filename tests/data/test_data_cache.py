@@ -8,11 +8,11 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.cache import Cache, CachedLatents
-from latentdiff.data.encode import open_cache, row_key
+from latentdiff.data.latent_cache import Cache, CachedLatents
+from latentdiff.data.encode_latents import open_cache, row_key
 from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.picture import BadPicture
-from latentdiff.training.world import World
+from latentdiff.data.image import BadPicture
+from latentdiff.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 SMALL = Cache(shard_rows=4, batch_size=3)

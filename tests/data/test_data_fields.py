@@ -12,8 +12,8 @@ from latentdiff.data.degrade import Degrade
 from latentdiff.data.fields import Fields, check_classes, follow_boxes, follow_map, needs_picture, open_map, stacked
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.masks import Masks
-from latentdiff.data.picture import BadPicture, View, fit
-from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.data.image import BadPicture, View, fit
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
 
 
 def scene():

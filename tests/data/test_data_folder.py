@@ -13,7 +13,7 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.picture import BadPicture
+from latentdiff.data.image import BadPicture
 
 DATA = Path(os.environ.get("LATENTDIFF_DATA", "data"))
 

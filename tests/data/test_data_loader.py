@@ -8,8 +8,8 @@ import torch
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.picture import BadPicture
-from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.data.image import BadPicture
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
 
 
 class Numbers:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from latentdiff.config import UserError
-from latentdiff.data.picture import EXTENSIONS, BadList, BadPicture, View, check_header, choose_view, fit, open_rgb
+from latentdiff.data.image import EXTENSIONS, BadList, BadPicture, View, check_header, choose_view, fit, open_rgb
 
 NASTY = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "nasty"
 needs_nasty = pytest.mark.skipif(not NASTY.exists(), reason=f"needs {NASTY} (LATENTDIFF_DATA)")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.data import shapes_reader
-from latentdiff.data.shapes import LEFT_OUT, Shapes, ShapesDataset, prompts
-from latentdiff.data.shapes_captions import caption, parse
-from latentdiff.data.shapes_reader import prompt_accuracy, read, wilson
-from latentdiff.data.shapes_scene import BACKGROUNDS, COLOURS, KINDS, NUMBER, Scene, Thing, draw, relation
+from latentdiff.data.shapes import reader
+from latentdiff.data.shapes.dataset import LEFT_OUT, Shapes, ShapesDataset, prompts
+from latentdiff.data.shapes.captions import caption, parse
+from latentdiff.data.shapes.reader import prompt_accuracy, read, wilson
+from latentdiff.data.shapes.scene import BACKGROUNDS, COLOURS, KINDS, NUMBER, Scene, Thing, draw, relation
 
 FRESH = ShapesDataset(Shapes(seed=99, val_count=1000), "val")
 
@@ -305,7 +305,7 @@ def test_each_attribute_that_the_caption_names_is_held_against_the_picture(attri
     image, _ = draw(Scene("gray", (circle, star)), 32, 32)
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1  # [1, 3, 32, 32]
     good = prompt_accuracy(x, ["a large red star above a small blue circle on a gray background"])
-    assert good.correct == [True] and set(good.rates) == set(shapes_reader.VERDICTS)
+    assert good.correct == [True] and set(good.rates) == set(reader.VERDICTS)
     bad = prompt_accuracy(x, [text])
     assert bad.correct == [False] and bad.rates[attribute] == 0 and bad.rates["clean"] == 1
     if attribute != "count":

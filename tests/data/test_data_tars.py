@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data import shards, tar_index
+from latentdiff.data import tar_shards, tar_index
 from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.picture import BadPicture
-from latentdiff.data.tars import Tars, TarsDataset
+from latentdiff.data.image import BadPicture
+from latentdiff.data.tar import Tars, TarsDataset
 
 NASTY = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "nasty"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentdiff.config import UserError
-from latentdiff.data.torchvision_sets import Torchvision, TorchvisionDataset
+from latentdiff.data.torchvision_datasets import Torchvision, TorchvisionDataset
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
-from latentdiff.diffusion.modern import ModernTransformer, NormedAttention, rotate, rotations
+from latentdiff.diffusion.rope_transformer import ModernTransformer, NormedAttention, rotate, rotations
 from latentdiff.diffusion.unet import UNet, UNetConfig
 
 TINY = {

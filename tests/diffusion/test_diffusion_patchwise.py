@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from latentdiff.cond import Cond
-from latentdiff.diffusion.patchwise import level, patchwise
+from latentdiff.conditioning.cond import Cond
+from latentdiff.diffusion.tiling import level, patchwise
 from latentdiff.diffusion.unet import UNet, UNetConfig
 
 

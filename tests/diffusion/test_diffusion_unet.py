@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
 from latentdiff.diffusion.unet import Layers, UNet, UNetConfig
 from latentdiff.layers import attention, place_embedding

@@ -27,8 +27,8 @@ from conftest import ROOT, STAGE_ONE, STAGE_TWO, rows, script, tensors_of  # noq
 
 from latentdiff import cli  # noqa: E402
 from latentdiff.autoencoder.autoencoder import Autoencoder  # noqa: E402
-from latentdiff.data import encode  # noqa: E402
-from latentdiff.training import checkpoint, log, optim, run  # noqa: E402
+from latentdiff.data import encode_latents  # noqa: E402
+from latentdiff.training import checkpoint, log, optim, run_dir  # noqa: E402
 
 WORDS = ("data.count=32", "data.val_count=8", "train.steps=6", "train.batch_size=8", "train.checkpoint_every=2",
          "train.keep=2", "train.val_every=4", "train.sample_every=8", "train.precision=fp32", "name=run")  # fmt: skip

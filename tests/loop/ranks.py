@@ -15,8 +15,8 @@ from collections import Counter
 import torch
 from conftest import script
 
-from latentdiff import build, cli, keyed
-from latentdiff.latents import Latents
+from latentdiff import build, cli, rng
+from latentdiff.stage_two.batches import Latents
 from latentdiff.training import checkpoint, optim
 from latentdiff.training.log import Log
 
@@ -69,7 +69,7 @@ def spoil() -> None:
 
 
 def in_float64() -> None:
-    keyed.normal = functools.partial(keyed.normal, dtype=torch.float64)
+    rng.normal = functools.partial(rng.normal, dtype=torch.float64)
     made, called = build.build_diffusion, Latents.__call__
     build.build_diffusion = lambda *args: doubled(made(*args))
     Latents.__call__ = lambda *args: tuple(x.double() if torch.is_tensor(x) else x for x in called(*args))

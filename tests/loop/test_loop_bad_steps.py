@@ -8,9 +8,9 @@ from conftest import STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, ro
 from test_loop_ranks import torchrun
 
 from latentdiff.autoencoder import loss
-from latentdiff.critic import Critic
+from latentdiff.stage_one.adversarial import Critic
 from latentdiff.data import loader
-from latentdiff.latents import Latents
+from latentdiff.stage_two.batches import Latents
 from latentdiff.training import checkpoint, optim
 
 WORDS = ("data.count=16", "data.val_count=4", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=1",

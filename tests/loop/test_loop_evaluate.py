@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import STAGE_ONE, STAGE_TWO, call, written
 
-from latentdiff import arguments
-from latentdiff.metrics import measure, stage_two
-from latentdiff.training.world import World
+from latentdiff.sampling import options
+from latentdiff.evaluation import run, stage_two
+from latentdiff.training.distributed import World
 
 SMALL = ("--count", 8, "--prompts", 4, "--features", "autoencoder", "--no-report")
 CLOCKS = ("pictures_per_second", "peak_memory_mib")
@@ -100,9 +100,9 @@ def test_two_ranks_find_the_figures_of_one(unbroken_two, copy_of):
     found = {}
 
     def measured(name: str, world: World) -> None:
-        subject = measure.open_subject(str(runs[name]), world)
-        options = arguments.evaluate_arguments([name, *words])
-        parts = (measure.reconstructions, measure.prompted, measure.samples)
+        subject = run.open_subject(str(runs[name]), world)
+        options = options.evaluate_arguments([name, *words])
+        parts = (run.reconstructions, run.prompted, run.samples)
         figures = [part(subject, options, world)[0] for part in parts]
         figures = {n: v for one in figures for n, v in one.items() if n not in CLOCKS}
         found[name, world.rank] = stage_two.finite(figures)

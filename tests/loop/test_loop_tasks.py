@@ -11,11 +11,11 @@ from conftest import call, column, rows, written
 from PIL import Image
 
 import latentdiff
-from latentdiff import keyed, recipe
+from latentdiff import rng, recipe
 from latentdiff.autoencoder.autoencoder import Decoder, Encoder
-from latentdiff.data.shapes import Shapes, ShapesDataset
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training.run import read_recipe
+from latentdiff.training.run_dir import read_recipe
 
 TASKS = ("class", "layout", "semantic", "superres", "inpaint", "uncond", "text", "pixel", "modern", "distilled")
 TWO = ("init=", "data.count=16", "data.val_count=4", "train.steps=2", "train.batch_size=4", "train.log_every=1",
@@ -115,10 +115,10 @@ def test_pictures_that_are_measured_and_looked_at_keep_their_known_pixels_too(tr
     data = recipe.with_fields(r, recipe.open_data(r, "val"))
     (drawn,) = (run / "evaluation").glob("samples-*/00000.png")
     for i, path in enumerate(sorted(drawn.parent.glob("*.png"))):
-        asked = data.item(i, keyed.key(0, "wanted", i))
+        asked = data.item(i, rng.key(0, "wanted", i))
         assert differing(np.asarray(Image.open(path)), asked) == {"hole"}
     sheet = np.asarray(Image.open(run / "samples" / "00000002.png"))
-    for i, asked in enumerate(data.item(i, keyed.key("in order", i)) for i in range(4)):
+    for i, asked in enumerate(data.item(i, rng.key("in order", i)) for i in range(4)):
         left = 2 + 98 * i  # enlarged to 96 pixels
         assert differing(sheet[2:98:3, left : left + 96 : 3], asked) == {"hole"}
 

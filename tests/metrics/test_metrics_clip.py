@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.metrics.clip import Clip
+from latentdiff.evaluation.clip_score import Clip
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latentdiff.metrics import distances
+from latentdiff.evaluation import distances
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:

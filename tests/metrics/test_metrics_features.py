@@ -13,10 +13,10 @@ from PIL import Image
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import Identity
 from latentdiff.config import UserError
-from latentdiff.data.shapes import Shapes, ShapesDataset
-from latentdiff.metrics import features, judge, sets
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.evaluation import features, feature_net, image_sets
 from latentdiff.training.checkpoint import write_tensors
-from latentdiff.training.world import World
+from latentdiff.training.distributed import World
 
 WEIGHTS = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "weights"
 ALONE = World(0, 1, torch.device("cpu"))
@@ -30,7 +30,7 @@ def shapes() -> ShapesDataset:
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr(judge, "TRAIN", judge.Train(steps=3, batch_size=8, lr=2e-3, device="cpu"))
+    monkeypatch.setattr(judge, "TRAIN", feature_net.Train(steps=3, batch_size=8, lr=2e-3, device="cpu"))
 
 
 class Bare:
@@ -72,19 +72,19 @@ def test_networks_from_files_give_their_known_features(file, name):
 def test_the_small_network_learns_labels_and_telling_words_alike_every_time(shapes, few_steps, tmp_path):
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    first, second = judge.train(shapes, 32), judge.train(shapes, 32)
+    first, second = feature_net.train(shapes, 32), feature_net.train(shapes, 32)
     assert torch.equal(torch.get_rng_state(), state)  # whoever draws next is not disturbed
     assert_same_tensors(first.state_dict(), second.state_dict())
     assert first.labels == 6 and {"red", "circle", "above"} <= set(first.words) and "a" not in first.words
-    judge.save(first, tmp_path / "features.safetensors")
-    again = judge.load(tmp_path / "features.safetensors")
+    feature_net.save(first, tmp_path / "features.safetensors")
+    again = feature_net.load(tmp_path / "features.safetensors")
     assert_same_tensors(first.state_dict(), again.state_dict())
     assert again.words == first.words
 
 
 def test_features_of_the_small_network_have_mean_zero_and_deviation_one(shapes, few_steps, tmp_path):
     extractor = features.find("own", shapes, None, tmp_path, ALONE)
-    found = sets.extract(extractor, shapes, 64, ALONE)
+    found = image_sets.extract(extractor, shapes, 64, ALONE)
     assert found.features.shape == (64, 128) and found.logits.shape == (64, 6)
     assert found.features.mean(0).abs().max() < 1e-3
     live = found.features.std(0) > 0.5
@@ -107,7 +107,7 @@ def test_pictures_without_words_are_seen_by_the_autoencoder_or_as_pixels(shapes,
     for autoencoder, name in ((Autoencoder(small), "encoder"), (Autoencoder(PIXELS), "pixels"), (None, "pixels")):
         extractor = features.find("own", bare, autoencoder, tmp_path, ALONE)
         assert name in extractor.about["name"]
-        assert sets.extract(extractor, bare, 8, ALONE).logits is None
+        assert image_sets.extract(extractor, bare, 8, ALONE).logits is None
     assert not (tmp_path / "features.safetensors").exists()
 
 
@@ -129,6 +129,6 @@ def test_files_that_are_no_such_network_are_refused(tmp_path, monkeypatch):
 
 def test_drawn_pictures_are_seen_at_256_levels_like_stored_ones(shapes):
     extractor = features.Extractor({}, lambda x: (x.flatten(1), None))
-    plain = sets.extract(extractor, shapes, 4, ALONE).features
-    nearly = sets.extract(extractor, shapes, 4, ALONE, lambda x: x + 0.003).features
+    plain = image_sets.extract(extractor, shapes, 4, ALONE).features
+    nearly = image_sets.extract(extractor, shapes, 4, ALONE, lambda x: x + 0.003).features
     assert torch.equal(plain.clamp(max=1), nearly)

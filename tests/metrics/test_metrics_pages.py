@@ -11,7 +11,7 @@ from conftest import call
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.metrics import study
+from latentdiff.evaluation import user_study
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -100,7 +100,7 @@ def test_the_report_is_one_file_that_opens_at_any_width(stage, request, copy_of)
 
 def test_the_study_shows_for_its_seconds_and_saves_what_was_answered(folders, tmp_path):
     path = tmp_path / "study.html"
-    study.main([*map(str, folders), "--output", str(path), "--seconds", "0.2"])
+    user_study.main([*map(str, folders), "--output", str(path), "--seconds", "0.2"])
     assert_alone(path)
     for width in WIDTHS:
         seen = looked_at(path, width)
@@ -114,27 +114,27 @@ def test_the_study_shows_for_its_seconds_and_saves_what_was_answered(folders, tm
     assert len({a["side"] for a in result["answers"]}) == 2  # A is not always on the same side
     assert "100 %" in said[2] and "5 of 5, 95 % interval 57 % to 100 %" in said[2]
     (tmp_path / "answers.json").write_text(json.dumps(result))
-    together = study.read([str(tmp_path / "answers.json")] * 2)
+    together = user_study.read([str(tmp_path / "answers.json")] * 2)
     assert together["people"] == 2 and together["answers"] == 10 and together["low"] == pytest.approx(0.7225, abs=1e-3)
-    assert result["low"] == pytest.approx(study.wilson(5, 5)[0])
+    assert result["low"] == pytest.approx(user_study.wilson(5, 5)[0])
 
 
 def test_pairs_are_of_one_name_and_a_seed_decides_the_sides(folders):
     a, b = folders
     (b / "3.png").unlink()
-    rows = study.pairs(a, b, 10)
+    rows = user_study.pairs(a, b, 10)
     assert [tuple(path[-5:] for path in row) for row in rows] == [(f"{i}.png",) * 2 for i in (0, 1, 2, 4)]
-    assert len(study.pairs(a, b, 2)) == 2
-    page = [study.build(rows, ("a", "b"), "Which?", 3, seed) for seed in (0, 0, 1)]
+    assert len(user_study.pairs(a, b, 2)) == 2
+    page = [user_study.build(rows, ("a", "b"), "Which?", 3, seed) for seed in (0, 0, 1)]
     assert page[0] == page[1] != page[2]
 
 
 def test_folders_without_pictures_and_files_without_answers_are_refused(tmp_path, folders):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no pictures"):
-        study.main([str(tmp_path / "empty"), str(folders[0])])
+        user_study.main([str(tmp_path / "empty"), str(folders[0])])
     with pytest.raises(UserError, match="two folders"):
-        study.main([str(folders[0])])
+        user_study.main([str(folders[0])])
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(UserError, match="not answers"):
-        study.read([str(tmp_path / "x.json")])
+        user_study.read([str(tmp_path / "x.json")])

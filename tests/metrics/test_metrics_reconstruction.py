@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latentdiff.metrics.reconstruction import psnr, ssim
+from latentdiff.evaluation.image_metrics import psnr, ssim
 
 
 def pair(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

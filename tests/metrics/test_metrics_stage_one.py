@@ -7,9 +7,9 @@ from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import VQ, Identity
 from latentdiff.autoencoder.perceptual import LPIPSDistance
 from latentdiff.autoencoder.pretrained import features
-from latentdiff.data.shapes import Shapes, ShapesDataset
-from latentdiff.metrics import stage_one
-from latentdiff.training.world import World
+from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.evaluation import stage_one
+from latentdiff.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 SMALL = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4}

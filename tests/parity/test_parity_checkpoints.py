@@ -9,8 +9,8 @@ import vectors
 from torch import Tensor
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.cond import Cond
-from latentdiff.convert import compvis
+from latentdiff.conditioning.cond import Cond
+from latentdiff.convert.compvis import key_map
 from latentdiff.convert.__main__ import main
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.load import load_run
@@ -89,7 +89,7 @@ def test_a_converted_text_encoder_equals_the_original(tmp_path):
     stage = {"target": "ldm.modules.encoders.modules.BERTEmbedder", "params": {n: meta["config"][n] for n in names}}
     config = latent_diffusion(unet, cond_stage_config=stage, conditioning_key="crossattn", cond_stage_key="caption")
     network = UNet(UNetConfig(32, (1,), 1, (), num_heads=1), 3, 3, 64)
-    state = compvis.unet_to_original(network.state_dict(), network)
+    state = key_map.unet_to_original(network.state_dict(), network)
     state = {f"model.diffusion_model.{key}": value for key, value in state.items()} | first_stage()
     state |= {f"cond_stage_model.{key}": value for key, value in vectors.weights(meta).items()}
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "star"]) + "\n")

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentdiff.config import UserError
-from latentdiff.convert import compvis
+from latentdiff.convert.compvis import key_map
 from latentdiff.diffusion.guidance import blend_known
-from latentdiff.diffusion.objective import Objective, weight
-from latentdiff.diffusion.prediction import solve, target
+from latentdiff.diffusion.loss import Objective, weight
+from latentdiff.diffusion.parameterization import solve, target
 from latentdiff.diffusion.samplers import Denoise, ddim
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, timesteps
 from latentdiff.diffusion.unet import UNet, UNetConfig
@@ -82,7 +82,7 @@ def network(name: str) -> UNet:
     config = UNetConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), head_channels=32)
     model, weights = UNet(config, 3, 3), vectors.weights(vectors.case(name)[0])
     weights = {key.removeprefix("model.diffusion_model."): value for key, value in weights.items()}
-    model.load_state_dict(compvis.unet_from_original(weights, model))
+    model.load_state_dict(key_map.unet_from_original(weights, model))
     return model.double().eval()
 
 
@@ -147,7 +147,7 @@ def test_the_training_loss_and_its_gradients_equal_the_original(name: str) -> No
     loss = (error.abs() if name.endswith("l1") else error.square()).mean()
     assert vectors.close(loss, want["loss"], 1e-7)
     loss.backward()
-    names = {place.name: ours for ours, place in compvis.unet_places(model).items()}
+    names = {place.name: ours for ours, place in key_map.unet_places(model).items()}
     for key in ("input_blocks.0.0.weight", "out.2.bias", "time_embed.0.bias"):
         gradient = model.get_parameter(names[key]).grad
         assert vectors.close(gradient, want[f"grad.model.diffusion_model.{key}"], 1e-6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.diffusion.prediction import MIX, solve
+from latentdiff.diffusion.parameterization import MIX, solve
 from latentdiff.diffusion.samplers import Denoise, sample
 from latentdiff.diffusion.samplers import ipndm as our_ipndm
 from latentdiff.diffusion.samplers import plms as our_plms

@@ -6,7 +6,7 @@ import vectors
 
 from latentdiff.conditioning.label import Label, LabelCondition
 from latentdiff.conditioning.text import Text, TextCondition
-from latentdiff.convert import compvis
+from latentdiff.convert.compvis import key_map
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
@@ -14,7 +14,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def encoder(dtype: torch.dtype, heads: int = 8) -> TextCondition:
     config = Text(dim=64, depth=2, heads=heads, head_dim=512 // heads, length=12, vocab_size=100, mask_padding=False)
     module = TextCondition(config, pad_id=0, empty=torch.zeros(12, dtype=torch.int64))
-    weights = compvis.text_from_original(vectors.weights(vectors.case("bert_tiny")[0]))
+    weights = key_map.text_from_original(vectors.weights(vectors.case("bert_tiny")[0]))
     module.load_state_dict(weights | {"empty": module.empty})
     return module.to(dtype).eval()
 
@@ -31,7 +31,7 @@ def test_the_text_encoder_equals_the_original(dtype: torch.dtype) -> None:
 
 def test_the_text_map_turns_back_bit_for_bit() -> None:
     theirs = vectors.weights(vectors.case("bert_tiny")[0])
-    back = compvis.text_to_original(compvis.text_from_original(theirs))
+    back = key_map.text_to_original(key_map.text_from_original(theirs))
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], theirs[key]) for key in theirs if "to_logits" not in key)
     assert all(back[key].shape == theirs[key].shape for key in theirs)

@@ -7,7 +7,7 @@ import torch
 import vectors
 from safetensors.torch import load_file
 
-from latentdiff.convert import compvis
+from latentdiff.convert.compvis import key_map
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.training.ema import EMA
 
@@ -20,12 +20,12 @@ def test_all_tables_of_a_schedule_equal_the_original_bit_for_bit(name):
     given, want = SCHEDULES[name], load_file(vectors.FOLDER / f"schedule_{name}.safetensors")
     start, end = given.get("linear_start", 1e-4), given.get("linear_end", 2e-2)
     config = ScheduleConfig(NAMES[given["beta_schedule"]], given["timesteps"], start, end)
-    tables = compvis.schedule_buffers(Schedule(config))
+    tables = key_map.schedule_buffers(Schedule(config))
     assert len(tables) == 12
     other = {"posterior_variance", "posterior_log_variance_clipped"} if "v_posterior" in given else set()
     wrong = {key for key, table in tables.items() if not torch.equal(table, want[key])}
     assert wrong == other  # that variance is of a kind which no model uses
-    late = compvis.schedule_buffers(Schedule(ScheduleConfig(config.kind, config.timesteps, start, end * 1.0001)))
+    late = key_map.schedule_buffers(Schedule(ScheduleConfig(config.kind, config.timesteps, start, end * 1.0001)))
     assert not any(torch.equal(late[key], want[key]) for key in ("betas", "alphas_cumprod", "posterior_mean_coef1"))
 
 

@@ -7,8 +7,8 @@ import torch
 import vectors
 from torch import Tensor, nn
 
-from latentdiff.cond import Cond
-from latentdiff.convert import compvis
+from latentdiff.conditioning.cond import Cond
+from latentdiff.convert.compvis import key_map
 from latentdiff.diffusion import blocks
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.layers import Attention, timestep_embedding
@@ -25,7 +25,7 @@ def unet(name: str, dtype: torch.dtype, **changes) -> UNet:
     """The U-Net of a case with its generated weights."""
     config, context_dim = CASES[name]
     model = UNet(replace(config, **changes), 3, 3, context_dim)
-    model.load_state_dict(compvis.unet_from_original(vectors.weights(vectors.case(name)[0]), model))
+    model.load_state_dict(key_map.unet_from_original(vectors.weights(vectors.case(name)[0]), model))
     return model.to(dtype).eval()
 
 
@@ -103,11 +103,11 @@ def block(name: str, module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A building block with the weights that the case calls `name`.*"""
     weights, state = vectors.weights(vectors.case("blocks")[0]), {}
     for ours, value in module.state_dict().items():
-        inside = compvis.INSIDE.get(type(module), compvis.INSIDE[blocks.Transformer])
+        inside = key_map.INSIDE.get(type(module), key_map.INSIDE[blocks.Transformer])
         theirs = weights[".".join([name, *(inside.get(part, part) for part in ours.split("."))])]
         state[ours] = theirs.reshape(value.shape)
         if name == "attn" and ours.startswith("qkv"):
-            state[ours] = compvis._regroup(state[ours], 2, 3)
+            state[ours] = key_map._regroup(state[ours], 2, 3)
     module.load_state_dict(state)
     return module.to(dtype).eval()
 
@@ -180,7 +180,7 @@ def test_the_name_map_reaches_every_weight_and_turns_back_bit_for_bit(name: str)
     config, context_dim = CASES[name]
     with torch.device("meta"):
         model = UNet(config, 3, 3, context_dim)
-    ours = compvis.unet_from_original(theirs, model)
+    ours = key_map.unet_from_original(theirs, model)
     assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
-    back = compvis.unet_to_original(ours, model)
+    back = key_map.unet_to_original(ours, model)
     assert back.keys() == theirs.keys() and all(torch.equal(back[key], theirs[key]) for key in theirs)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_theory_samplers import MEAN, ON_SCHEDULES, STD, gaussian
 
-from latentdiff.diffusion import consistency
+from latentdiff.diffusion import distillation
 from latentdiff.diffusion.samplers import sample
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
 
@@ -28,7 +28,7 @@ def batch():
 
 def rms(student, schedule, steps):
     z, t, eps = batch()
-    return consistency.error(student, gaussian(schedule), z, t, eps, schedule, steps).square().mean().sqrt().item()
+    return distillation.error(student, gaussian(schedule), z, t, eps, schedule, steps).square().mean().sqrt().item()
 
 
 @ON_SCHEDULES
@@ -41,7 +41,7 @@ def test_who_names_the_ends_of_the_paths_agrees_with_himself_and_who_names_the_m
 @ON_SCHEDULES
 def test_a_step_that_ends_at_the_picture_is_held_against_the_teacher(schedule):
     z, t, eps = (x[:5] for x in batch())
-    said = consistency.error(lambda x, t: (0 * x, x), gaussian(schedule), z, t, eps, schedule, 4)  # t below 250
+    said = distillation.error(lambda x, t: (0 * x, x), gaussian(schedule), z, t, eps, schedule, 4)  # t below 250
     assert torch.allclose(-said, gaussian(schedule)(schedule.diffuse(z, eps, t), t)[0])
 
 
@@ -50,7 +50,7 @@ def test_only_what_is_said_of_x_t_has_a_gradient(schedule):
     z, t, eps = batch()
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     x = schedule.diffuse(z, eps, t)
-    consistency.error(lambda x, t: (scale * x, x), gaussian(schedule), z, t, eps, schedule, 50).sum().backward()
+    distillation.error(lambda x, t: (scale * x, x), gaussian(schedule), z, t, eps, schedule, 50).sum().backward()
     assert scale.grad.item() == pytest.approx(x.sum().item())
 
 
@@ -71,5 +71,5 @@ def test_the_student_is_asked_with_a_gradient_first():
         asked.append(torch.is_grad_enabled())
         return x, x
 
-    consistency.error(student, gaussian(schedule), z, t, eps, schedule, 50)
+    distillation.error(student, gaussian(schedule), z, t, eps, schedule, 50)
     assert asked == [True, False]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff import keyed
+from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.diffusion.objective import (
+from latentdiff.diffusion.loss import (
     DRAWS,
     Importance,
     Objective,
@@ -117,7 +117,7 @@ def test_stratified_numbers_estimate_a_mean_with_less_variance() -> None:
 
 
 def test_plain_numbers_are_those_of_the_keys() -> None:
-    assert torch.equal(chances(Objective(), 1, 2, range(4), 4), keyed.uniform(keyed.keys(1, 2, range(4), "t")))
+    assert torch.equal(chances(Objective(), 1, 2, range(4), 4), rng.uniform(rng.keys(1, 2, range(4), "t")))
 
 
 # ---- importance
@@ -140,7 +140,7 @@ def test_importance_draws_in_proportion_to_the_loss_and_its_weights_are_unbiased
     assert torch.allclose(made.p(), LOSSES / LOSSES.sum(), atol=1e-3)
     expected = (made.p() * made.weight(torch.arange(8)) * LOSSES).sum()  # E[w·loss] over the draws
     assert expected.item() == pytest.approx(LOSSES.mean().item(), rel=1e-12)
-    u = keyed.uniform(torch.arange(20_000))
+    u = rng.uniform(torch.arange(20_000))
     t = made.draw(u).long()
     assert torch.allclose(torch.bincount(t, minlength=8) / 20_000, made.p().float(), atol=0.01)
     drawn, plain = made.weight(t) * LOSSES[t], LOSSES[(u * 8).long()]
@@ -222,7 +222,7 @@ def test_uncertainty_learns_what_is_left_of_the_loss_at_every_t() -> None:
     made, t = Uncertainty(AIM, 1000), drawn(512)
     optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
     for step in range(600):
-        noise = keyed.uniform(keyed.keys(0, step, range(512), "t")) * 2  # losses of mean left(t)
+        noise = rng.uniform(rng.keys(0, step, range(512), "t")) * 2  # losses of mean left(t)
         optimizer.zero_grad()
         made(left(t) * noise, t).mean().backward()
         optimizer.step()

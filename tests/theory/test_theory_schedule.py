@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.prediction import MIX, check, solve, target
+from latentdiff.diffusion.parameterization import MIX, check, solve, target
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 
 VP = ("scaled_linear", "linear", "sqrt", "cosine", "sigmoid")

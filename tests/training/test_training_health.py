@@ -1,6 +1,6 @@
 import math
 
-from latentdiff.training.health import Health, Rule
+from latentdiff.training.diagnostics import Health, Rule
 
 RULES = (Rule("right", 0.5, 0.9, "{value:.0%} for {steps} steps"), Rule("right", 0.0, 0.95, "far too much"))
 

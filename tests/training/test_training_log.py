@@ -9,7 +9,7 @@ import torch
 from latentdiff.config import UserError
 from latentdiff.training.log import Log, clock, plan, read_metrics
 from latentdiff.training.settings import Train
-from latentdiff.training.world import World
+from latentdiff.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

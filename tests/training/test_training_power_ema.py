@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from latentdiff.config import UserError
-from latentdiff.training.power_ema import PowerEMA, exponent, main, reconstruct, weights
+from latentdiff.training.post_hoc_ema import PowerEMA, exponent, main, reconstruct, weights
 
 
 @pytest.mark.parametrize("width", [0.02, 0.05, 0.1, 0.2])

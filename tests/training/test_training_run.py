@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.training import checkpoint, run
+from latentdiff.training import checkpoint, run_dir
 from latentdiff.training.log import Log
 from latentdiff.training.settings import Train
-from latentdiff.training.world import World
+from latentdiff.training.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -27,16 +27,16 @@ class Other:
 
 
 def begun(recipe):
-    folder, newest = run.open_run(recipe, ALONE)
-    run.begin(folder, recipe, ALONE)
+    folder, newest = run_dir.open_run(recipe, ALONE)
+    run_dir.begin(folder, recipe, ALONE)
     return folder, newest
 
 
 def test_opening_a_run_writes_nothing_and_beginning_it_keeps_the_recipe(runs):
-    folder, newest = run.open_run(Recipe(), ALONE)
+    folder, newest = run_dir.open_run(Recipe(), ALONE)
     assert folder == runs / "mine" and newest is None and not runs.exists()
-    run.begin(folder, Recipe(), ALONE, lambda: (folder / "part").write_text("kept"))
-    assert run.read_recipe(folder, Recipe) == Recipe() and (folder / "part").exists()
+    run_dir.begin(folder, Recipe(), ALONE, lambda: (folder / "part").write_text("kept"))
+    assert run_dir.read_recipe(folder, Recipe) == Recipe() and (folder / "part").exists()
 
 
 def test_a_run_that_exists_goes_on_from_its_newest_checkpoint(runs):
@@ -52,14 +52,14 @@ def test_ranks_that_see_different_checkpoints_do_not_start(theirs, runs, monkeyp
     checkpoint.save(runs / "mine" / "checkpoints", 5, {}, {}, 1)
     monkeypatch.setattr(World, "agree", lambda world, asked: max(asked, theirs if asked >= 0 else -theirs))
     with pytest.raises(UserError, match="different checkpoints"):
-        run.open_run(Recipe(), World(1, 2, torch.device("cpu")))
+        run_dir.open_run(Recipe(), World(1, 2, torch.device("cpu")))
 
 
 def test_what_may_change_is_recorded():
     begun(Recipe())
     later = replace(Recipe(), train=Train(steps=7, workers=2, log_every=3, keep=9))
     folder, _ = begun(later)
-    assert run.read_recipe(folder, Recipe) == later
+    assert run_dir.read_recipe(folder, Recipe) == later
 
 
 @pytest.mark.parametrize("change, words", [
@@ -71,26 +71,26 @@ def test_what_may_change_is_recorded():
 def test_what_may_not_change_is_refused_with_old_and_new(change, words):
     folder, _ = begun(Recipe())
     with pytest.raises(UserError) as caught:
-        run.open_run(replace(Recipe(), **change), ALONE)
+        run_dir.open_run(replace(Recipe(), **change), ALONE)
     assert all(word in str(caught.value) for word in [*words, str(folder), "name="])
-    assert run.read_recipe(folder, Recipe) == Recipe()
+    assert run_dir.read_recipe(folder, Recipe) == Recipe()
 
 
 def test_a_run_of_another_kind_or_with_a_damaged_recipe_is_refused():
     folder, _ = begun(Recipe())
     with pytest.raises(UserError, match="is of kind Recipe; this needs Other"):
-        run.open_run(Other(), ALONE)
+        run_dir.open_run(Other(), ALONE)
     for text in ("{", "[]", ""):
         (folder / "recipe.json").write_text(text)
         with pytest.raises(UserError, match=str(folder)):
-            run.read_recipe(folder, Recipe)
+            run_dir.read_recipe(folder, Recipe)
 
 
 def test_a_run_is_found_by_folder_or_by_name(runs):
     folder, _ = begun(Recipe())
-    assert run.find_run("mine") == run.find_run(folder) == run.find_run(str(folder)) == folder
+    assert run_dir.find_run("mine") == run_dir.find_run(folder) == run_dir.find_run(str(folder)) == folder
     with pytest.raises(UserError, match="no run at other.*runs there: mine"):
-        run.find_run("other")
+        run_dir.find_run("other")
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_ask_to_stop_and_end_the_process_with_their_number(number, tmp_path, capsys):
-    with pytest.raises(SystemExit) as leaving, run.Stop() as stop:
+    with pytest.raises(SystemExit) as leaving, run_dir.Stop() as stop:
         assert stop.wanted(ALONE) == 0
         os.kill(os.getpid(), number)
         assert stop.wanted(ALONE) == number
@@ -118,12 +118,12 @@ def test_no_rank_leaves_before_the_first_has_saved(tmp_path, monkeypatch):
     waited = []
     monkeypatch.setattr(World, "barrier", lambda world: waited.append(world.rank))
     with pytest.raises(SystemExit):
-        run.Stop().leave(Log(tmp_path, World(1, 2, torch.device("cpu")), 0, Train()), 7, signal.SIGTERM)
+        run_dir.Stop().leave(Log(tmp_path, World(1, 2, torch.device("cpu")), 0, Train()), 7, signal.SIGTERM)
     assert waited == [1]
 
 
 def test_a_second_interrupt_leaves_at_once():
-    with pytest.raises(KeyboardInterrupt), run.Stop():
+    with pytest.raises(KeyboardInterrupt), run_dir.Stop():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -131,7 +131,7 @@ def test_a_second_interrupt_leaves_at_once():
 def test_a_signal_that_comes_with_the_last_step_is_obeyed_after_the_loop():
     got = []
     signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
-    with run.Stop():
+    with run_dir.Stop():
         os.kill(os.getpid(), signal.SIGTERM)
         assert not got
     assert got == [signal.SIGTERM]
@@ -142,7 +142,7 @@ def test_a_signal_that_comes_with_the_last_step_is_obeyed_after_the_loop():
 def test_a_finished_run_leaves_its_weights_and_curve(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')
     log = Log(tmp_path, ALONE, 0, Train())
-    run.finish(log, {"w": torch.ones(2)}, {"latentdiff.step": "2"}, ("loss",))
+    run_dir.finish(log, {"w": torch.ones(2)}, {"latentdiff.step": "2"}, ("loss",))
     assert checkpoint.read_tensors(tmp_path / "model.safetensors")["w"].tolist() == [1, 1]
     assert checkpoint.read_metadata(tmp_path / "model.safetensors")["latentdiff.step"] == "2"
     assert (tmp_path / "curve.png").exists()

@@ -4,8 +4,9 @@ import torch.distributed as dist
 from torch import nn
 
 from latentdiff.config import UserError
-from latentdiff.training import world as worlds
-from latentdiff.training.world import World, autocast, precision, start
+from latentdiff.training import distributed as worlds
+from latentdiff.training.distributed import World, start
+from latentdiff.training.precision import autocast, precision
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)

@@ -3,7 +3,7 @@
 from latentdiff.data.folder import Folder
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Sampling
+from latentdiff.model import Sampling
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import Train
 

@@ -6,7 +6,7 @@ from latentdiff.conditioning.spatial import Masked
 from latentdiff.config import load
 from latentdiff.data.masks import Masks
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective
+from latentdiff.model import Objective
 
 base = load("celeba256.py")
 recipe = replace(

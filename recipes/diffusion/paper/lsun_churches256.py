@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective
+from latentdiff.model import Objective
 
 base = load("celeba256.py")
 recipe = replace(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from latentdiff.conditioning.spatial import Semantic
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.latent_diffusion import Objective
+from latentdiff.model import Objective
 
 base = load("celeba256.py")
 recipe = replace(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff import keyed
+from latentdiff import rng
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def revive(codebook: Codebook, idle: Tensor, counts: Tensor, latents: Tensor, se
     dead = idle >= (codebook.config.revive_after or math.inf)
     weight = codebook.embedding.weight
     pool = latents.movedim(1, -1).flatten(0, -2).to(weight.dtype)  # [N, C]
-    key = torch.tensor([keyed.key(seed, step, "revive")], device=weight.device)
-    picks = (keyed.uniform(key, (len(weight),))[0] * len(pool)).long()
+    key = torch.tensor([rng.key(seed, step, "revive")], device=weight.device)
+    picks = (rng.uniform(key, (len(weight),))[0] * len(pool)).long()
     dead &= torch.isfinite(pool[picks]).all(1)  # what a broken picture gave would stay in the codebook for good
     weight.copy_(torch.where(dead[:, None], pool[picks], weight))
     idle.masked_fill_(dead, 0)

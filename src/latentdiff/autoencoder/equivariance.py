@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentdiff import keyed
+from latentdiff import rng
 
 SMALLEST, PIXELS = 0.25, 32  # share of a side; and discriminators and LPIPS need this many
 Warp = Callable[[Tensor], Tensor]  # [B, C, h, w] of a latent or [B, 3, H, W] of its picture, warped alike
@@ -23,7 +23,7 @@ def draw(share: float, seed: int, step: int, sides: tuple[int, int], factor: int
     """
     if not share:
         return same
-    chance, turn, size = ((keyed.key(seed, step, "warp", i) % 2**32) / 2**32 for i in range(3))
+    chance, turn, size = ((rng.key(seed, step, "warp", i) % 2**32) / 2**32 for i in range(3))
     if chance >= share:
         return same
     smallest = min(1.0, max(SMALLEST, PIXELS / (factor * min(sides))))

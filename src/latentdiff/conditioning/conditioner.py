@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from latentdiff import keyed
-from latentdiff.cond import Cond
+from latentdiff import rng
+from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
 
 
@@ -40,7 +40,7 @@ class Conditioner(nn.Module):
 
     def draw_drops(self, keys: Tensor) -> list[Tensor]:
         """What training hides: keys [B] -> one bool [B] per part, each drawn by itself with the part's dropout."""
-        u = keyed.uniform(keys, (max(1, len(self.parts)),))  # [B, parts]
+        u = rng.uniform(keys, (max(1, len(self.parts)),))  # [B, parts]
         return [u[:, i] < part.dropout for i, part in enumerate(self.parts)]
 
     def _shared(self, name: str) -> int:

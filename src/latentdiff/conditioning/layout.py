@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.conditioning.text import Block
 from latentdiff.config import UserError
 from latentdiff.layers import place_embedding

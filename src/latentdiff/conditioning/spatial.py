@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 
 Encode = Callable[[Tensor], Tensor]
 

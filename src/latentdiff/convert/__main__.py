@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Callable
 
 from latentdiff import cli
-from latentdiff.arguments import Parser
+from latentdiff.sampling.options import Parser
 from latentdiff.config import UserError
 
 cli.answer_help(__doc__)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from latentdiff.config import UserError, hash_of
-from latentdiff.convert import compvis, compvis_zoo
+from latentdiff.convert.compvis import key_map, zoo
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
-from latentdiff.training import checkpoint, run
+from latentdiff.training import checkpoint, run_dir
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 LICENCE = re.compile("licen[cs]e|author|copyright|usage_hint|source|^base_model", re.IGNORECASE)
@@ -34,7 +34,7 @@ def look(path: Path) -> Facts:
     if path.is_file():
         return [("path", path), *_file(path)]
     if (path / "recipe.json").is_file() or not path.exists():
-        folder = run.find_run(path)
+        folder = run_dir.find_run(path)
         return [("path", folder), *_run(folder)]
     if (path / "model_index.json").is_file() or (path / "config.json").is_file():
         return [("path", path), *_diffusers(path)]
@@ -45,7 +45,7 @@ def look(path: Path) -> Facts:
 
 
 def _run(folder: Path) -> Facts:
-    recipe = run.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
+    recipe = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     height, width = size_of(recipe)
     two = isinstance(recipe, DiffusionRecipe)
     facts: Facts = [("kind", f"a run of latentdiff, stage {'two: diffusion' if two else 'one: autoencoder'}")]
@@ -89,9 +89,9 @@ def kind_of(tensors: dict[str, Tensor], about: dict) -> str:
     """In words, by the names of the tensors."""
     if "latentdiff.recipe" in about:
         return "weights of a run of latentdiff"
-    if any(name.startswith((compvis.UNET, "encoder.", compvis.FIRST_STAGE)) for name in tensors):
+    if any(name.startswith((key_map.UNET, "encoder.", key_map.FIRST_STAGE)) for name in tensors):
         try:
-            names = compvis_zoo.recognise(tensors).names
+            names = zoo.recognise(tensors).names
             return f"a checkpoint of the original release: {names[0]}" + _also(names[1:])
         except UserError:
             return "in the layout of the original release, but none of its models: convert it with its --config"

@@ -15,9 +15,9 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.config import UserError
 from latentdiff.convert import stream
-from latentdiff.convert.diffusers_folder import Weights
+from latentdiff.convert.diffusers.folder import Weights
 from latentdiff.data.tokenizer import CaptionTokenizer
-from latentdiff.modelspec import about
+from latentdiff.training.modelspec import about
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint
 

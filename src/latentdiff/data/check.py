@@ -24,9 +24,9 @@ from latentdiff.data.coco import KINDS, Coco
 from latentdiff.data.findings import Finding, of_files, of_splits
 from latentdiff.data.folder import Folder, FolderDataset
 from latentdiff.data.listing import scan
-from latentdiff.data.picture import EXTENSIONS
+from latentdiff.data.image import EXTENSIONS
 from latentdiff.data.survey import Survey, looks
-from latentdiff.data.tars import Tars, TarsDataset
+from latentdiff.data.tar import Tars, TarsDataset
 
 DATASETS = {Folder: FolderDataset, Coco: FolderDataset, Tars: TarsDataset}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from latentdiff.config import UserError
 from latentdiff.data.listing import SPLITS, Listing, scan, split_of, texts
-from latentdiff.data.picture import EXTENSIONS
+from latentdiff.data.image import EXTENSIONS
 
 KINDS = ("captions", "instances")
 

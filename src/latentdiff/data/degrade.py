@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from latentdiff import keyed
+from latentdiff import rng
 from latentdiff.config import UserError
 
 RESAMPLE = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.BOX)
@@ -34,7 +34,7 @@ def degrade(config: Degrade, image: np.ndarray, key: int) -> np.ndarray:
     height, width = (side // config.scale for side in image.shape[:2])
     picture = Image.fromarray(image)
     if config.kind == "bsr":
-        rng = np.random.default_rng(keyed.key(key, "degrade"))
+        rng = np.random.default_rng(rng.key(key, "degrade"))
         # a resize somewhere among the others, so that some of them act on large and some on small pixels
         steps: list[Callable] = [_blur, _blur, _noise, _resize, _jpeg]
         for i in rng.permutation(len(steps)):

@@ -16,7 +16,7 @@ from torch import Tensor
 from latentdiff.config import UserError
 from latentdiff.data.degrade import Degrade, degrade
 from latentdiff.data.masks import Masks, random_mask
-from latentdiff.data.picture import BadPicture, View
+from latentdiff.data.image import BadPicture, View
 
 MADE: dict[type, Callable[[Any, np.ndarray, int], dict]] = {  # what is made from the picture
     Degrade: lambda config, image, key: {"low_res": degrade(config, image, key)},

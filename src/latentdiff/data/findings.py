@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from latentdiff.data.folder import FolderDataset
 from latentdiff.data.listing import SPLITS, Listing, scan
-from latentdiff.data.picture import EXTENSIONS
+from latentdiff.data.image import EXTENSIONS
 from latentdiff.data.survey import Survey
 
 SHOWN = 5  # examples of each

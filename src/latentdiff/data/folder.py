@@ -5,11 +5,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from latentdiff import keyed
+from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.coco import Coco, list_coco
 from latentdiff.data.listing import Listing, list_pictures, texts
-from latentdiff.data.picture import CROPS, BadPicture, fit, open_rgb, refuse_too_many
+from latentdiff.data.image import CROPS, BadPicture, fit, open_rgb, refuse_too_many
 
 RESERVED = {  # of an item; a column of such a name is not read
     "id", "image", "view", "key", "index", "bad", "tokens", "mean", "logvar", "label", "caption", "boxes", "low_res",
@@ -142,7 +142,7 @@ class FolderDataset:
         if "val" in splits or split == "test" or not share:
             return splits.get(split, [])
         # by hash, so that a picture keeps its side when others come; a small folder gives at least one
-        marks = {id: keyed.key("val", id) / 2**63 for id in splits.get("train", [])}
+        marks = {id: rng.key("val", id) / 2**63 for id in splits.get("train", [])}
         lowest = min(marks.values(), default=1.0) if len(marks) > 1 else -1.0
         return [id for id, mark in marks.items() if (mark < share or mark == lowest) == (split == "val")]
 
@@ -160,7 +160,7 @@ class FolderDataset:
 
 def choose(texts: list[str], key: int) -> str:
     """One of a picture's captions; "" where it has none: such a picture trains the unconditional model."""
-    return texts[keyed.key(key, "caption") % len(texts)] if texts else ""
+    return texts[rng.key(key, "caption") % len(texts)] if texts else ""
 
 
 def lines(content: bytes) -> list[str]:

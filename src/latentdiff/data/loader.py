@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from latentdiff import keyed
+from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.picture import BadPicture
+from latentdiff.data.image import BadPicture
 
 
 def micro_batches(rank: int, size: int, batch_size: int, accumulate: int) -> list[range]:
@@ -39,7 +39,7 @@ class Stream(Dataset):
 
     def index(self, step: int, position: int) -> int:
         epoch, place = divmod(step * self.batch_size + position, len(self.data))
-        return keyed.permute(place, len(self.data), keyed.key(self.seed, "order", epoch))
+        return rng.permute(place, len(self.data), rng.key(self.seed, "order", epoch))
 
     def __getitem__(self, where: tuple[int, int]) -> dict:
         """The item; one that cannot be read is replaced by f(seed, step, position, try) and named in "bad"."""
@@ -47,11 +47,11 @@ class Stream(Dataset):
         index, bad = self.index(step, position), []
         for attempt in range(100):
             try:
-                item = self.data.item(index, keyed.key(self.seed, step, position, "item"))
+                item = self.data.item(index, rng.key(self.seed, step, position, "item"))
                 return item | {"bad": bad}
             except BadPicture as error:
                 bad.append((self.data.id(index), str(error)))
-                index = keyed.key(self.seed, step, position, "replace", attempt) % len(self.data)
+                index = rng.key(self.seed, step, position, "replace", attempt) % len(self.data)
         raise UserError(f"100 items in a row cannot be read, the last one {bad[-1][0]}: {bad[-1][1]}")
 
 
@@ -106,7 +106,7 @@ def in_order(data: Any, indices: range, batch_size: int) -> Iterator[dict]:
         items, bad = [], []
         for index in range(start, min(start + batch_size, indices.stop)):
             try:
-                items.append(data.item(index, keyed.key("in order", index)) | {"index": index})
+                items.append(data.item(index, rng.key("in order", index)) | {"index": index})
             except BadPicture as error:
                 bad.append((data.id(index), str(error)))
         if items:

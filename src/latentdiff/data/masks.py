@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from latentdiff import keyed
+from latentdiff import rng
 from latentdiff.config import UserError
 
 
@@ -28,7 +28,7 @@ class Masks:
 def random_mask(config: Masks, height: int, width: int, key: int) -> np.ndarray:
     """uint8 [height, width], 1 where the picture is to be filled; a function of `key` alone, never empty."""
     for attempt in range(100):
-        rng = np.random.default_rng(keyed.key(key, "mask", attempt))
+        rng = np.random.default_rng(rng.key(key, "mask", attempt))
         mask = Image.new("L", (width, height))
         draw = _boxes if rng.random() < config.boxes else _strokes
         draw(config, ImageDraw.Draw(mask), np.array([width, height]), rng)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from latentdiff.data.picture import FORMATS, BadPicture, open_rgb
+from latentdiff.data.image import FORMATS, BadPicture, open_rgb
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
-from latentdiff.progress import watched
+from latentdiff.training.progress import watched
 
 MOST_TOKENIZED = 20_000  # captions whose tokens are counted
 VOCABULARY = 30_522  # of the tokenizer that counts them, as the recipes' default

@@ -19,8 +19,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from latentdiff import keyed
-from latentdiff.data.picture import EXTENSIONS, BadPicture, check_header
+from latentdiff import rng
+from latentdiff.data.image import EXTENSIONS, BadPicture, check_header
 
 VERSION = "1"
 PARTS = ("image", "txt", "json", "cls")
@@ -45,7 +45,7 @@ def index_shard(path: str, shard: str, index: Path) -> None:
     index.parent.mkdir(parents=True, exist_ok=True)
     samples, bad = _scan(path, shard)
     # in a random order that stays when shards come or go: the held-out share is the first rows of every shard
-    marks = [keyed.key("val", f"{shard}/{parts['image'].name}") for parts in samples]
+    marks = [rng.key("val", f"{shard}/{parts['image'].name}") for parts in samples]
     marked = sorted(zip(marks, samples), key=itemgetter(0))
     names = [parts["image"].name.encode("utf-8", "surrogateescape") for _, parts in marked]
     rows, end = np.zeros((len(marked), len(COLUMNS)), np.int64), 0

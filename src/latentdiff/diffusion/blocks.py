@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.layers import Attention, Held, attention, place_embedding, to_image, to_tokens, zero
 
 

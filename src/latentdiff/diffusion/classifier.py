@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.diffusion.unet import Layers, UNetConfig
 from latentdiff.layers import timestep_embedding
 

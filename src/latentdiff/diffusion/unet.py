@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latentdiff.cond import Cond
+from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
 from latentdiff.diffusion.blocks import (
     Downsample,
@@ -23,7 +23,7 @@ from latentdiff.diffusion.blocks import (
     halve,
     same,
 )
-from latentdiff.diffusion.modern import ModernBlock, ModernTransformer
+from latentdiff.diffusion.rope_transformer import ModernBlock, ModernTransformer
 from latentdiff.layers import timestep_embedding, zero
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentdiff.config import UserError
 from latentdiff.training.settings import Train
-from latentdiff.training.world import World
+from latentdiff.training.distributed import World
 
 # on screen
 SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm", "lr", "images_per_second")

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from latentdiff.training import muon
 from latentdiff.training.settings import Train
-from latentdiff.training.world import ALONE, World, precision
+from latentdiff.training.distributed import ALONE, World
+from latentdiff.training.precision import precision
 
 
 def rate(train: Train, step: int) -> float:

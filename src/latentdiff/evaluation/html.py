@@ -1,0 +1,150 @@
+"""Pages that are one file: pictures, curves and style inside, nothing fetched, readable at any width."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from latentdiff.training import image_grid
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1f24; --soft: #5d6673; --line: #e3e6ea; --ground: #f6f7f9; --card: #fff;
+  --accent: #2f6fb5; --pale: #a9c6e6; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #9aa4b1; --line: #2d333b; --ground: #14171b;
+  --card: #1c2127; --accent: #6fabe8; --pale: #34516f; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.02em; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 0 0 .25rem; letter-spacing: -.01em; }
+p { margin: .25rem 0 1rem; } .soft, figcaption, th, summary { color: var(--soft); } .soft { font-size: .92rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 1.25rem;
+  margin-top: 1.25rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: .75rem; margin-top: 1.25rem; }
+.cards div { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: .8rem 1rem; }
+.cards b { display: block; font-size: 1.55rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.25;
+  font-variant-numeric: tabular-nums; } .cards span { color: var(--soft); font-size: .85rem; }
+.wide { overflow-x: auto; margin: 0 -.25rem; padding: 0 .25rem; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th { text-align: left; font-weight: 500; font-size: .8rem; }
+td, th { padding: .4rem .75rem .4rem 0; vertical-align: top; }
+tr + tr td { border-top: 1px solid var(--line); }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.name { white-space: nowrap; font-weight: 550; } td.code { font: .82rem/1.6 ui-monospace, Menlo, monospace; }
+figure { margin: 0; } figcaption { font-size: .76rem; line-height: 1.3; margin-top: .3rem; }
+img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--line);
+  outline: 1px solid rgba(128, 128, 128, .28); outline-offset: -1px; }
+img.small { image-rendering: pixelated; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: .75rem; }
+.strip { display: grid; gap: .4rem; align-items: start; justify-content: start; min-width: min-content; }
+.strip > * { min-width: 44px; }
+.strip .label { color: var(--soft); font-size: .76rem; line-height: 1.3; align-self: center; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
+svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
+svg .title { fill: var(--ink); font-size: 13px; font-weight: 600; } svg .axis { stroke: var(--line); }
+svg polyline { fill: none; stroke-linejoin: round; } details { margin-top: .75rem; } summary { cursor: pointer; }
+@media (max-width: 600px) { main { padding: 1.25rem .8rem 3rem; } section { padding: 1rem .9rem; border-radius: 12px; }
+  .tiles { grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: .5rem; }
+  td.name { white-space: normal; } h1 { font-size: 1.5rem; } }
+"""
+THIN, THICK = "stroke: var(--pale); stroke-width: 1", "stroke: var(--accent); stroke-width: 2"
+
+
+def page(title: str, body: str, script: str = "") -> str:
+    """A whole HTML file."""
+    code = f"<script>{script}</script>" if script else ""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n<title>{words(title)}</title>\n<style>{STYLE}</style>\n</head>\n'
+        f"<body>\n<main>\n{body}\n</main>\n{code}\n</body>\n</html>\n"
+    )
+
+
+def words(text: object) -> str:
+    """Any text, safe inside HTML and its attributes."""
+    return html.escape(str(text), quote=True)
+
+
+def section(title: str, about: str, body: str) -> str:
+    return f'<section>\n<h2>{words(title)}</h2>\n<p class="soft">{words(about)}</p>\n{body}\n</section>'
+
+
+def source(image: Image.Image) -> str:
+    """A picture as a data: address; PNG while small, JPEG where that would be large."""
+    file = io.BytesIO()
+    small = max(image.size) <= 96
+    image.save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 90}))
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def picture(x: np.ndarray | Image.Image, caption: str = "", about: str = "") -> str:
+    """A figure of uint8 [H, W, 3] with a caption; `about` is told where pictures cannot be seen."""
+    image = x if isinstance(x, Image.Image) else Image.fromarray(x)
+    small = ' class="small"' if max(image.size) <= 96 else ""
+    below = f"<figcaption>{words(caption)}</figcaption>" if caption else ""
+    return f'<figure><img{small} src="{source(image)}" alt="{words(about or caption)}">{below}</figure>'
+
+
+def tiles(images: Iterable[np.ndarray], captions: Iterable[str]) -> str:
+    return f'<div class="tiles">{"".join(picture(x, c) for x, c in zip(images, captions))}</div>'
+
+
+def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str]) -> str:
+    """Rows of pictures, each with a label before it, under the names of the columns; wide ones scroll by themselves."""
+    cells = ["<span></span>"] + [f'<span class="label">{words(name)}</span>' for name in columns]
+    for label, images in rows:
+        cells.append(f'<span class="label">{words(label)}</span>')
+        cells += [picture(x, about=f"{label}, {name}") for x, name in zip(images, columns)]
+    widths = f"minmax(64px, 200px) repeat({len(columns)}, minmax(44px, 96px))"
+    return f'<div class="wide"><div class="strip" style="grid-template-columns: {widths}">{"".join(cells)}</div></div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str]) -> str:
+    """kinds: the class of each column: name, number, code or nothing."""
+    top = "".join(f"<th>{words(name)}</th>" for name in head)
+    lines = ("".join(f'<td class="{kind}">{words(v)}</td>' for v, kind in zip(row, kinds)) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
+    """Values over steps, thin as measured and thick as a running mean."""
+    width, height, left, top, bottom = 320, 150, 46, 30, 128
+    xs, ys = np.array(points, dtype=float).T
+    low, high = float(ys.min()), float(np.quantile(ys, 0.98) if len(ys) > 20 else ys.max())
+    high = high if high > low else low + 1.0
+    window = max(1, len(ys) // 30)
+    padded = np.pad(ys, (window // 2, window - 1 - window // 2), mode="edge")
+    smooth = np.convolve(padded, np.ones(window) / window, "valid")
+    across = left + (xs - xs[0]) / max(xs[-1] - xs[0], 1) * (width - left - 8)
+    lines = []
+    for values, style in (
+        (ys, "stroke: var(--pale); stroke-width: 1"),
+        (smooth, "stroke: var(--accent); stroke-width: 2"),
+    ):
+        down = bottom - (np.clip(values, low, high) - low) / (high - low) * (bottom - top)
+        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down))
+        lines.append(f'<polyline points="{places}" style="{style}"/>')
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words(name)} over the steps">'
+        f'<text class="title" x="0" y="14">{words(name)}</text>'
+        f'<text x="{width - 8}" y="14" text-anchor="end">last {ys[-1]:.4g}</text>'
+        f'<line class="axis" x1="{left}" y1="{bottom}" x2="{width - 8}" y2="{bottom}"/>'
+        f'<line class="axis" x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>'
+        f'<text x="{left - 6}" y="{top + 4}" text-anchor="end">{high:.3g}</text>'
+        f'<text x="{left - 6}" y="{bottom}" text-anchor="end">{low:.3g}</text>'
+        f'<text x="{left}" y="{height - 6}">{xs[0]:.0f}</text>'
+        f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">step {xs[-1]:.0f}</text>'
+        f"{''.join(lines)}</svg>"
+    )
+
+
+def images(x: Tensor) -> list[np.ndarray]:
+    """[B, 3, H, W] in [-1, 1] -> uint8 [H, W, 3] each."""
+    return list(image_grid.to_uint8(x))
