@@ -24,8 +24,8 @@ RUN               a run's folder or name, of either stage
                   the seconds from the first training step to here
 """
 
-from latentdiff.sampling import options
 from latentdiff import cli
+from latentdiff.sampling import options as sampling_options
 
 cli.answer_help(__doc__)
 
@@ -33,16 +33,16 @@ import time
 from pathlib import Path
 
 from latentdiff.config import UserError
+from latentdiff.evaluation import report, run, stage_two
+from latentdiff.evaluation.run import EvalRun
 from latentdiff.model import LatentDiffusion
-from latentdiff.evaluation import run, report, stage_two
-from latentdiff.evaluation.run import Subject
 from latentdiff.training import checkpoint, run_dir
-from latentdiff.training.log import read_metrics
 from latentdiff.training.distributed import World, start
+from latentdiff.training.log import read_metrics
 
 
 def main(words: list[str]) -> None:
-    options = options.evaluate_arguments(words)
+    options = sampling_options.evaluate_arguments(words)
     started, world = time.perf_counter(), start()
     if options.run is None:
         figures, protocol = run.folders(options, world)
@@ -80,7 +80,7 @@ def tell(figures: dict, protocol: dict, path: Path, world: World) -> None:
         print(f"  {'measured with ' + name:<32}{value}")
 
 
-def summarise(subject: Subject, figures: dict, seconds: float, world: World) -> None:
+def summarise(subject: EvalRun, figures: dict, seconds: float, world: World) -> None:
     names = ("psnr", "prompt_accuracy")
     if "prompt_accuracy" not in figures:
         raise UserError(f"--summary is for text-to-image runs on drawn shapes; run {subject.folder} is none")
@@ -90,7 +90,7 @@ def summarise(subject: Subject, figures: dict, seconds: float, world: World) -> 
         print(f"  seconds, from the first training step to the last sample: {seconds:.0f}")
 
 
-def training_seconds(subject: Subject) -> float:
+def training_seconds(subject: EvalRun) -> float:
     """What both stages took, by their own clocks: training, validation, statistics, cache, samples."""
     first_stage = run_dir.find_run(subject.recipe.autoencoder.path)
     return sum(read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (first_stage, subject.folder))

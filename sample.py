@@ -6,10 +6,10 @@ python sample.py --run runs/semantic --segmentation map.png
 python sample.py --run RUN --help        what this run draws from
 """
 
-from latentdiff.sampling import options
 from latentdiff import cli
+from latentdiff.sampling import options as sampling_options
 
-cli.answer_help(__doc__ + "\n" + options.SAMPLE_OPTIONS, cli.about_run)
+cli.answer_help(__doc__ + "\n" + sampling_options.SAMPLE_OPTIONS, cli.about_run)
 
 import time
 from collections.abc import Iterator
@@ -20,19 +20,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff.sampling import inputs, requirements
 from latentdiff import load
-from latentdiff.training import progress
 from latentdiff.autoencoder import tiling
 from latentdiff.autoencoder.autoencoder import Through, whole
 from latentdiff.config import UserError
-from latentdiff.data.fields import stacked
-from latentdiff.model import LatentDiffusion, Sampling
-from latentdiff.sampling.extra_guidance import Steering
-from latentdiff.training import image_grid, run_dir
-from latentdiff.training.precision import autocast, place, precision
+from latentdiff.data.fields import stack_field
+from latentdiff.model import LatentDiffusion, SamplingConfig
+from latentdiff.sampling import inputs, requirements
+from latentdiff.sampling.extra_guidance import ExtraGuidance
+from latentdiff.sampling.output import ImageWriter
+from latentdiff.training import image_grid, progress, run_dir
 from latentdiff.training.distributed import start
-from latentdiff.sampling.output import Writer
+from latentdiff.training.precision import autocast, place, precision
 
 SETTINGS = (  # of a run, and options
     "steps", "sampler", "guidance_scale", "guidance_rescale", "guidance_interval", "eta", "spacing",
@@ -41,7 +40,7 @@ SETTINGS = (  # of a run, and options
 
 
 def main(words: list[str]) -> None:
-    options = options.sample_arguments(words)
+    options = sampling_options.sample_arguments(words)
     device = start(options.device).device
     dtype = precision(options.precision, device)
     prompts = read_prompts(options)
@@ -60,14 +59,14 @@ def main(words: list[str]) -> None:
     if 0 < options.tile < model.autoencoder.factor:
         raise UserError(f"--tile {options.tile} is less than one latent place, {model.autoencoder.factor} pixels")
     own = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
-    settings = replace(model.sampling, **own, tile=options.tile // model.autoencoder.factor)
+    settings = replace(model.sampling, **own, tile_size=options.tile // model.autoencoder.factor)
     if options.autoguide:
         model.guide_by(load.load_guide(options.autoguide, device))
-    model.lowered(dtype)
+    model.cast_weights(dtype)
     model.check(settings)
     model.autoencoder.through = through(settings, options)
-    seeds = options.seeds(options.seed, options.num_images)
-    steering, names = Steering(model, options), load.names_of(folder)
+    seeds = sampling_options.seeds(options.seed, options.num_images)
+    steering, names = ExtraGuidance(model, options), load.names_of(folder)
     if options.classifier:
         other = run_dir.find_run(options.classifier)
         recipe["conditions"] += cli.read_json(other / "recipe.json")["conditions"]
@@ -78,21 +77,21 @@ def main(words: list[str]) -> None:
     draw_all(model, folder, jobs, settings, options, dtype, steering)
 
 
-def through(settings: Sampling, options) -> Through:
+def through(settings: SamplingConfig, options) -> Through:
     """How pictures and latents go through the autoencoder: as --tile and --coding say."""
     ways = {
         "exact": tiling.exact,
         "spilled": tiling.spilled,
-        "blended": partial(tiling.blended, tile=settings.tile, overlap=settings.common),
+        "blended": partial(tiling.blended, tile=settings.tile_size, overlap=settings.common),
     }
     if options.coding not in ways:
         raise UserError(f"--coding {options.coding}: it must be one of {', '.join(ways)}")
-    if not settings.tile and options.coding != "exact":
+    if not settings.tile_size and options.coding != "exact":
         raise UserError(f"--coding {options.coding} goes with --tile: larger pictures are drawn in tiles as well")
-    return ways[options.coding] if settings.tile else whole
+    return ways[options.coding] if settings.tile_size else whole
 
 
-def check_guidance(model: LatentDiffusion, settings: Sampling, options) -> None:
+def check_guidance(model: LatentDiffusion, settings: SamplingConfig, options) -> None:
     """Refuse what would change nothing."""
     if options.negative_prompt is not None:
         if model.tokenizer is None:
@@ -130,8 +129,8 @@ def _strength(options) -> float:
 
 @torch.no_grad()
 def draw_all(
-    model: LatentDiffusion, folder: Path, jobs: list[inputs.Job], settings: Sampling, options, dtype: torch.dtype,
-    steering: Steering,
+    model: LatentDiffusion, folder: Path, jobs: list[inputs.Job], settings: SamplingConfig, options, dtype: torch.dtype,
+    steering: ExtraGuidance,
 ) -> None:  # fmt: skip
     """Draw every job, write each picture as it is done, then the grid."""
     model.latent_shape(options.height, options.width)
@@ -144,7 +143,7 @@ def draw_all(
         about |= {"tile": options.tile, "coding": options.coding}
     if options.init_image:
         about |= {"init_image": options.init_image, "strength": _strength(options)}
-    writer = Writer(Path(options.output), about)
+    writer = ImageWriter(Path(options.output), about)
     bar = progress.bar(-(-len(jobs) // options.batch_size) * settings.steps, "sampling")
     started = time.perf_counter()
     for batch in inputs.batches(jobs, options.batch_size):
@@ -169,11 +168,16 @@ def draw_all(
 
 
 def fields_of(batch: list[inputs.Job]) -> dict[str, Tensor]:
-    return {name: stacked(name, [job.fields[name] for job in batch]) for name in batch[0].fields}
+    return {name: stack_field(name, [job.fields[name] for job in batch]) for name in batch[0].fields}
 
 
 def latents(
-    model: LatentDiffusion, batch: list[inputs.Job], found: dict, settings: Sampling, options, steering: Steering
+    model: LatentDiffusion,
+    batch: list[inputs.Job],
+    found: dict,
+    settings: SamplingConfig,
+    options,
+    steering: ExtraGuidance,
 ) -> Iterator[Tensor]:
     """The guesses at z0 of a batch, one per step."""
     count, device = len(batch), next(model.parameters()).device

@@ -18,24 +18,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentdiff import rng, load, recipe
-from latentdiff.training import modelspec, run_summary
+from latentdiff import load, recipe, rng
 from latentdiff.autoencoder import discriminator, equivariance, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.autoencoder.bottleneck import VQ
-from latentdiff.build import build_autoencoder
-from latentdiff.stage_one.codebook import Codes
+from latentdiff.autoencoder.bottleneck import VQConfig
+from latentdiff.build import build_autoencoder, weights_metadata
 from latentdiff.config import UserError
-from latentdiff.stage_one.adversarial import Critic
 from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.training.cuda_graph import Replayed
-from latentdiff.training import checkpoint, optim, run_dir
-from latentdiff.training.state import ADVICE, Learner
-from latentdiff.training.log import Log
+from latentdiff.stage_one.adversarial import Adversarial
+from latentdiff.stage_one.codebook import CodebookResetter
+from latentdiff.stage_one.validation import ReconstructionValidator
+from latentdiff.training import checkpoint, optim, run_dir, run_summary
+from latentdiff.training.cuda_graph import CudaGraph
 from latentdiff.training.distributed import World, start
+from latentdiff.training.log import Log
 from latentdiff.training.precision import autocast, precision
-from latentdiff.stage_one.validation import ReconstructionWatch
+from latentdiff.training.state import ADVICE, TrainState
 
 CURVES = ("nll", "psnr", "lpips", "kl", "perplexity", "disc_loss", "grad_norm")
 
@@ -43,9 +42,9 @@ CURVES = ("nll", "psnr", "lpips", "kl", "perplexity", "disc_loss", "grad_norm")
 class Parts(NamedTuple):
     """What trains, and what judges it."""
 
-    learner: Learner  # the autoencoder
-    critic: Critic
-    codes: Codes
+    learner: TrainState  # the autoencoder
+    critic: Adversarial
+    codes: CodebookResetter
     distance: nn.Module | None  # the perceptual one
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -68,7 +67,7 @@ def main(words: list[str]) -> None:
         raise UserError("train.compile is true, but only stage two's U-Net is compiled; leave it out")
     world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
-    loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
+    loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.grad_accum_steps)  # refused now, if at all
     distance = perceptual.build(r.loss.perceptual)
     folder, newest = run_dir.open_run(r, world)
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
@@ -83,7 +82,7 @@ def main(words: list[str]) -> None:
         tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
     log.say(describe(r, log, data, held_out, parts))
     bad = recipe.bad_list(r, folder, data)
-    watch = ReconstructionWatch(r, world, held_out, parts.distance, bad, log)
+    watch = ReconstructionValidator(r, world, held_out, parts.distance, bad, log)
     run_dir.begin(folder, r, world, lambda: bad.enter(getattr(data, "bad", [])))
     log.start()
     with run_dir.Stop() as stop:
@@ -92,13 +91,13 @@ def main(words: list[str]) -> None:
 
 
 def build(r: AutoencoderRecipe, world: World, model: Autoencoder, distance: nn.Module | None) -> Parts:
-    critic = Critic(r.discriminator, r.train, world)
-    learner = Learner(world.place(model), r.train, world)
-    codes = Codes(learner, r.train.seed, world)
+    critic = Adversarial(r.discriminator, r.train, world)
+    learner = TrainState(world.place(model), r.train, world)
+    codes = CodebookResetter(learner, r.train.seed, world)
     return Parts(learner, critic, codes, None if distance is None else world.place(distance))
 
 
-def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop: run_dir.Stop, log: Log) -> None:
+def train(r, world: World, parts: Parts, data, watch: ReconstructionValidator, stop: run_dir.Stop, log: Log) -> None:
     """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
     (learner, critic, codes, distance), t = parts, r.train
     model, parallel = learner.model, world.parallel(learner.model, broadcast_buffers=False)
@@ -112,11 +111,11 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
             g = None if weight is None else critic.generator_loss(y)
         adaptive = loss.backward(out, held, y, terms["nll"], g, weight, model.last_layer, scale, world.mean)
         terms = terms | ({} if g is None else {"g": g, "adaptive": adaptive}) | codes.count(out.bottleneck)
-        return terms | (critic.learn(x, y.detach(), more, 1 / t.accumulate) if learns else {})
+        return terms | (critic.learn(x, y.detach(), more, 1 / t.grad_accum_steps) if learns else {})
 
-    walk = Replayed(walk, [*model.parameters(), *critic.parameters()], ADVICE) if t.graph else walk
-    micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
-    stream = loader.batches(data, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
+    walk = CudaGraph(walk, [*model.parameters(), *critic.parameters()], ADVICE) if t.cuda_graph else walk
+    micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.grad_accum_steps)
+    stream = loader.batches(data, t.seed, t.batch_size, micro, log.first, t.steps, t.num_workers)
     for step in range(log.first, t.steps):
         weight, learns = critic.weight_at(step), critic.learns_at(step)
         weighed = torch.full((), weight, device=world.device) if weight else None
@@ -143,7 +142,7 @@ def train(r, world: World, parts: Parts, data, watch: ReconstructionWatch, stop:
             if t.due(done, t.sample_every):
                 watch.draw(learner.ema.model, done)
             if world.is_main and (leave or t.due(done, t.checkpoint_every)):
-                checkpoint.save(log.folder / "checkpoints", done, parts.tensors(), parts.state(), t.keep)
+                checkpoint.save(log.folder / "checkpoints", done, parts.tensors(), parts.state(), t.keep_checkpoints)
                 learner.averages.keep(log.folder, done)
         if leave:
             stop.leave(log, done, leave)
@@ -154,11 +153,11 @@ def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Lo
     shift, scale = statistics(r, world, model, data)
     model.set_statistics(shift, scale)
     deviations = ", ".join(f"{1 / s:.3f}" for s in dict.fromkeys(scale.flatten().tolist()))
-    if isinstance(r.autoencoder.bottleneck, VQ):
+    if isinstance(r.autoencoder.bottleneck, VQConfig):
         log.say("latents: the codebook's own scale is kept")
     else:
         log.say(f"latents: standard deviation {deviations} over the training data, now normalised to 1")
-    run_dir.finish(log, model.state_dict(), build.weights_metadata(r, r.train.steps, model.weights_hash()), CURVES)
+    run_dir.finish(log, model.state_dict(), weights_metadata(r, r.train.steps, model.weights_hash()), CURVES)
     log.say(f"done: {log.folder}  (python train_diffusion.py RECIPE.py autoencoder={log.folder})")
 
 
@@ -166,9 +165,9 @@ def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Lo
 def statistics(r: AutoencoderRecipe, world: World, model: Autoencoder, data) -> tuple[Tensor, Tensor]:
     """Shift and scale [C] that normalise the latents: Var(z) = Var(mean) + E[exp(logvar)], over all pictures."""
     sums = torch.zeros(4, model.z_channels, dtype=torch.float64, device=world.device)  # n, sum, squares, variances
-    if isinstance(r.autoencoder.bottleneck, VQ):  # the codebook's scale is the latent's own; the paper leaves it
+    if isinstance(r.autoencoder.bottleneck, VQConfig):  # the codebook's scale is the latent's own; the paper leaves it
         return torch.zeros(model.z_channels), torch.ones(model.z_channels)
-    for batch in loader.in_order(data, world.share_of(len(data)), 4 * r.train.batch_size):
+    for batch in loader.sequential_batches(data, world.share_of(len(data)), 4 * r.train.batch_size):
         with autocast(world.device, precision(r.train.precision, world.device)):
             moments = model.moments(loader.images(batch, world.device))
         mean, logvar = (None if m is None else m.double() for m in moments)
@@ -176,7 +175,7 @@ def statistics(r: AutoencoderRecipe, world: World, model: Autoencoder, data) -> 
         sums += torch.stack([m.sum((0, 2, 3)) for m in (torch.ones_like(mean), mean, mean**2, variances)])
     n, total, squares, variances = world.sum(sums)
     variance = squares / n - (total / n) ** 2 + variances / n
-    if r.statistics == "channel":
+    if r.latent_norm == "channel":
         return total / n, variance.rsqrt()
     return torch.zeros(model.z_channels), variance.mean().rsqrt().expand(model.z_channels)
 

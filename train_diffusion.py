@@ -16,18 +16,17 @@ cli.answer_help(__doc__)
 
 from torch import Tensor
 
-from latentdiff import build, rng, load, recipe
-from latentdiff.training import modelspec, run_summary
+from latentdiff import build, load, recipe, rng
 from latentdiff.data import loader
 from latentdiff.diffusion import loss
-from latentdiff.stage_two.batches import Latents
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training.cuda_graph import Replayed
-from latentdiff.training import checkpoint, optim, run_dir
-from latentdiff.training.state import ADVICE, Learner
-from latentdiff.training.log import Log
+from latentdiff.stage_two.batches import BatchEncoder
+from latentdiff.stage_two.validation import DenoisingValidator
+from latentdiff.training import checkpoint, optim, run_dir, run_summary
+from latentdiff.training.cuda_graph import CudaGraph
 from latentdiff.training.distributed import World, start
-from latentdiff.stage_two.validation import DenoisingWatch
+from latentdiff.training.log import Log
+from latentdiff.training.state import ADVICE, TrainState
 
 CURVES = ("loss", "val_loss", "text_gap", "grad_norm")
 
@@ -36,7 +35,7 @@ def main(words: list[str]) -> None:
     r, report_to = cli.training_recipe(words, DiffusionRecipe, "recipes/diffusion/demo.py")
     world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
     data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
-    loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.accumulate)  # refused now, if at all
+    loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.grad_accum_steps)  # refused now, if at all
     folder, newest = run_dir.open_run(r, world)
     tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
     log = Log(folder, world, state["step"], r.train, report_to)
@@ -47,7 +46,7 @@ def main(words: list[str]) -> None:
     if not newest:
         load.start_from(r, model, log.say)
     load.attach_teacher(r, model, world.device)
-    learner = Learner(world.place(model, plain=True), r.train, world)
+    learner = TrainState(world.place(model, plain=True), r.train, world)
     if newest:
         learner.load(tensors, state)
         tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
@@ -55,8 +54,8 @@ def main(words: list[str]) -> None:
     latent = f"autoencoder {r.autoencoder.path}"
     log.say(run_summary.opening(r, log, data, held_out, autoencoder, networks, latent=latent, objective=aim))
 
-    latents = Latents(r, world, autoencoder, tokenizer, data, log)
-    watch = DenoisingWatch(r, world, latents, held_out, log)
+    latents = BatchEncoder(r, world, autoencoder, tokenizer, data, log)
+    watch = DenoisingValidator(r, world, latents, held_out, log)
     run_dir.begin(folder, r, world, lambda: build.keep_parts(folder, autoencoder, first_stage, tokenizer, data))
     if world.is_main:
         latents.bad.enter(getattr(data, "bad", []))
@@ -68,7 +67,9 @@ def main(words: list[str]) -> None:
     log.say(f"done: {folder}  (python sample.py --run {folder}{' --prompt ...' if tokenizer else ''})")
 
 
-def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingWatch, stop: run_dir.Stop, log: Log) -> None:
+def train(
+    r, world: World, learner: TrainState, latents: BatchEncoder, watch: DenoisingValidator, stop: run_dir.Stop, log: Log
+) -> None:
     """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
     model, t = learner.model, r.train
     parallel = world.parallel(model, broadcast_buffers=False)
@@ -82,9 +83,9 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
         optim.backward(loss / pieces, learner.scaler)
         return losses
 
-    walk = Replayed(walk, model.parameters(), ADVICE) if t.graph else walk
-    micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.accumulate)
-    stream = loader.batches(latents.rows, t.seed, t.batch_size, micro, log.first, t.steps, t.workers)
+    walk = CudaGraph(walk, model.parameters(), ADVICE) if t.cuda_graph else walk
+    micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.grad_accum_steps)
+    stream = loader.batches(latents.rows, t.seed, t.batch_size, micro, log.first, t.steps, t.num_workers)
     for step in range(log.first, t.steps):
         for positions in micro:
             z, batch = latents(next(stream), step, positions)
@@ -96,12 +97,10 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
             with world.no_sync(parallel, positions is not micro[-1]):
                 losses = walk(z, batch, timesteps, eps, drops, len(micro))
             log.add(loss=losses.mean())
-            model.note(positions, timesteps, losses)
         done = step + 1
         if done % t.log_every == 0:
             log.add(**learner.norms())
         log.add(**learner.step(step))
-        model.learn(t.batch_size, world.sum)
         watch.health.look(done, log.report(done, lr=optim.rate(t, step)))
 
         leave = stop.wanted(world)
@@ -111,7 +110,9 @@ def train(r, world: World, learner: Learner, latents: Latents, watch: DenoisingW
             if t.due(done, t.sample_every):
                 watch.draw(learner.ema.model, done)
             if world.is_main and (leave or t.due(done, t.checkpoint_every)):
-                checkpoint.save(log.folder / "checkpoints", done, learner.tensors(), learner.state(), t.keep)
+                checkpoint.save(
+                    log.folder / "checkpoints", done, learner.tensors(), learner.state(), t.keep_checkpoints
+                )
                 learner.averages.keep(log.folder, done)
         if leave:
             stop.leave(log, done, leave)

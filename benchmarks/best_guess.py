@@ -19,7 +19,7 @@ from benchmarks.tasks import images, share
 from latentdiff import load
 from latentdiff.conditioning.cond import Cond
 from latentdiff.data.shapes import reader
-from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
@@ -47,7 +47,7 @@ def main() -> None:
         checkpoint.write_json(options.output, {"run": folder.name, "scenes": options.scenes, "rows": rows})
 
 
-def scenes(config: Shapes, split: str, count: int) -> Tensor:
+def scenes(config: ShapesConfig, split: str, count: int) -> Tensor:
     data = ShapesDataset(config, split)
     return images([data.item(i, 0) for i in range(count)])
 

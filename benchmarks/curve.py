@@ -20,8 +20,8 @@ from latentdiff import cli
 from latentdiff.evaluation import run
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
-from latentdiff.training.log import read_metrics
 from latentdiff.training.distributed import start
+from latentdiff.training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT, PICTURE = ROOT / "benchmarks" / "results" / "curve.json", ROOT / "docs" / "curve.svg"

@@ -18,11 +18,11 @@ from latentdiff.data.folder import FolderDataset
 from latentdiff.data.shapes.reader import wilson
 from latentdiff.evaluation import sample_images
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, optim, image_grid, run_dir
-from latentdiff.training.settings import Train
+from latentdiff.training import checkpoint, image_grid, optim, run_dir
+from latentdiff.training.settings import TrainConfig
 
 
-class Judge(nn.Module):
+class FeatureNet(nn.Module):
     """Style and main colour of a picture: [B, 3, 64, 64] -> logits [B, styles], [B, colours]."""
 
     def __init__(self, styles: int, colours: int) -> None:
@@ -54,7 +54,7 @@ def main() -> None:
     for split in ("val", "test"):
         records = [splits[split].record(i, 0) for i in range(len(splits[split]))]
         wanted = labels(records, colours)
-        real = torch.cat([loader.images(b) for b in loader.in_order(splits[split], range(len(records)), 64)])
+        real = torch.cat([loader.images(b) for b in loader.sequential_batches(splits[split], range(len(records)), 64)])
         drawn = draw(model, [record["caption"] for record in records])
         for kind, x in (("real", real), ("drawn", drawn)):
             for name, logits, truth in zip(("style", "colour"), verdicts(judge, x), wanted):
@@ -67,11 +67,11 @@ def main() -> None:
     checkpoint.write_json(Path(options.output or folder / "emoji.json"), figures)
 
 
-def train_judge(data: FolderDataset, colours: list[str], steps: int) -> Judge:
+def train_judge(data: FolderDataset, colours: list[str], steps: int) -> FeatureNet:
     """A judge trained on the real pictures, deterministic."""
     torch.manual_seed(0)
-    train = Train(steps=steps, batch_size=64, lr=2e-3, schedule="cosine", warmup=50)
-    judge = Judge(5, len(colours))
+    train = TrainConfig(steps=steps, batch_size=64, lr=2e-3, lr_schedule="cosine", warmup_steps=50)
+    judge = FeatureNet(5, len(colours))
     optimizer = optim.build(judge, train)
     stream = loader.batches(data, 0, 64, [range(64)], 0, steps)
     for step, batch in enumerate(stream):
@@ -90,7 +90,7 @@ def labels(records: list[dict], colours: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def verdicts(judge: Judge, x: Tensor) -> tuple[Tensor, Tensor]:
+def verdicts(judge: FeatureNet, x: Tensor) -> tuple[Tensor, Tensor]:
     parts = [judge(piece) for piece in x.split(128)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 

@@ -26,20 +26,22 @@ from benchmarks.claims.arms import PROMPTS, Kernel
 from benchmarks.claims.claim import bootstrap, mean_interval
 from latentdiff import cli, recipe
 from latentdiff.data import loader
-from latentdiff.data.folder import Folder
-from latentdiff.data.shapes.dataset import Shapes, prompts
+from latentdiff.data.folder import FolderConfig
+from latentdiff.data.shapes.dataset import ShapesConfig, prompts
 from latentdiff.data.shapes.reader import prompt_accuracy
-from latentdiff.model import Sampling
-from latentdiff.evaluation import run, image_sets
-from latentdiff.evaluation.sample_images import Wanted
-from latentdiff.evaluation.run import Subject
-from latentdiff.evaluation.image_sets import Stored
+from latentdiff.evaluation import image_sets, run
+from latentdiff.evaluation.image_sets import ImageDir
+from latentdiff.evaluation.run import EvalRun
+from latentdiff.evaluation.sample_images import SampleSpec
+from latentdiff.model import SamplingConfig
 from latentdiff.training import checkpoint
 from latentdiff.training.distributed import start
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLERS, SPACINGS = ("dpmpp_2m", "unipc", "ipndm"), ("trailing", "log_snr", "karras", "quadratic")
-Verdict = Callable[[Stored, range], dict[str, Tensor]]  # pictures and which captions they are for -> what is right, [N]
+Verdict = Callable[
+    [ImageDir, range], dict[str, Tensor]
+]  # pictures and which captions they are for -> what is right, [N]
 
 
 def main(words: list[str]) -> None:
@@ -60,15 +62,18 @@ def main(words: list[str]) -> None:
     real = image_sets.extract(extractor, train, min(len(train), 5000), world).features
     captions, judge = JUDGES[type(subject.recipe.data)](subject, o.screen + o.count)
 
-    def drawn(settings: Sampling, some: range) -> tuple[Kernel, dict[str, Tensor]]:
-        wanted = Wanted(None, ("caption",), captions[some.start : some.stop], len(some), some.start)
+    def drawn(settings: SamplingConfig, some: range) -> tuple[Kernel, dict[str, Tensor]]:
+        wanted = SampleSpec(None, ("caption",), captions[some.start : some.stop], len(some), some.start)
         options = Namespace(split="val", batch_size=100, summary=False)
         folder, _ = run.draw(subject, wanted, settings, "few-steps", options, world)
         return Kernel(image_sets.extract(extractor, folder, len(some), world).features, real), judge(folder, some)
 
-    few = [replace(subject.model.sampling, sampler=sampler, spacing=spacing, steps=o.steps)
+    few = [replace(subject.model.sampling, sampler=sampler, timestep_spacing=spacing, steps=o.steps)
            for sampler in SAMPLERS for spacing in SPACINGS]  # fmt: skip
-    long, screen = replace(subject.model.sampling, sampler="ddim", spacing="trailing", steps=50), range(o.screen)
+    long, screen = (
+        replace(subject.model.sampling, sampler="ddim", timestep_spacing="trailing", steps=50),
+        range(o.screen),
+    )
     found = {name(settings): summary(*drawn(settings, screen)) for settings in (*few, long)}
     best = max(few, key=lambda settings: preference(found[name(settings)]))
     rest = range(o.screen, o.screen + o.count)
@@ -97,8 +102,8 @@ def preference(figures: dict[str, float]) -> tuple[float, float]:
     return sum(value for what, value in figures.items() if what != "kid"), -figures["kid"]
 
 
-def name(settings: Sampling) -> str:
-    return f"{settings.sampler} {settings.spacing} {settings.steps}"
+def name(settings: SamplingConfig) -> str:
+    return f"{settings.sampler} {settings.timestep_spacing} {settings.steps}"
 
 
 def summary(kernel: Kernel, right: dict[str, Tensor]) -> dict[str, float]:
@@ -110,17 +115,17 @@ def summary(kernel: Kernel, right: dict[str, Tensor]) -> dict[str, float]:
 # ---- who says what is right: captions, and a verdict on the pictures drawn for some of them
 
 
-def of_shapes(subject: Subject, count: int) -> tuple[tuple[str, ...], Verdict]:
+def of_shapes(subject: EvalRun, count: int) -> tuple[tuple[str, ...], Verdict]:
     captions = tuple(prompts(subject.recipe.data, count, PROMPTS))
 
-    def judge(drawn: Stored, some: range) -> dict[str, Tensor]:
+    def judge(drawn: ImageDir, some: range) -> dict[str, Tensor]:
         images = (image.numpy() for batch in batches(drawn) for image in batch["image"])
         return {"prompts right": torch.tensor(prompt_accuracy(images, captions[some.start : some.stop]).correct)}
 
     return captions, judge
 
 
-def of_emoji(subject: Subject, count: int) -> tuple[tuple[str, ...], Verdict]:
+def of_emoji(subject: EvalRun, count: int) -> tuple[tuple[str, ...], Verdict]:
     """Captions of val, each several times with noise of its own; the judge that emoji.py trains on the real ones."""
     data, held_out = (recipe.open_data(subject.recipe, split) for split in ("train", "val"))
     colours = sorted({colour for row in data.listing.rows.values() for colour in row["colors"][:1]})
@@ -128,7 +133,7 @@ def of_emoji(subject: Subject, count: int) -> tuple[tuple[str, ...], Verdict]:
     records = [held_out.record(i % len(held_out), 0) for i in range(count)]
     wanted = emoji.labels(records, colours)
 
-    def judge(drawn: Stored, some: range) -> dict[str, Tensor]:
+    def judge(drawn: ImageDir, some: range) -> dict[str, Tensor]:
         found = emoji.verdicts(network, torch.cat([loader.images(batch) for batch in batches(drawn)]))
         pairs = zip(("style right", "colour right"), found, wanted)
         return {what: logits.argmax(1) == truth[some.start : some.stop] for what, logits, truth in pairs}
@@ -136,11 +141,11 @@ def of_emoji(subject: Subject, count: int) -> tuple[tuple[str, ...], Verdict]:
     return tuple(record["caption"] for record in records), judge
 
 
-def batches(drawn: Stored) -> Iterator[dict]:
-    return loader.in_order(drawn, range(len(drawn)), 100)
+def batches(drawn: ImageDir) -> Iterator[dict]:
+    return loader.sequential_batches(drawn, range(len(drawn)), 100)
 
 
-JUDGES = {Shapes: of_shapes, Folder: of_emoji}
+JUDGES = {ShapesConfig: of_shapes, FolderConfig: of_emoji}
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
 from latentdiff.data.shapes.scene import KINDS
 from latentdiff.diffusion.guidance import image_guidance
-from latentdiff.sampling.image_guidance import resembles
-from latentdiff.model import LatentDiffusion
 from latentdiff.evaluation.image_metrics import psnr
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
+from latentdiff.sampling.image_guidance import resembles
 from latentdiff.training import checkpoint, image_grid, run_dir
 
 SMALL = 8  # side of the small picture
@@ -44,7 +44,7 @@ def main() -> None:
     folder, grid = run_dir.find_run(options.run), []
     model = load.load_run(folder)
     data = ShapesDataset(run_dir.read_recipe(folder, DiffusionRecipe).data, "test")
-    x = loader.images(next(loader.in_order(data, range(options.count), options.count)))
+    x = loader.images(next(loader.sequential_batches(data, range(options.count), options.count)))
     figures = {"run": folder.name, "count": options.count, "steps": options.steps}
     figures["classifier"] = by_class(model, load_classifier(options.classifier, model), options, grid)
     figures["picture"] = by_picture(model, x, options, grid)
@@ -81,7 +81,7 @@ def by_class(model: LatentDiffusion, classifier: torch.nn.Module, options, grid:
 
 def by_picture(model: LatentDiffusion, x: Tensor, options, grid: list[Tensor]) -> list[dict]:
     """For each guider and scale: PSNR of the drawn picture made small, against the small picture, and LPIPS to x."""
-    lpips, decode = perceptual.build(perceptual.LPIPS(backbone="squeezenet")), model.autoencoder.decode
+    lpips, decode = perceptual.build(perceptual.LPIPSConfig(backbone="squeezenet")), model.autoencoder.decode
     large = lambda a: F.interpolate(a, size=(64, 64), mode="bilinear")  # noqa: E731 - where its features see anything
     near = lambda a, b: lpips(large(a), large(b))  # noqa: E731
     shrunk = lambda a: F.interpolate(a, size=(SMALL, SMALL), mode="bicubic", antialias=True)  # noqa: E731

@@ -28,9 +28,9 @@ from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
 from latentdiff.data.shapes.scene import draw as draw_scene
 from latentdiff.diffusion.tiling import moved
+from latentdiff.layers import windows
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.layers import windows
 from latentdiff.training import checkpoint, image_grid, run_dir
 
 TILE, OVERLAP = 32, 0.25  # of patch-wise sampling, in places of the latent, and as a share of it

@@ -39,31 +39,31 @@ def main(words: list[str]) -> None:
     parser.add_argument("--shard-rows", type=int, default=131_072)
     parser.add_argument("--steps", type=int, default=200)
     o = parser.parse_args(words)
-    print(json.dumps(simulate(o.rows, o.ranks, o.batch, o.shard_rows, o.steps), indent=1))
+    print(json.dumps(simulate(o.rows, o.ranks, o.batch, o.shard_size, o.steps), indent=1))
 
 
-def simulate(rows: int, ranks: int, batch: int, shard_rows: int, steps: int, seed: int = 0) -> dict[str, float]:
+def simulate(rows: int, ranks: int, batch: int, shard_size: int, steps: int, seed: int = 0) -> dict[str, float]:
     stream, micro = Stream(Rows(rows), seed, batch), [micro_batches(rank, ranks, batch, 1)[0] for rank in range(ranks)]
     read = [[stream.index(step, position) for position in range(batch)] for step in range(steps)]  # [steps][batch]
-    return balance(read, micro, shard_rows, rows) | shuffle(read, rows, shard_rows, seed) | restart(stream, batch)
+    return balance(read, micro, shard_size, rows) | shuffle(read, rows, shard_size, seed) | restart(stream, batch)
 
 
-def balance(read: list[list[int]], micro: list[range], shard_rows: int, rows: int) -> dict[str, float]:
+def balance(read: list[list[int]], micro: list[range], shard_size: int, rows: int) -> dict[str, float]:
     """How evenly ranks and shards are asked."""
     per_rank = [sum(len(positions) for _ in read) for positions in micro]
-    shards = Counter(row // shard_rows for batch in read for row in batch)
-    even = sum(map(len, read)) * shard_rows / rows  # rows of a whole shard that are read
-    spread = (sum((shards[shard] - even) ** 2 for shard in range(rows // shard_rows)) / (rows // shard_rows)) ** 0.5
+    shards = Counter(row // shard_size for batch in read for row in batch)
+    even = sum(map(len, read)) * shard_size / rows  # rows of a whole shard that are read
+    spread = (sum((shards[shard] - even) ** 2 for shard in range(rows // shard_size)) / (rows // shard_size)) ** 0.5
     return {
         "rows per rank, most / fewest": max(per_rank) / min(per_rank),
         "rows per shard, standard deviation / that of a fair draw": spread / even**0.5,
     }
 
 
-def shuffle(read: list[list[int]], rows: int, shard_rows: int, seed: int) -> dict[str, float]:
+def shuffle(read: list[list[int]], rows: int, shard_size: int, seed: int) -> dict[str, float]:
     """Against a perfect shuffle, of which the same figures are 1."""
-    pairs = [(len(batch) - len({row // shard_rows for row in batch})) for batch in read]
-    shards, size = rows / shard_rows, len(read[0])
+    pairs = [(len(batch) - len({row // shard_size for row in batch})) for batch in read]
+    shards, size = rows / shard_size, len(read[0])
     expected = size - shards * (1 - (1 - 1 / shards) ** size)
     key, some = rng.key(seed, "order", 0), range(0, rows - 1, max(1, rows // 20_000))
     apart = [abs(rng.permute(i, rows, key) - rng.permute(i + 1, rows, key)) for i in some]

@@ -31,18 +31,18 @@ from latentdiff.training.log import read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun"
 RECIPE = "recipes/diffusion/demo.py"
-PAPER = ("schedule.kind=scaled_linear", "schedule.beta_start=0.0015", "schedule.beta_end=0.0195", "schedule.shift=1",
-         "objective.prediction=eps", "objective.timesteps=uniform", "train.optimizer=adamw")  # fmt: skip
-FLOW = ("schedule.kind=flow", "schedule.shift=1", "objective.prediction=flow", "objective.timesteps=uniform",
+PAPER = ("schedule.kind=scaled_linear", "schedule.beta_start=0.0015", "schedule.beta_end=0.0195", "schedule.snr_shift=1",
+         "objective.prediction=eps", "objective.timestep_sampling=uniform", "train.optimizer=adamw")  # fmt: skip
+FLOW = ("schedule.kind=flow", "schedule.snr_shift=1", "objective.prediction=flow", "objective.timestep_sampling=uniform",
         "train.optimizer=adamw")  # fmt: skip
-MIDDLE = (*FLOW, "objective.timesteps=logit_normal")
+MIDDLE = (*FLOW, "objective.timestep_sampling=logit_normal")
 MUON = (*MIDDLE, "train.optimizer=muon")
 ARMS = {  # name -> (what it is compared with, the fields)
     "paper": ("paper", PAPER),
     "min-snr": ("paper", (*PAPER, "objective.weighting=min_snr")),
     "flow": ("paper", FLOW),
     "logit-normal": ("flow", MIDDLE),
-    "shift": ("logit-normal", (*MIDDLE, "schedule.shift=2")),
+    "shift": ("logit-normal", (*MIDDLE, "schedule.snr_shift=2")),
     "muon": ("logit-normal", MUON),
     "modern-blocks": ("muon", (*MUON, "unet.blocks=modern")),
     "paper, three times as long": ("muon", PAPER),
@@ -98,7 +98,7 @@ def arguments(name: str, seed: int, options: argparse.Namespace) -> tuple[str, .
     steps = options.steps * LONGER.get(name, 1)
     every = [f"train.{when}_every={steps}" for when in ("val", "sample", "checkpoint")]
     return (f"autoencoder={options.autoencoder}", f"train.steps={steps}", f"train.seed={seed}", *every,
-            "sampling.steps=50", "train.graph=true", *ARMS[name][1])  # fmt: skip
+            "sampling.steps=50", "train.cuda_graph=true", *ARMS[name][1])  # fmt: skip
 
 
 def script(name: str, *words: object) -> None:

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from benchmarks.larger import agreement, mosaic
 from latentdiff import load
-from latentdiff.autoencoder.perceptual import LPIPS, build
+from latentdiff.autoencoder.perceptual import LPIPSConfig, build
 from latentdiff.conditioning.spatial import to_signed
 from latentdiff.config import UserError, override
 from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
 from latentdiff.data.shapes.scene import KINDS, Scene
-from latentdiff.model import LatentDiffusion
 from latentdiff.evaluation.image_metrics import psnr
 from latentdiff.evaluation.stage_one import again
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe, with_fields
 from latentdiff.training import checkpoint, image_grid, run_dir
 
@@ -172,7 +172,7 @@ def enlarged(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
         np.stack([np.array(Image.fromarray(s.numpy()).resize(truth.shape[:1:-1], Image.BICUBIC)) for s in small])
     )
     bicubic = to_signed(bicubic)
-    distance, figures = build(LPIPS(backbone="squeezenet")), {}
+    distance, figures = build(LPIPSConfig(backbone="squeezenet")), {}
     again = to_signed(torch.from_numpy(np.stack([reduced(picture, small.shape[1:3]) for picture in x])))
     figures["psnr_made_small_again"] = psnr(again, to_signed(small)).mean().item()
     for name, picture in (("drawn", x), ("bicubic", bicubic)):

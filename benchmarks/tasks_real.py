@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from benchmarks.tasks import Arm, column, draw, images, words_of
 from latentdiff import load, recipe
 from latentdiff.autoencoder import pretrained
-from latentdiff.autoencoder.perceptual import LPIPS, build
+from latentdiff.autoencoder.perceptual import LPIPSConfig, build
 from latentdiff.conditioning.spatial import to_signed
-from latentdiff.data.fields import Fields
-from latentdiff.model import LatentDiffusion
+from latentdiff.data.fields import ConditionFields
 from latentdiff.evaluation import distances, features
 from latentdiff.evaluation.image_metrics import psnr, ssim
 from latentdiff.evaluation.stage_one import again, lpips_in_hole
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training import checkpoint, optim, image_grid, run_dir
-from latentdiff.training.log import read_metrics
-from latentdiff.training.settings import Train
+from latentdiff.training import checkpoint, image_grid, optim, run_dir
 from latentdiff.training.distributed import start
+from latentdiff.training.log import read_metrics
+from latentdiff.training.settings import TrainConfig
 
-READER = Train(steps=1000, batch_size=16, lr=2e-3, schedule="cosine", warmup=50)
+READER = TrainConfig(steps=1000, batch_size=16, lr=2e-3, lr_schedule="cosine", warmup_steps=50)
 
 
 def main() -> None:
@@ -60,28 +60,28 @@ def main() -> None:
 # ---- one arm per task: figure -> what was drawn, the plain way, and the best that can be had
 
 
-def enlarged(model: LatentDiffusion, items: list[dict], train: Fields) -> Arm:
+def enlarged(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
     """Beside bicubic enlargement, and the autoencoder's copy of the true picture."""
     small, truth = torch.stack(column(items, "low_res")), images(items)
     size = (truth.shape[3], truth.shape[2])
     bicubic = np.stack([np.array(Image.fromarray(s.numpy()).resize(size, Image.BICUBIC)) for s in small])
     shown = {"drawn": draw(model, {"low_res": small}, len(items)), "plain": to_signed(torch.from_numpy(bicubic)),
              "best": copies(model, truth)}  # fmt: skip
-    distance = build(LPIPS(backbone="squeezenet"))
+    distance = build(LPIPSConfig(backbone="squeezenet"))
     figures = {"plain": "bicubic enlargement", "best": "the autoencoder's copy of the true picture"}
     for name, measure in {"psnr": psnr, "ssim": ssim, "lpips": lambda x, y: distance(y, x).flatten()}.items():
         figures[name] = {who: in_parts(measure, truth, x) for who, x in shown.items()}
     return figures, {"drawn": shown["drawn"], "true": truth, "plain": shown["plain"]}
 
 
-def filled(model: LatentDiffusion, items: list[dict], train: Fields) -> Arm:
+def filled(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
     """In the hole alone, beside the mean of what is known; the best is the autoencoder's copy of what was there."""
     given = {name: torch.stack(column(items, name)) for name in ("image", "mask")}
     truth, hole = images(items), (given["mask"] > 0).float()[:, None]  # [B, 1, H, W]
     mean = (truth * (1 - hole)).sum((2, 3), keepdim=True) / (1 - hole).sum((2, 3), keepdim=True)
     made = {"drawn": draw(model, given, len(items)), "plain": mean, "best": copies(model, truth)}
     shown = {who: hole * x + (1 - hole) * truth for who, x in made.items()}
-    distance = build(LPIPS(backbone="squeezenet"))
+    distance = build(LPIPSConfig(backbone="squeezenet"))
     figures = {"plain": "the mean of what is known", "best": "the autoencoder's copy of what was there",
                "hole_share": hole.mean().item()}  # fmt: skip
     for name, measure in {
@@ -92,7 +92,7 @@ def filled(model: LatentDiffusion, items: list[dict], train: Fields) -> Arm:
     return figures, {"drawn": shown["drawn"], "true": truth, "given": truth * (1 - hole)}
 
 
-def mapped(model: LatentDiffusion, items: list[dict], train: Fields) -> Arm:
+def mapped(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
     """What a reader finds in the pictures against the map; plain: the training picture with the nearest map."""
     name = train.wanted[0]
     classes = train.classes[name] + (name == "boxes")
@@ -114,7 +114,7 @@ def mapped(model: LatentDiffusion, items: list[dict], train: Fields) -> Arm:
     return figures, {"drawn": drawn, "true": truth, "map": palette[:, None].expand(-1, 3, -1, -1)}
 
 
-ARMS: dict[str, Callable[[LatentDiffusion, list[dict], Fields], Arm]] = {
+ARMS: dict[str, Callable[[LatentDiffusion, list[dict], ConditionFields], Arm]] = {
     "LowRes": enlarged, "Masked": filled, "Semantic": mapped, "Layout": mapped,
 }  # fmt: skip
 
@@ -171,7 +171,7 @@ class Reader(nn.Module):
         return self.out(top(torch.cat([h, fine], 1)))
 
 
-def learn(x: Tensor, maps: Tensor, classes: int, train: Train = READER) -> Reader:
+def learn(x: Tensor, maps: Tensor, classes: int, train: TrainConfig = READER) -> Reader:
     """A reader that has seen pictures [N, 3, H, W] and their maps [N, H, W]; deterministic."""
     torch.manual_seed(0)
     reader = Reader(classes)

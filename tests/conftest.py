@@ -22,7 +22,7 @@ STAGE_TWO = ("train_diffusion", "recipes/diffusion/tiny.py")
 TWENTY = ("train.steps=20", "train.checkpoint_every=10", "train.val_every=10", "train.sample_every=20")
 OVERFIT = ("--overfit=4", "train.steps=200", "train.batch_size=16", "train.lr=3e-3", "train.log_every=20",
            "train.val_every=200", "train.sample_every=200", "train.checkpoint_every=200", "train.precision=fp32",
-           "autoencoder.statistics=data")  # fmt: skip
+           "autoencoder.latent_stats=data")  # fmt: skip
 
 
 @cache

@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import ROOT, STAGE_TWO
 
-from latentdiff.sampling import options
 from latentdiff import cli
-from latentdiff.training import progress
 from latentdiff.config import UserError
 from latentdiff.recipe import DiffusionRecipe
+from latentdiff.sampling import options as sampling_options
+from latentdiff.training import progress
 
 SCRIPTS = ("train_autoencoder", "train_diffusion", "sample", "evaluate")
 
@@ -84,7 +84,7 @@ def test_memory_that_does_not_suffice_is_one_line_that_says_what_needs_less(caps
     error = capsys.readouterr().err
     assert leaving.value.code == 2 and error.count("\n") == 1 and "GPU 0" not in error
     assert error.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. Training needs less with")
-    assert "train.accumulate" in error
+    assert "train.grad_accum_steps" in error
 
 
 def test_errors_of_programmers_are_raised():
@@ -146,36 +146,36 @@ def test_every_alias_means_the_same():
     for name, options in given.items():
         for option in options:
             for words in ([option, "3"], [f"{option}=3"]):
-                assert float(getattr(options.sample_arguments(words), name)) == 3
+                assert float(getattr(sampling_options.sample_arguments(words), name)) == 3
 
 
 def test_every_option_is_in_the_help():
-    for option in [*options._SAMPLE, "--prompt", "--no-grid"]:
-        assert f"{option} " in options.SAMPLE_OPTIONS + " " or f"{option}\n" in options.SAMPLE_OPTIONS
+    for option in [*sampling_options._SAMPLE, "--prompt", "--no-grid"]:
+        assert f"{option} " in sampling_options.SAMPLE_OPTIONS + " " or f"{option}\n" in sampling_options.SAMPLE_OPTIONS
 
 
 def test_values_keep_their_underscores():
-    assert options.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
+    assert sampling_options.sample_arguments(["--prompt", "a_b", "--prompt=c_d"]).prompt == ["a_b", "c_d"]
 
 
 @pytest.mark.parametrize("text, count, seeds", [
     ("7", 3, [7, 8, 9]), ("0", 1, [0]), ("0-15", 1, list(range(16))), ("3-3", 5, [3]),
 ])  # fmt: skip
 def test_seeds(text, count, seeds):
-    assert options.seeds(text, count) == seeds
+    assert sampling_options.seeds(text, count) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2", "9" * 20])
 def test_wrong_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seed"):
-        options.seeds(text, 1)
+        sampling_options.seeds(text, 1)
 
 
 @pytest.mark.parametrize("words", [["--steps", "0"], ["--num-images", "-1"], ["--batch-size=0"], ["--steps", "x"],
                                    ["--colour"], ["stray"], ["--prompt"]])  # fmt: skip
 def test_wrong_options_are_refused(words):
     with pytest.raises(UserError):
-        options.sample_arguments(words)
+        sampling_options.sample_arguments(words)
 
 
 def test_a_progress_bar_is_not_needed(monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.conditioning.text import TextCondition, TextConfig
 from latentdiff.diffusion.unet import Layers, UNetConfig
 from latentdiff.layers import Attention
 
@@ -23,7 +23,7 @@ def test_logits_of_normed_tokens_start_with_a_spread_of_gain_squared(gain, sprea
 
 def test_text_and_cross_attention_start_sharper_than_torch_would():
     torch.manual_seed(0)
-    config = Text(dim=128, depth=1, heads=4, head_dim=32, length=8, vocab_size=9)
+    config = TextConfig(dim=128, depth=1, heads=4, head_dim=32, max_length=8, vocab_size=9)
     text = TextCondition(config, 0, torch.zeros(8, dtype=torch.long)).blocks[0].attention
     cross = Layers(UNetConfig(channels=128, norm_groups=8), 96).attention(128).blocks[0].attn2
     assert text.q.weight.std().item() == pytest.approx(1.4 * 128**-0.5, rel=0.05)

@@ -10,7 +10,7 @@ from conftest import ROOT, call
 from latentdiff import build, config, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.classifier import ClassifierRecipe, build_classifier
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
@@ -98,8 +98,8 @@ def first_stage(tree):
 
 
 def meta_tokenizer(tree):
-    text = next((c for c in tree.conditions if isinstance(c, Text)), None)
-    return None if text is None else CaptionTokenizer(train_wordpiece(["a red star"], text.vocab_size), text.length)
+    text = next((c for c in tree.conditions if isinstance(c, TextConfig)), None)
+    return None if text is None else CaptionTokenizer(train_wordpiece(["a red star"], text.vocab_size), text.max_length)
 
 
 def test_defaults_of_both_roots_say_what_every_field_means():

@@ -13,10 +13,10 @@ from latentdiff import recipe
 from latentdiff.data import loader
 from latentdiff.data.shapes.dataset import prompts
 from latentdiff.data.shapes.reader import prompt_accuracy
-from latentdiff.evaluation import distances, features, run, image_sets
-from latentdiff.evaluation.sample_images import Wanted
-from latentdiff.evaluation.run import Subject
-from latentdiff.evaluation.image_sets import Features, Stored
+from latentdiff.evaluation import distances, features, image_sets, run
+from latentdiff.evaluation.image_sets import Features, ImageDir
+from latentdiff.evaluation.run import EvalRun
+from latentdiff.evaluation.sample_images import SampleSpec
 from latentdiff.training.distributed import World, start
 
 PROMPTS = 40_000_000  # a seed of scenes that no other measurement draws
@@ -27,7 +27,7 @@ class Bench:
     """What all arms share: the run, its prompts, and real pictures as the judge sees them."""
 
     setting: Setting
-    subject: Subject
+    subject: EvalRun
     captions: tuple[str, ...]
     extractor: features.Extractor
     real: Features
@@ -43,7 +43,7 @@ class Bench:
 
 
 class Arm(NamedTuple):
-    drawn: Stored
+    drawn: ImageDir
     seen: Tensor  # features [N, D]
     right: Tensor  # bool [N]: the reader finds all that was asked for, and nothing else
     pace: float  # pictures per second, nan where they were there already
@@ -67,15 +67,15 @@ def arm(b: Bench, model: object = None, **changes) -> Arm:
     subject = b.subject if model is None else b.subject._replace(model=model)
     names = {"sampler": None, "steps": None, "guidance_scale": None}
     options = Namespace(**(names | changes), split="val", batch_size=100, summary=False)
-    wanted = Wanted(None, ("caption",), b.captions, b.setting.count, b.setting.seed)
+    wanted = SampleSpec(None, ("caption",), b.captions, b.setting.count, b.setting.seed)
     settings = run.chosen(subject.model, options)
     drawn, cost = run.draw(subject, wanted, settings, "claims", options, b.world)
     seen = image_sets.extract(b.extractor, drawn, len(drawn), b.world).features
-    return Arm(drawn, seen, right(drawn, b.captions), cost.get("pictures_per_second", float("nan")))
+    return Arm(drawn, seen, right(drawn, b.captions), cost.get("images_per_second", float("nan")))
 
 
-def right(drawn: Stored, captions: tuple[str, ...]) -> Tensor:
-    batches = loader.in_order(drawn, range(len(drawn)), 100)
+def right(drawn: ImageDir, captions: tuple[str, ...]) -> Tensor:
+    batches = loader.sequential_batches(drawn, range(len(drawn)), 100)
     images = (image.numpy() for batch in batches for image in batch["image"])
     return torch.tensor(prompt_accuracy(images, captions).correct)
 

@@ -22,11 +22,11 @@ from latentdiff.training.distributed import start
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 1000
 FIRST = ("train_autoencoder.py", "recipes/autoencoder/demo.py", f"train.steps={STEPS}", "train.optimizer=adamw",
-         *(f"train.{what}_every={STEPS}" for what in ("val", "sample", "checkpoint")), "train.keep=1")  # fmt: skip
+         *(f"train.{what}_every={STEPS}" for what in ("val", "sample", "checkpoint")), "train.keep_checkpoints=1")  # fmt: skip
 TINY_KL = "autoencoder.bottleneck.weight=1e-6"
 F4 = ("autoencoder.channel_mult=1,2,4", "autoencoder.z_channels=3")  # channels of latents as in the paper's table 8
 F8 = ("autoencoder.channel_mult=1,2,4,4", "autoencoder.z_channels=4")
-VQ = (*F4, "autoencoder.bottleneck=VQ")
+VQConfig = (*F4, "autoencoder.bottleneck=VQ")
 L1 = (*F8, TINY_KL, "loss.l2=0")
 ARMS = {  # what of the recipe differs
     "f2": ("autoencoder.channel_mult=1,2", "autoencoder.z_channels=2", TINY_KL),
@@ -35,12 +35,12 @@ ARMS = {  # what of the recipe differs
     "f16": ("autoencoder.channel_mult=1,2,4,4,4", "autoencoder.z_channels=8", TINY_KL),
     "f8, 2 channels": (*F8, "autoencoder.z_channels=2", TINY_KL),
     "f8, 16 channels": (*F8, "autoencoder.z_channels=16", TINY_KL),
-    "VQ 16": (*VQ, "autoencoder.bottleneck.codebook_size=16"),
-    "VQ 256": (*VQ, "autoencoder.bottleneck.codebook_size=256"),
+    "VQ 16": (*VQConfig, "autoencoder.bottleneck.codebook_size=16"),
+    "VQ 256": (*VQConfig, "autoencoder.bottleneck.codebook_size=256"),
     **{f"KL {w}": (*F4, f"autoencoder.bottleneck.weight={w}") for w in ("0", "1e-3", "0.05", "1")},
     "L1": (*L1, "loss.perceptual=none"),
     "adversarial": (*L1, "discriminator=DiscriminatorConfig", "discriminator.channels=16", "discriminator.layers=2",
-                    "discriminator.learn_from=0.2", "discriminator.start=0.3"),
+                    "discriminator.train_from=0.2", "discriminator.start=0.3"),
 }  # fmt: skip
 
 

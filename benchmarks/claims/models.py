@@ -13,15 +13,15 @@ from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Settin
 from latentdiff import recipe
 from latentdiff.data import loader
 from latentdiff.diffusion.schedule import timesteps
+from latentdiff.evaluation import distances, features, image_sets, run
+from latentdiff.evaluation.sample_images import SampleSpec
 from latentdiff.model import LatentDiffusion, Noise
-from latentdiff.evaluation import distances, features, run, image_sets
-from latentdiff.evaluation.sample_images import Wanted
 from latentdiff.training import checkpoint
-from latentdiff.training.log import read_metrics
 from latentdiff.training.distributed import World, start
+from latentdiff.training.log import read_metrics
 
 SECOND = ("train_diffusion.py", "recipes/diffusion/small.py", "train.val_every=1000", "train.sample_every=4000",
-          "train.checkpoint_every=250", "train.keep=100", "sampling.sampler=unipc", "sampling.steps=10")  # fmt: skip
+          "train.checkpoint_every=250", "train.keep_checkpoints=100", "sampling.sampler=unipc", "sampling.steps=10")  # fmt: skip
 FACTORS = (1, 2, 4, 8, 16)
 GRADES = (250, 500, 1000, 2000)  # steps after which the trade-off is judged
 LENGTHS = {1: 500, 2: 1000}  # steps of those that take longest
@@ -34,7 +34,7 @@ def latent_run(
     place = "recipes/autoencoder/pixel.py" if f == 1 else autoencoder(setting, f"f{f}", seed)
     words = (
         f"autoencoder={place}",
-        "autoencoder.statistics=data",
+        "autoencoder.latent_stats=data",
         f"train.steps={steps}",
         f"train.seed={seed}",
         *words,
@@ -50,7 +50,7 @@ def seen(
     if weights is not None:
         subject.model.load_state_dict(checkpoint.read_tensors(weights) | _frozen(subject.model))
     extractor = features.find(str(judge(setting)), None, None, folder, world)
-    wanted = Wanted(None, (), ("",), setting.count, setting.seed)
+    wanted = SampleSpec(None, (), ("",), setting.count, setting.seed)
     options = Namespace(split="val", batch_size=100, summary=False, sampler=None, steps=None, guidance_scale=None)
     drawn, _ = run.draw(subject, wanted, subject.model.sampling, "claims", options, world)
     train = recipe.open_data(subject.recipe, "train")
@@ -156,7 +156,7 @@ def rate_distortion(setting: Setting, count: int = 200) -> Result:
     subject = run.open_subject(str(latent_run(setting, 1, 0, steps=LENGTHS[1])), world)
     data, model = recipe.open_data(subject.recipe, "val"), subject.model
     z = torch.cat([subject.autoencoder.encode(loader.images(batch, world.device))
-                   for batch in loader.in_order(data, range(count), 100)])  # fmt: skip
+                   for batch in loader.sequential_batches(data, range(count), 100)])  # fmt: skip
     ts, noise = (
         timesteps(64, model.schedule, "log_snr").to(world.device),
         Noise(list(range(count)), z.shape[1:], z.device)(),

@@ -17,8 +17,8 @@ from latentdiff.data import loader
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.evaluation import run
-from latentdiff.training.precision import autocast, precision
 from latentdiff.training.distributed import start
+from latentdiff.training.precision import autocast, precision
 
 UNET = UNetConfig(channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_levels=(2,), head_channels=32,
                   norm_groups=16)  # fmt: skip
@@ -122,7 +122,9 @@ def snr(setting: Setting) -> Result:
     subject = run.open_subject(str(folder), world)
     data = recipe.open_data(subject.recipe, "val")
     with torch.no_grad():
-        raw = subject.autoencoder.moments(loader.images(next(loader.in_order(data, range(256), 256)), world.device))[0]
+        raw = subject.autoencoder.moments(
+            loader.images(next(loader.sequential_batches(data, range(256), 256)), world.device)
+        )[0]
         latents = {"raw": raw, "rescaled": subject.autoencoder.normalise(raw)}
     ts = torch.arange(0, schedule.T, 50, dtype=torch.float64)
     ratios = {name: schedule.log_snr(ts).exp() * z.double().var().item() for name, z in latents.items()}

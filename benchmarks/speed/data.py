@@ -18,14 +18,14 @@ from benchmarks.speed.work import Bar, Row, Work, once, row, times
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.build import build_autoencoder, open_tokenizer
 from latentdiff.config import override, read_recipe
-from latentdiff.data import latent_cache as caches
 from latentdiff.data import encode_latents, loader
-from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.tar import Tars, TarsDataset
-from latentdiff.stage_two.batches import Latents
+from latentdiff.data import latent_cache as caches
+from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.tar import TarConfig, TarDataset
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, open_data
+from latentdiff.stage_two.batches import BatchEncoder
+from latentdiff.training.distributed import SINGLE_PROCESS
 from latentdiff.training.log import Log
-from latentdiff.training.distributed import ALONE
 
 TINY = AutoencoderConfig(channels=8, channel_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4)
 
@@ -42,8 +42,8 @@ def pictures(done, kind: str, count: int = 64, pixels: int = 256, batch: int = 1
     if kind == "theirs":
         stream = examples.epochs(examples.Pictures(folder, pixels), batch)
     else:
-        data = FolderDataset(Folder(str(folder), pixels, val_share=0.0), "train") if kind == "folder" else None
-        data = data or TarsDataset(Tars(str(shard(folder)), pixels, val_share=0.0), "train")
+        data = FolderDataset(FolderConfig(str(folder), pixels, val_fraction=0.0), "train") if kind == "folder" else None
+        data = data or TarDataset(TarConfig(str(shard(folder)), pixels, val_fraction=0.0), "train")
         stream = map(loader.images, loader.batches(data, 0, batch, [range(batch)], 0, 10**6))
     done.settled()
     while True:
@@ -69,8 +69,10 @@ def latents(done, first: int = 0, count: int = 256, batches: int = 8) -> None:
     words = [f"data.count={count}", "data.val_count=8", f"cache.path={folder / 'cache'}", "name=bench"]
     r = override(read_recipe(ROOT / "recipes/diffusion/demo.py", DiffusionRecipe), words)
     data, autoencoder = open_data(r, "train"), build_autoencoder(AutoencoderRecipe(autoencoder=TINY)).eval()
-    log = Log(folder, ALONE, 0, r.train)
-    made = Latents(r, ALONE, autoencoder, open_tokenizer(r, folder, data, ALONE, print), data, log)
+    log = Log(folder, SINGLE_PROCESS, 0, r.train)
+    made = BatchEncoder(
+        r, SINGLE_PROCESS, autoencoder, open_tokenizer(r, folder, data, SINGLE_PROCESS, print), data, log
+    )
     size, micro = r.train.batch_size, loader.micro_batches(0, 1, r.train.batch_size, 1)
     done.settled()
     while True:
@@ -95,7 +97,7 @@ class Rows:
 
 def opening(done, rows: int) -> None:
     """Opening a cache of demo latents whose files are holes, with its statistics; then batches of its rows."""
-    held, config = tempfile.TemporaryDirectory(), caches.Cache()
+    held, config = tempfile.TemporaryDirectory(), caches.LatentCacheConfig()
     folder = Path(held.name)
     sparse(folder, rows, config)
     order = loader.Stream(Rows(rows), 0, 32)
@@ -103,7 +105,9 @@ def opening(done, rows: int) -> None:
     done.begin()
     while True:
         began = time.perf_counter()
-        opened = encode_latents.open_cache(folder, config, Rows(rows), "weights", lambda batch: None, ALONE, print)
+        opened = encode_latents.open_cache(
+            folder, config, Rows(rows), "weights", lambda batch: None, SINGLE_PROCESS, print
+        )
         opened.statistics()
         took, resident = time.perf_counter() - began, machine.resident() - done.resident
         for position in range(1024):
@@ -111,14 +115,14 @@ def opening(done, rows: int) -> None:
         done(opening=took, opened=resident)
 
 
-def sparse(folder: Path, rows: int, config: caches.Cache) -> None:
+def sparse(folder: Path, rows: int, config: caches.LatentCacheConfig) -> None:
     """What open_cache takes for the cache of `Rows`: headers, sums and holes."""
     folder.mkdir(exist_ok=True)
-    manifest = {"autoencoder": "weights", "data": "rows", "copies": 1, "rows": rows, "shard_rows": config.shard_rows}
+    manifest = {"autoencoder": "weights", "data": "rows", "copies": 1, "rows": rows, "shard_size": config.shard_size}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     names = caches.shard_names(manifest)
-    for i, (name, start) in enumerate(zip(names, range(0, rows, config.shard_rows))):
-        held = min(config.shard_rows, rows - start)
+    for i, (name, start) in enumerate(zip(names, range(0, rows, config.shard_size))):
+        held = min(config.shard_size, rows - start)
         if 0 < i < len(names) - 1:
             os.link(folder / names[0], folder / name)
             continue

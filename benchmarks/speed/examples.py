@@ -15,9 +15,9 @@ from torchvision import transforms
 from benchmarks.speed import machine, networks, shipped
 from latentdiff.autoencoder import discriminator, perceptual
 from latentdiff.build import build_autoencoder, build_diffusion, open_tokenizer
-from latentdiff.convert.diffusers import text
+from latentdiff.convert.diffusers import text_encoder
 from latentdiff.recipe import AutoencoderRecipe, open_data
-from latentdiff.training.distributed import ALONE
+from latentdiff.training.distributed import SINGLE_PROCESS
 from latentdiff.training.precision import autocast
 
 
@@ -61,14 +61,14 @@ def text_to_image(done, size: str) -> None:
     s, device, dtype = shipped.sizes()[size], machine.device(), machine.dtype()
     folder = shipped.pictures(Path(tempfile.mkdtemp()), s)
     r = shipped.text_recipe(s, folder)
-    tokenizer = open_tokenizer(r, folder, open_data(r, "train"), ALONE, print)
+    tokenizer = open_tokenizer(r, folder, open_data(r, "train"), SINGLE_PROCESS, print)
     ours = build_autoencoder(AutoencoderRecipe(autoencoder=s.frozen))
     model = networks.awake(build_diffusion(r, ours, tokenizer))
     vae = networks.their_autoencoder(ours, s.pixels).to(device, dtype).requires_grad_(False)
     unet = networks.theirs(model.unet, (4, s.pixels // ours.factor, s.pixels // ours.factor)).to(device).train()
     text_encoder = bert(model.conditioner.parts[0], s.text, tokenizer.pad_id).to(device, dtype).requires_grad_(False)
     noise_scheduler = DDPMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
-    ema = EMAModel(unet.parameters(), decay=r.train.ema)
+    ema = EMAModel(unet.parameters(), decay=r.train.ema_decay)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=r.train.lr, weight_decay=r.train.weight_decay)
     for batch in epochs(Pictures(folder, s.pixels, tokenizer), s.text_batch):
         with torch.no_grad():
@@ -84,7 +84,7 @@ def text_to_image(done, size: str) -> None:
         loss = F.mse_loss(model_pred.float(), noise.float())
         train_loss = loss.item()
         loss.backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), r.train.clip)
+        nn.utils.clip_grad_norm_(unet.parameters(), r.train.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
         ema.step(unet.parameters())
@@ -95,7 +95,7 @@ def bert(part: nn.Module, text, pad_id: int) -> nn.Module:
     """LDMBertModel with the weights of our text encoder."""
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
-    options, weights = text.to_theirs(text, part.state_dict(), pad_id)
+    options, weights = text_encoder.to_theirs(text, part.state_dict(), pad_id)
     model = LDMBertModel(LDMBertConfig(**{k: v for k, v in options.items() if k != "architectures"}))
     model.load_state_dict(weights, strict=False)  # to_logits, which nothing reads
     return model.eval()
@@ -121,7 +121,7 @@ def autoencoder(done, size: str) -> None:
     vae = networks.their_autoencoder(build_autoencoder(r), s.pixels).to(device).train()
     critic = discriminator.Discriminator(s.critic).to(device)
     lpips = perceptual.build(r.loss.perceptual).to(device)
-    ema = EMAModel(vae.parameters(), decay=r.train.ema)
+    ema = EMAModel(vae.parameters(), decay=r.train.ema_decay)
     settings = {"lr": r.train.lr, "betas": r.train.betas, "weight_decay": r.train.weight_decay}
     optimizer, disc_optimizer = (torch.optim.AdamW(m.parameters(), **settings) for m in (vae, critic))
     said = 0.0
@@ -141,7 +141,7 @@ def autoencoder(done, size: str) -> None:
             loss = nll_loss + r.autoencoder.bottleneck.weight * kl_loss + disc_weight * g_loss
             said = nll_loss.item()
             loss.backward()
-            nn.utils.clip_grad_norm_(vae.parameters(), r.train.clip)
+            nn.utils.clip_grad_norm_(vae.parameters(), r.train.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
         else:
@@ -150,7 +150,7 @@ def autoencoder(done, size: str) -> None:
                 disc_loss = discriminator.hinge(critic(targets), critic(reconstructions.detach()))
             disc_loss.item()
             disc_loss.backward()
-            nn.utils.clip_grad_norm_(critic.parameters(), r.train.clip)
+            nn.utils.clip_grad_norm_(critic.parameters(), r.train.grad_clip)
             disc_optimizer.step()
         ema.step(vae.parameters())
         if step % 2 == 1:

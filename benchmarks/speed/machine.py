@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff.training.precision import precision
 from latentdiff.training.distributed import start
+from latentdiff.training.precision import precision
 
 MB = 2**20
 

@@ -18,7 +18,7 @@ HEAD = """# Speed and memory
 `make bench` measures this again: ours against diffusers at the same configuration with the same weights, inputs and
 precision, and against what the machine can do. Contestants run in processes of their own and take turns, so that what
 disturbs one disturbs all; a figure is the median of what pairs of turns gave, with its quartiles. 2x means that the
-other takes twice as long. On a GPU ours train with `train.graph=true`, the two largest networks compiled as well. From
+other takes twice as long. On a GPU ours train with `train.cuda_graph=true`, the two largest networks compiled as well. From
 CPUs there are ratios and memory only: seconds would tell of the machine.
 
 This page is made by `python -m benchmarks speed --page` from `benchmarks/results/speed.json` and `bench-demo.json`.

@@ -12,31 +12,31 @@ from benchmarks.speed.race import Contestant, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, row, times
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.build import build_autoencoder, build_diffusion
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.convert.diffusers import export
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import LatentDiffusion, Noise, Sampling
+from latentdiff.model import LatentDiffusion, Noise, SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training import image_grid, distributed
+from latentdiff.training import distributed, image_grid
 from latentdiff.training.precision import autocast
 
 PROMPT = "a large red star above a small blue circle on a gray background"
-SETTINGS = Sampling(sampler="ddim", steps=50, guidance_scale=4.0)
+SETTINGS = SamplingConfig(sampler="ddim", steps=50, guidance_scale=4.0)
 
 
 @dataclass(frozen=True)
 class Model:
     unet: UNetConfig
     autoencoder: AutoencoderConfig
-    text: Text
+    text: TextConfig
     pixels: int
 
 
 def models() -> dict[str, Model]:
     """An f = 8 autoencoder and unmasked captions of 77 tokens: what LDMTextToImagePipeline can draw with."""
-    sizes, text = networks.sizes(), Text(vocab_size=64, length=77, mask_padding=False)
+    sizes, text = networks.sizes(), TextConfig(vocab_size=64, max_length=77, mask_padding=False)
     small = AutoencoderConfig(channels=16, channel_mult=(1, 2, 4, 4), num_res_blocks=1, norm_groups=8)
     tiny = AutoencoderConfig(channels=8, channel_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=4)
     return {
@@ -51,9 +51,9 @@ def build(name: str) -> tuple[DiffusionRecipe, LatentDiffusion]:
     """A text-to-image run of random weights."""
     m = models()[name]
     recipe = DiffusionRecipe(
-        name="bench", data=Folder(size=m.pixels), conditions=(m.text,), unet=m.unet, sampling=SETTINGS
+        name="bench", data=FolderConfig(size=m.pixels), conditions=(m.text,), unet=m.unet, sampling=SETTINGS
     )
-    tokenizer = CaptionTokenizer(wordpiece([*SPECIALS, *sorted(set(PROMPT.split()))]), m.text.length)
+    tokenizer = CaptionTokenizer(wordpiece([*SPECIALS, *sorted(set(PROMPT.split()))]), m.text.max_length)
     autoencoder = build_autoencoder(AutoencoderRecipe(autoencoder=m.autoencoder))
     autoencoder.set_statistics(0.0, 0.18215)
     model = build_diffusion(recipe, autoencoder, tokenizer)
@@ -65,7 +65,7 @@ def ours(done, model: str, batch: int, **settings) -> None:
     """What sample.py does for one batch."""
     done.settled()
     _, drawer = build(model)
-    drawer = distributed.place(drawer, machine.device()).lowered(machine.dtype())
+    drawer = distributed.place(drawer, machine.device()).cast_weights(machine.dtype())
     path = Path(tempfile.mkdtemp()) / "0.png"
     chosen, seeds = replace(drawer.sampling, **settings), list(range(batch))
     while True:

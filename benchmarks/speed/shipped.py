@@ -22,16 +22,16 @@ from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
 from latentdiff.build import build_autoencoder, build_diffusion, open_tokenizer
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.data.latent_cache import Cache
-from latentdiff.data.folder import Folder
-from latentdiff.stage_two.batches import Latents
+from latentdiff.data.folder import FolderConfig
+from latentdiff.data.latent_cache import LatentCacheConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training.state import Learner
-from latentdiff.training.log import Log
-from latentdiff.training.settings import Train
+from latentdiff.stage_two.batches import BatchEncoder
 from latentdiff.training.distributed import World, start
+from latentdiff.training.log import Log
+from latentdiff.training.settings import TrainConfig
+from latentdiff.training.state import TrainState
 
 CAPTION = "a large red star above a small blue circle on a gray background"
 
@@ -44,15 +44,15 @@ class Size:
     autoencoder_batch: int
     frozen: AutoencoderConfig  # first stage of text-to-image
     trained: AutoencoderConfig
-    text: Text
+    text: TextConfig
     unet: str  # in networks.sizes()
     critic: DiscriminatorConfig
 
 
 @cache
 def sizes() -> dict[str, Size]:
-    always = DiscriminatorConfig(start=0.0, learn_from=0.0, ramp=0.0)
-    text, quarter = Text(dim=320, depth=4, heads=5, vocab_size=256), networks.autoencoder(0.25).config
+    always = DiscriminatorConfig(start=0.0, train_from=0.0, ramp=0.0)
+    text, quarter = TextConfig(dim=320, depth=4, heads=5, vocab_size=256), networks.autoencoder(0.25).config
     tiny = AutoencoderConfig(channels=8, channel_mult=(1, 1), num_res_blocks=1, norm_groups=4)
     return {
         "tiny": Size(16, 4, 2, 2, tiny, tiny, replace(text, dim=8, depth=1, heads=2, head_dim=4), "tiny",
@@ -72,30 +72,30 @@ def pictures(folder: Path, size: Size) -> Path:
 
 
 def text_recipe(size: Size, data: Path) -> DiffusionRecipe:
-    train = Train(steps=10**6, batch_size=size.text_batch, lr=1e-4, log_every=10**6, val_every=10**6,
-                  sample_every=10**6, checkpoint_every=10**6, graph=True)  # fmt: skip
-    return DiffusionRecipe(name="bench", data=Folder(path=str(data), size=size.pixels, val_share=0.0),
-                           cache=Cache(path=str(data / "cache"), batch_size=4), conditions=(size.text,),
+    train = TrainConfig(steps=10**6, batch_size=size.text_batch, lr=1e-4, log_every=10**6, val_every=10**6,
+                  sample_every=10**6, checkpoint_every=10**6, cuda_graph=True)  # fmt: skip
+    return DiffusionRecipe(name="bench", data=FolderConfig(path=str(data), size=size.pixels, val_fraction=0.0),
+                           cache=LatentCacheConfig(path=str(data / "cache"), batch_size=4), conditions=(size.text,),
                            unet=networks.sizes()[size.unet].unet, train=train)  # fmt: skip
 
 
 def autoencoder_recipe(size: Size, data: Path) -> AutoencoderRecipe:
-    train = Train(steps=10**6, batch_size=size.autoencoder_batch, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, clip=1.0,
-                  log_every=10**6, val_every=10**6, sample_every=10**6, checkpoint_every=10**6, graph=True)  # fmt: skip
-    return AutoencoderRecipe(name="bench", data=Folder(path=str(data), size=size.pixels, val_share=0.0),
+    train = TrainConfig(steps=10**6, batch_size=size.autoencoder_batch, lr=1e-4, betas=(0.5, 0.9), weight_decay=0.0, grad_clip=1.0,
+                  log_every=10**6, val_every=10**6, sample_every=10**6, checkpoint_every=10**6, cuda_graph=True)  # fmt: skip
+    return AutoencoderRecipe(name="bench", data=FolderConfig(path=str(data), size=size.pixels, val_fraction=0.0),
                              autoencoder=size.trained, loss=LossConfig(perceptual=distance(size.pixels)),
                              discriminator=size.critic, train=train)  # fmt: skip
 
 
-def distance(pixels: int) -> perceptual.LPIPS | perceptual.MultiScale:
+def distance(pixels: int) -> perceptual.LPIPSConfig | perceptual.MultiScaleConfig:
     """LPIPS where weights are at hand, of SqueezeNet; else, and for very small pictures, the term that needs none."""
     if pixels < 64:
-        return perceptual.MultiScale()
+        return perceptual.MultiScaleConfig()
     try:
-        perceptual.build(perceptual.LPIPS("squeezenet"))
+        perceptual.build(perceptual.LPIPSConfig("squeezenet"))
     except (UserError, OSError):
-        return perceptual.MultiScale()
-    return perceptual.LPIPS("squeezenet")
+        return perceptual.MultiScaleConfig()
+    return perceptual.LPIPSConfig("squeezenet")
 
 
 def now() -> float:
@@ -135,8 +135,8 @@ def text_to_image(size: Size, data: Path, world: World, bench: Bench) -> tuple:
     tokenizer = open_tokenizer(r, data / "run", rows, world, bench.log.say)
     model = networks.awake(build_diffusion(r, autoencoder, tokenizer))
     model.conditioner.requires_grad_(False)
-    learner, began = Learner(world.place(model, plain=True), r.train, world), now()
-    latents = Latents(r, world, autoencoder, tokenizer, rows, bench.log)
+    learner, began = TrainState(world.place(model, plain=True), r.train, world), now()
+    latents = BatchEncoder(r, world, autoencoder, tokenizer, rows, bench.log)
     bench.facts["filling"] = (now() - began) / len(rows)
     bench.log.start()
     return r, world, learner, latents, bench, bench, bench.log

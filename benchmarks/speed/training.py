@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed import machine, networks
 from benchmarks.speed.race import Contestant, Spread, Turn, clock, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
-from latentdiff.training.cuda_graph import Replayed
 from latentdiff.training import optim
-from latentdiff.training.state import Learner
-from latentdiff.training.settings import Train
-from latentdiff.training.precision import autocast
+from latentdiff.training.cuda_graph import CudaGraph
 from latentdiff.training.distributed import start
+from latentdiff.training.precision import autocast
+from latentdiff.training.settings import TrainConfig
+from latentdiff.training.state import TrainState
 
-TRAIN = Train(lr=1e-4, ema=0.9999, clip=1.0)
+TRAIN = TrainConfig(lr=1e-4, ema_decay=0.9999, grad_clip=1.0)
 
 
 def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = False, **changes) -> None:
@@ -26,7 +26,10 @@ def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = 
     chosen, world = replace(networks.sizes()[size], **changes), start()
     device = world.device
     unet = world.place(networks.ours(chosen), plain=True)
-    learner, parallel = Learner(unet, replace(TRAIN, graph=graph), world), world.parallel(unet, broadcast_buffers=False)
+    learner, parallel = (
+        TrainState(unet, replace(TRAIN, cuda_graph=graph), world),
+        world.parallel(unet, broadcast_buffers=False),
+    )
     if compiled:
         unet.compile()
     z_t, target, t, cond = networks.inputs(chosen, device)
@@ -37,7 +40,7 @@ def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = 
         optim.backward(loss, learner.scaler)
         return loss
 
-    walk, step = Replayed(walk, unet.parameters()) if graph else walk, 0
+    walk, step = CudaGraph(walk, unet.parameters()) if graph else walk, 0
     while True:
         for _ in range(steps):
             loss = walk(z_t, target, t)
@@ -55,7 +58,7 @@ def theirs(done, size: str, steps: int = 1, compiled: bool = False) -> None:
     done.settled()
     chosen, device = networks.sizes()[size], machine.device()
     unet = networks.theirs(networks.ours(chosen), chosen.latent).to(device).train()
-    ema = EMAModel(unet.parameters(), decay=TRAIN.ema)
+    ema = EMAModel(unet.parameters(), decay=TRAIN.ema_decay)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=TRAIN.lr, betas=TRAIN.betas, weight_decay=TRAIN.weight_decay)
     if compiled:
         unet.compile()
@@ -67,7 +70,7 @@ def theirs(done, size: str, steps: int = 1, compiled: bool = False) -> None:
                 prediction = unet(z_t, t, *told).sample
             loss = F.mse_loss(prediction.float(), target.float())
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), TRAIN.clip)
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), TRAIN.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
             ema.step(unet.parameters())

@@ -3,6 +3,6 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
 
-recipe = replace(load("trashnet.py"), data=Folder(path="data/boxes_bccd", size=72, width=96, flip=True))
+recipe = replace(load("trashnet.py"), data=FolderConfig(path="data/boxes_bccd", size=72, width=96, flip=True))

@@ -1,15 +1,15 @@
 """The embedded default: drawn scenes of shapes at 32 x 32, in minutes on two cores."""
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL
+from latentdiff.autoencoder.bottleneck import KLConfig
 from latentdiff.autoencoder.loss import LossConfig
-from latentdiff.autoencoder.perceptual import MultiScale
-from latentdiff.data.shapes.dataset import Shapes
+from latentdiff.autoencoder.perceptual import MultiScaleConfig
+from latentdiff.data.shapes.dataset import ShapesConfig
 from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 recipe = AutoencoderRecipe(
-    data=Shapes(kinds=("circle", "square", "triangle", "star"), max_objects=2),
+    data=ShapesConfig(kinds=("circle", "square", "triangle", "star"), max_objects=2),
     autoencoder=AutoencoderConfig(
         channels=16,
         channel_mult=(1, 2, 4),
@@ -17,22 +17,22 @@ recipe = AutoencoderRecipe(
         mid_attention=False,
         z_channels=4,
         norm_groups=8,  # a group of one channel would wash the colours out
-        bottleneck=KL(weight=0.05),  # far above the paper's: smooth, noisy latents are the easier ones to draw
+        bottleneck=KLConfig(weight=0.05),  # far above the paper's: smooth, noisy latents are the easier ones to draw
     ),
-    loss=LossConfig(l1=1.0, l2=1.0, perceptual=MultiScale()),
+    loss=LossConfig(l1=1.0, l2=1.0, perceptual=MultiScaleConfig()),
     discriminator=None,  # nothing to hallucinate in flat shapes
-    train=Train(
+    train=TrainConfig(
         steps=1800,
         batch_size=8,  # many small steps learn edges faster than few large ones
         optimizer="muon",  # 2,500 steps reach 37.9 dB; AdamW's 3,800 reach 35.6
         lr=2e-3,
-        schedule="linear",
-        warmup=100,
-        decay_from=5 / 6,  # what is learned goes with the sum of the rates
+        lr_schedule="linear",
+        warmup_steps=100,
+        lr_decay_start=5 / 6,  # what is learned goes with the sum of the rates
         betas=(0.9, 0.99),
         weight_decay=0.0,
-        clip=0.0,
-        ema=0.99,  # half a dB above 0.998, which lags behind the falling rate
+        grad_clip=0.0,
+        ema_decay=0.99,  # half a dB above 0.998, which lags behind the falling rate
         log_every=100,
         val_every=1000,
         sample_every=2500,

@@ -6,13 +6,13 @@ data/emoji holds train/, val/ and test/ with a metadata.jsonl each; data.path=..
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
-from latentdiff.autoencoder.perceptual import LPIPS
-from latentdiff.data.folder import Folder
+from latentdiff.autoencoder.perceptual import LPIPSConfig
+from latentdiff.data.folder import FolderConfig
 from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 recipe = AutoencoderRecipe(
-    data=Folder(path="data/emoji", size=64),
+    data=FolderConfig(path="data/emoji", size=64),
     autoencoder=AutoencoderConfig(
         channels=32,
         channel_mult=(1, 2, 4),
@@ -21,20 +21,20 @@ recipe = AutoencoderRecipe(
         z_channels=4,
         norm_groups=8,
     ),
-    loss=LossConfig(l1=1.0, perceptual=LPIPS(backbone="squeezenet")),
-    discriminator=DiscriminatorConfig(channels=32, layers=2, weight=0.1, learn_from=0.5, start=0.6, ramp=0.1),
-    train=Train(
+    loss=LossConfig(l1=1.0, perceptual=LPIPSConfig(backbone="squeezenet")),
+    discriminator=DiscriminatorConfig(channels=32, layers=2, weight=0.1, train_from=0.5, start=0.6, ramp=0.1),
+    train=TrainConfig(
         steps=2200,
         batch_size=12,
         optimizer="muon",  # a dB above 4,200 steps of AdamW
         lr=1e-3,
-        schedule="linear",
-        decay_from=0.75,
-        warmup=100,
+        lr_schedule="linear",
+        lr_decay_start=0.75,
+        warmup_steps=100,
         betas=(0.9, 0.99),
         weight_decay=0.0,
-        clip=0.0,
-        ema=0.99,
+        grad_clip=0.0,
+        ema_decay=0.99,
         log_every=20,
         val_every=500,
         sample_every=1000,

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig
 from latentdiff.config import load
 
-recipe = replace(load("demo.py"), autoencoder=AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
+recipe = replace(
+    load("demo.py"), autoencoder=AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
+)

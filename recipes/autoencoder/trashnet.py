@@ -6,12 +6,12 @@ Half as wide as the emoji's, and many small steps: what pays on a small machine.
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
 
 emoji = load("emoji.py")
 recipe = replace(
     emoji,
-    data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True),
+    data=FolderConfig(path="data/photos/trashnet", size=96, width=72, flip=True),
     autoencoder=replace(emoji.autoencoder, channels=16),
-    train=replace(emoji.train, steps=3000, batch_size=4, ema=0.998),
+    train=replace(emoji.train, steps=3000, batch_size=4, ema_decay=0.998),
 )

@@ -5,19 +5,19 @@ The classes: 0 unlabeled, 1 building, 2 land, 3 road, 4 vegetation, 5 water.
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import Semantic
+from latentdiff.conditioning.spatial import SemanticConfig
 from latentdiff.config import load
-from latentdiff.data.latent_cache import Cache
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
+from latentdiff.data.latent_cache import LatentCacheConfig
 
 small = load("small.py")
 recipe = replace(
     small,
     autoencoder="aerial-autoencoder",
-    data=Folder(path="data/seg_aerial", size=64, flip=True),
-    cache=Cache(copies=2),  # as it is, and mirrored
-    conditions=(Semantic(classes=6, channels=8, dropout=0.1),),
-    unet=replace(small.unet, channel_mult=(1, 2, 3), attention_levels=(), positions=False),
+    data=FolderConfig(path="data/seg_aerial", size=64, flip=True),
+    cache=LatentCacheConfig(copies=2),  # as it is, and mirrored
+    conditions=(SemanticConfig(classes=6, channels=8, dropout=0.1),),
+    unet=replace(small.unet, channel_mult=(1, 2, 3), attention_levels=(), pos_embed=False),
     train=replace(small.train, steps=4000, batch_size=8, optimizer="adamw"),
     sampling=replace(small.sampling, guidance_scale=2.0),
 )

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.diffusion.distillation import Distill
-from latentdiff.model import Objective, Sampling
+from latentdiff.diffusion.distillation import DistillConfig
+from latentdiff.model import ObjectiveConfig, SamplingConfig
 
 demo = load("demo.py")
 
@@ -12,9 +12,9 @@ recipe = replace(
     demo,
     autoencoder="",  # comes with init
     init="demo",
-    distill=Distill(guidance_scale=2.0),
-    objective=Objective(prediction="flow", timesteps="uniform", loss="huber"),
-    train=replace(demo.train, steps=600, optimizer="adamw", lr=2e-4, warmup=50, ema=0.98),
-    sampling=Sampling(steps=4, sampler="lcm", guidance_scale=1.0),
+    distill=DistillConfig(guidance_scale=2.0),
+    objective=ObjectiveConfig(prediction="flow", timestep_sampling="uniform", loss="huber"),
+    train=replace(demo.train, steps=600, optimizer="adamw", lr=2e-4, warmup_steps=50, ema_decay=0.98),
+    sampling=SamplingConfig(steps=4, sampler="lcm", guidance_scale=1.0),
     name="",
 )

@@ -3,18 +3,18 @@
 data/emoji holds train/, val/ and test/ with a metadata.jsonl each; data.path=... says where yours lie.
 """
 
-from latentdiff.conditioning.text import Text
-from latentdiff.data.folder import Folder
+from latentdiff.conditioning.text import TextConfig
+from latentdiff.data.folder import FolderConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import Objective, Sampling
+from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 recipe = DiffusionRecipe(
     autoencoder="emoji-autoencoder",
-    data=Folder(path="data/emoji", size=64, caption="text_long"),
-    conditions=(Text(dim=128, depth=3, heads=4, head_dim=32, length=48, vocab_size=2000),),
+    data=FolderConfig(path="data/emoji", size=64, caption="text_long"),
+    conditions=(TextConfig(dim=128, depth=3, heads=4, head_dim=32, max_length=48, vocab_size=2000),),
     unet=UNetConfig(
         channels=64,
         channel_mult=(1, 2, 3),
@@ -23,25 +23,25 @@ recipe = DiffusionRecipe(
         head_channels=32,
         norm_groups=16,
     ),
-    schedule=ScheduleConfig(kind="flow", shift=3.0),  # colour and outline are decided where the noise is high
-    objective=Objective(prediction="flow", timesteps="logit_normal"),
-    train=Train(
+    schedule=ScheduleConfig(kind="flow", snr_shift=3.0),  # colour and outline are decided where the noise is high
+    objective=ObjectiveConfig(prediction="flow", timestep_sampling="logit_normal"),
+    train=TrainConfig(
         steps=4000,
         batch_size=16,
         optimizer="muon",  # captions count for more after 3,000 steps than after 9,000 of AdamW
         lr=2e-3,
-        schedule="linear",
-        decay_from=0.7,
-        warmup=100,
+        lr_schedule="linear",
+        lr_decay_start=0.7,
+        warmup_steps=100,
         betas=(0.9, 0.99),
-        ema=0.99,
+        ema_decay=0.99,
         log_every=50,
         val_every=500,
         sample_every=1000,
         checkpoint_every=500,
     ),
-    sampling=Sampling(steps=25, guidance_scale=4.0),
-    preview=(
+    sampling=SamplingConfig(steps=25, guidance_scale=4.0),
+    preview_prompts=(
         "a flat illustration of a red apple (apple, fruit, red), mostly red and green",
         "a 3d render of a red apple (apple, fruit, red), mostly red",
         "a cartoon sticker of a cat face (cat, face, pet), mostly orange",

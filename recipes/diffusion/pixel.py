@@ -3,27 +3,27 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.model import Objective
-from latentdiff.recipe import FrozenAutoencoder
+from latentdiff.model import ObjectiveConfig
+from latentdiff.recipe import FrozenAutoencoderConfig
 
 small = load("small.py")
 recipe = replace(
     small,
-    autoencoder=FrozenAutoencoder("recipes/autoencoder/pixel.py", statistics="data"),
+    autoencoder=FrozenAutoencoderConfig("recipes/autoencoder/pixel.py", latent_stats="data"),
     data=replace(small.data, max_objects=1),
     # a place for each pixel would cost more than it teaches
-    unet=replace(small.unet, patch=2, channels=64, attention_levels=(1,), head_channels=32),
-    schedule=replace(small.schedule, shift=4.0),  # more pixels hide less under the same noise
+    unet=replace(small.unet, patch_size=2, channels=64, attention_levels=(1,), head_channels=32),
+    schedule=replace(small.schedule, snr_shift=4.0),  # more pixels hide less under the same noise
     # t lies about sigma = 1.2 alpha, where outlines are decided; where the noise is higher, and places are, the loss is
     # mostly doubt, ten times as large, and would teach the most if it were not weighed
-    objective=Objective(
+    objective=ObjectiveConfig(
         prediction="flow",
-        timesteps="logit_normal",
+        timestep_sampling="logit_normal",
         logit_mean=-1.2,
         logit_std=1.3,
         stratified=True,
         weighting="uncertainty",
     ),
-    train=replace(small.train, steps=1500, batch_size=64, lr=3e-3, decay_from=0.6, checkpoint_every=500),
+    train=replace(small.train, steps=1500, batch_size=64, lr=3e-3, lr_decay_start=0.6, checkpoint_every=500),
     sampling=replace(small.sampling, sampler="dpmpp_2m_sde", steps=50),
 )

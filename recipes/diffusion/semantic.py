@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import Semantic
+from latentdiff.conditioning.spatial import SemanticConfig
 from latentdiff.config import load
 
 small = load("small.py")
 recipe = replace(
     small,
-    conditions=(Semantic(classes=5, channels=8),),
+    conditions=(SemanticConfig(classes=5, channels=8),),
     # as in the paper there is attention in the middle alone, so that larger maps than in training work as well
-    unet=replace(small.unet, attention_levels=(), positions=False),
+    unet=replace(small.unet, attention_levels=(), pos_embed=False),
     # the condition says what is where, so the middle of the noise matters most
-    schedule=replace(small.schedule, shift=2.0),
-    objective=replace(small.objective, timesteps="logit_normal", stratified=False),
+    schedule=replace(small.schedule, snr_shift=2.0),
+    objective=replace(small.objective, timestep_sampling="logit_normal", stratified=False),
     train=replace(small.train, steps=3000),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.model import Objective, Sampling
+from latentdiff.model import ObjectiveConfig, SamplingConfig
 
 demo = load("demo.py")
 
@@ -13,8 +13,8 @@ recipe = replace(
     conditions=(),
     unet=replace(demo.unet, channels=48, head_channels=24),
     # what is where is decided where hardly a signal is left; logit-normal timesteps leave that nearly untrained
-    schedule=replace(demo.schedule, shift=3.0),
-    objective=Objective(prediction="flow", timesteps="uniform", stratified=True),
-    sampling=Sampling(steps=25, guidance_scale=1.0),
+    schedule=replace(demo.schedule, snr_shift=3.0),
+    objective=ObjectiveConfig(prediction="flow", timestep_sampling="uniform", stratified=True),
+    sampling=SamplingConfig(steps=25, guidance_scale=1.0),
     name="",
 )

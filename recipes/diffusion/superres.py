@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import LowRes
+from latentdiff.conditioning.spatial import LowResConfig
 from latentdiff.config import load
-from latentdiff.data.degrade import Degrade
+from latentdiff.data.degrade import DegradeConfig
 
 small = load("small.py")
 recipe = replace(
     small,
-    fields=(Degrade(scale=4),),
-    conditions=(LowRes(),),
+    derived_fields=(DegradeConfig(scale=4),),
+    conditions=(LowResConfig(),),
     # the condition says what is where: little attention is needed, and the middle of the noise matters most
-    unet=replace(small.unet, attention_levels=(1,), positions=False),
-    schedule=replace(small.schedule, shift=2.0),
-    objective=replace(small.objective, timesteps="logit_normal"),
+    unet=replace(small.unet, attention_levels=(1,), pos_embed=False),
+    schedule=replace(small.schedule, snr_shift=2.0),
+    objective=replace(small.objective, timestep_sampling="logit_normal"),
     train=replace(small.train, steps=1500),
 )

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import Masked
+from latentdiff.conditioning.spatial import MaskedConfig
 from latentdiff.config import load
 
 photos, inpaint = load("trashnet-superres.py"), load("inpaint.py")
 
-recipe = replace(photos, fields=inpaint.fields, conditions=(Masked(),), name="")
+recipe = replace(photos, derived_fields=inpaint.fields, conditions=(MaskedConfig(),), name="")

@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.data.latent_cache import Cache
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
+from latentdiff.data.latent_cache import LatentCacheConfig
 
 superres = load("superres.py")
 recipe = replace(
     superres,
     autoencoder="trashnet-autoencoder",
-    data=Folder(path="data/photos/trashnet", size=96, width=72, flip=True),
-    cache=Cache(copies=2),  # as it is, and mirrored
-    train=replace(superres.train, steps=3000, batch_size=8, optimizer="adamw", schedule="cosine", decay_from=0.0),
+    data=FolderConfig(path="data/photos/trashnet", size=96, width=72, flip=True),
+    cache=LatentCacheConfig(copies=2),  # as it is, and mirrored
+    train=replace(
+        superres.train, steps=3000, batch_size=8, optimizer="adamw", lr_schedule="cosine", lr_decay_start=0.0
+    ),
 )

@@ -9,20 +9,20 @@ from torch import nn
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.precomputed import Given, GivenCondition
-from latentdiff.conditioning.label import Label, LabelCondition
-from latentdiff.conditioning.layout import Layout, LayoutCondition
+from latentdiff.conditioning.label import LabelCondition, LabelConfig
+from latentdiff.conditioning.layout import LayoutCondition, LayoutConfig
+from latentdiff.conditioning.precomputed import PrecomputedCondition, PrecomputedConfig
 from latentdiff.conditioning.spatial import (
-    LowRes,
     LowResCondition,
-    Masked,
+    LowResConfig,
     MaskedCondition,
-    Semantic,
+    MaskedConfig,
     SemanticCondition,
+    SemanticConfig,
 )
-from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.conditioning.text import TextCondition, TextConfig
 from latentdiff.config import UserError
-from latentdiff.data.degrade import Degrade
+from latentdiff.data.degrade import DegradeConfig
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer, train_wordpiece
 from latentdiff.diffusion.alignment import Alignment
 from latentdiff.diffusion.schedule import Schedule
@@ -70,20 +70,22 @@ def _build_condition(
 ) -> nn.Module:
     factor = autoencoder.factor
     builders = {
-        Text: lambda: TextCondition(condition, tokenizer.pad_id, tokenizer.empty),
-        Label: lambda: LabelCondition(condition),
-        Layout: lambda: LayoutCondition(condition),
-        Semantic: lambda: SemanticCondition(condition, factor),
-        LowRes: lambda: LowResCondition(condition, scale_of(recipe) / factor),
-        Masked: lambda: MaskedCondition(condition, autoencoder.z_channels, factor, lambda x: autoencoder.encode(x)),
-        Given: lambda: GivenCondition(condition),
+        TextConfig: lambda: TextCondition(condition, tokenizer.pad_id, tokenizer.empty),
+        LabelConfig: lambda: LabelCondition(condition),
+        LayoutConfig: lambda: LayoutCondition(condition),
+        SemanticConfig: lambda: SemanticCondition(condition, factor),
+        LowResConfig: lambda: LowResCondition(condition, scale_of(recipe) / factor),
+        MaskedConfig: lambda: MaskedCondition(
+            condition, autoencoder.z_channels, factor, lambda x: autoencoder.encode(x)
+        ),
+        PrecomputedConfig: lambda: PrecomputedCondition(condition),
     }
     return builders[type(condition)]()
 
 
 def scale_of(recipe: DiffusionRecipe) -> int:
     """How many times larger than low_res the pictures are; 1 where none is read."""
-    scale = next((field.scale for field in recipe.fields if isinstance(field, Degrade)), 1)
+    scale = next((field.scale for field in recipe.derived_fields if isinstance(field, DegradeConfig)), 1)
     height, width = size_of(recipe)
     if height % scale or width % scale:
         raise UserError(f"Degrade's scale is {scale}; it must divide the sides of the pictures, {width}x{height}")
@@ -99,7 +101,7 @@ def init_run(recipe: AutoencoderRecipe | DiffusionRecipe) -> Path:
 
 def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, say) -> CaptionTokenizer | None:
     """The run's tokenizer: its own copy, or trained on the captions, or from the file that the recipe names."""
-    text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
+    text = next((c for c in recipe.conditions if isinstance(c, TextConfig)), None)
     if text is None:
         return None
     path = folder / "tokenizer.json"
@@ -114,20 +116,20 @@ def open_tokenizer(recipe: DiffusionRecipe, folder: Path, data, world: World, sa
         if not captions:
             raise UserError(f"conditions has Text, but {getattr(recipe.data, 'path', 'the data')} has no captions")
         made = load_tokenizer(text.tokenizer) if text.tokenizer else train_wordpiece(captions, text.vocab_size)
-        tokenizer = CaptionTokenizer(made, text.length)
+        tokenizer = CaptionTokenizer(made, text.max_length)
         _say_what_is_cut(tokenizer, captions, say)
         return tokenizer.to_bytes()
 
     content = world.share("tokenizer", make)
-    tokenizer = CaptionTokenizer.from_bytes(content, text.length)
+    tokenizer = CaptionTokenizer.from_bytes(content, text.max_length)
     if tokenizer.vocab_size > text.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, more than conditions' vocab_size={text.vocab_size}"
         )
-    if long := tokenizer.too_long(recipe.preview):  # refused, not cut
+    if long := tokenizer.too_long(recipe.preview_prompts):  # refused, not cut
         raise UserError(
             f"preview has {long[0][0]!r}, {long[0][1]} tokens to this tokenizer, but the model reads at most "
-            f"{text.length - 2}; preview= draws captions of the held-out pictures instead"
+            f"{text.max_length - 2}; preview= draws captions of the held-out pictures instead"
         )
     return tokenizer
 
@@ -162,14 +164,14 @@ def keep_parts(
 def choose_statistics(recipe: DiffusionRecipe, autoencoder: Autoencoder, measured, say) -> None:
     """Compare the autoencoder's own statistics with those measured on this data while caching (mean, variance [C]).
 
-    autoencoder.statistics = data puts the measured ones into the run's own copy, identity puts 0 and 1.
+    autoencoder.latent_stats = data puts the measured ones into the run's own copy, identity puts 0 and 1.
     """
-    wanted = recipe.autoencoder.statistics
+    wanted = recipe.autoencoder.latent_stats
     if wanted == "identity":
         autoencoder.set_statistics(0.0, 1.0)
     elif measured is None:
         if wanted == "data":
-            raise UserError("autoencoder.statistics=data is measured while caching; it needs cache.enabled=true")
+            raise UserError("autoencoder.latent_stats=data is measured while caching; it needs cache.enabled=true")
         return
     elif wanted == "data":
         mean, variance = (torch.from_numpy(m).float() for m in measured)
@@ -180,7 +182,7 @@ def choose_statistics(recipe: DiffusionRecipe, autoencoder: Autoencoder, measure
         if not 0.8 <= ratio <= 1.25:
             say(
                 f"WARNING: the latents of this data have a standard deviation of {ratio:.2f} after normalisation, "
-                f"where 1 is right; autoencoder.statistics=data would normalise by this data"
+                f"where 1 is right; autoencoder.latent_stats=data would normalise by this data"
             )
 
 

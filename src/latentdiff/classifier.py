@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentdiff import load
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.conditioning.label import Label
+from latentdiff.conditioning.label import LabelConfig
 from latentdiff.config import UserError
 from latentdiff.diffusion import guidance
 from latentdiff.diffusion.classifier import Classifier
@@ -26,7 +26,7 @@ class ClassifierRecipe(DiffusionRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.conditions) != 1 or not isinstance(self.conditions[0], Label):
+        if len(self.conditions) != 1 or not isinstance(self.conditions[0], LabelConfig):
             raise UserError("conditions of a classifier must be one Label, whose classes it learns to tell")
 
 

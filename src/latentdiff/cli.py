@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from latentdiff import config
-from latentdiff.sampling import requirements
 from latentdiff.config import UserError
+from latentdiff.sampling import requirements
 
 LESS_MEMORY = (
-    "Training needs less with a larger train.accumulate (the same batch in more pieces), a smaller train.batch_size "
-    "or unet.recompute=true; sample.py and evaluate.py with a smaller --batch-size, sample.py also with --tile "
+    "Training needs less with a larger train.grad_accum_steps (the same batch in more pieces), a smaller train.batch_size "
+    "or unet.gradient_checkpointing=true; sample.py and evaluate.py with a smaller --batch-size, sample.py also with --tile "
     "and, with least, --coding blended or spilled"
 )
 

@@ -113,7 +113,7 @@ def _name(hint: Any) -> str:
     if get_args(hint):
         names = [_name(option) for option in get_args(hint)]
         return ", ".join(names[:-1]) + " or " + names[-1]
-    return hint.__name__
+    return short_name(hint)
 
 
 # ---- command line -> tree
@@ -166,7 +166,7 @@ def _parsed(text: str, hint: Any, node: Any, where: str) -> Any:
     if type(None) in options and text.lower() in ("none", "null"):
         return None
     for option in options:
-        if is_dataclass(option) and option.__name__ == text:
+        if is_dataclass(option) and short_name(option) == text:
             return node if type(node) is option else option()
     if is_dataclass(node) and "path" in (f.name for f in fields(node)):
         return replace(node, path=text)  # a frozen autoencoder or a folder of data may be named by its path alone
@@ -189,14 +189,14 @@ def _parsed(text: str, hint: Any, node: Any, where: str) -> Any:
 def to_dict(node: Any) -> Any:
     """Plain data for JSON; every dataclass carries its class's short name under "type"."""
     if is_dataclass(node):
-        return {"type": type(node).__name__} | {f.name: to_dict(getattr(node, f.name)) for f in fields(node)}
+        return {"type": short_name(type(node))} | {f.name: to_dict(getattr(node, f.name)) for f in fields(node)}
     return [to_dict(item) for item in node] if isinstance(node, tuple) else node
 
 
 def from_dict(data: Any, hint: Any, where: str = "recipe") -> Any:
     """The inverse of to_dict; a kind is looked up among the classes that the field's annotation names."""
     if isinstance(data, dict):
-        options = {o.__name__: o for o in (get_args(hint) or (hint,)) if is_dataclass(o)}
+        options = {short_name(o): o for o in (get_args(hint) or (hint,)) if is_dataclass(o)}
         kind = options.get(data.get("type"))
         if kind is None:
             raise UserError(f"{where} is of type {data.get('type')!r}; this version knows {', '.join(options)}")
@@ -233,7 +233,7 @@ def describe(node: Any, where: str = "") -> list[str]:
         value, path = getattr(node, field.name), f"{where}{field.name}"
         inside = value if isinstance(value, tuple) and any(map(is_dataclass, value)) else ()
         parts = [("", value)] if is_dataclass(value) else [(f"{i}.", item) for i, item in enumerate(inside)]
-        shown = ", ".join(type(part).__name__ for _, part in parts) if parts else json.dumps(to_dict(value))
+        shown = ", ".join(short_name(type(part)) for _, part in parts) if parts else json.dumps(to_dict(value))
         lines.append(f"{path} = {shown}".ljust(44) + "  " + meanings(type(node)).get(field.name, ""))
         lines += [line for place, part in parts for line in describe(part, f"{path}.{place}")]
     return lines
@@ -243,6 +243,11 @@ def meanings(kind: type) -> dict[str, str]:
     """Field name -> the comment at the end of its line or lines, in the class or in one that it is made from."""
     sources = [inspect.getsource(base) for base in reversed(kind.__mro__[:-1])]
     return {name: text for source in sources for name, text in re.findall(FIELD, source, re.MULTILINE | re.DOTALL)}
+
+
+def short_name(kind: type) -> str:
+    """The name of a settings class in JSON and on the command line: FolderConfig is Folder."""
+    return kind.__name__.removesuffix("Config")
 
 
 def hash_of(node: Any) -> str:

@@ -50,7 +50,7 @@ class Attention(nn.Module):
             nn.init.normal_(self.q.weight, std=gain * width**-0.5)
             nn.init.normal_(self.k.weight, std=gain * context_width**-0.5)
 
-    def forward(self, tokens: Tensor, context: "Tensor | Held", mask: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, context: "Tensor | KVCache", mask: Tensor | None = None) -> Tensor:
         k, v = self.hold(context) if isinstance(context, Tensor) else context[self]
         return self.out(attention(self.q(tokens), k, v, self.heads, mask))
 
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         return self.k(context), self.v(context)
 
 
-Held = dict[nn.Module, tuple[Tensor, Tensor]]  # keys and values of a context for each attention to it
+KVCache = dict[nn.Module, tuple[Tensor, Tensor]]  # keys and values of a context for each attention to it
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
-def place_embedding(height: int, width: int, channels: int, like: Tensor) -> Tensor:
+def sincos_pos_embed_2d(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     """Sines of y and x, from half a turn to four turns across the picture: [h·w, channels], on the device of `like`.
 
     Places are shares of the picture, so that "above" means the same at any size; channels must divide by 4.
@@ -97,7 +97,7 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module with the weights of its products in the type that autocast would cast them to, at half the memory.
 
     For networks that train no more: autocast remembers its casts only of weights that want a gradient, and casts all

@@ -10,12 +10,12 @@ from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.build import build_autoencoder, build_diffusion, init_run, scale_of
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
+from latentdiff.diffusion.teacher import Teacher
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
-from latentdiff.diffusion.teacher import Teacher
 from latentdiff.training import checkpoint, run_dir
 from latentdiff.training.distributed import World
 
@@ -67,8 +67,8 @@ def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiff
     recipe = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     if isinstance(recipe, AutoencoderRecipe):
         return load_autoencoder(folder).to(device)
-    text = next((c for c in recipe.conditions if isinstance(c, Text)), None)
-    tokenizer = CaptionTokenizer(load_tokenizer(folder / "tokenizer.json"), text.length) if text else None
+    text = next((c for c in recipe.conditions if isinstance(c, TextConfig)), None)
+    tokenizer = CaptionTokenizer(load_tokenizer(folder / "tokenizer.json"), text.max_length) if text else None
     autoencoder = load_autoencoder(folder / "autoencoder")
     with torch.device("meta"):
         model = build_diffusion(recipe, autoencoder, tokenizer)
@@ -117,7 +117,7 @@ def start_from(
         return
     folder = init_run(recipe)
     theirs, ours = (  # but for what a run learns of its own losses
-        {name: x for name, x in tensors.items() if not name.startswith(("importance.", "uncertainty."))}
+        {name: x for name, x in tensors.items() if not name.startswith("uncertainty.")}
         for tensors in (weights_of(folder), module.state_dict())
     )
     fitting = {name: x for name, x in theirs.items() if name in ours and x.shape == ours[name].shape}

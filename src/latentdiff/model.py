@@ -12,34 +12,38 @@ from latentdiff.conditioning import cond as conds
 from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.conditioning.spatial import MaskedCondition, to_signed
 from latentdiff.config import UserError
-from latentdiff.data.fields import stacked
+from latentdiff.data.fields import stack_field
 from latentdiff.diffusion import guidance, loss, parameterization, samplers
-from latentdiff.diffusion.loss import Importance, Objective, Uncertainty
-from latentdiff.diffusion.tiling import level, patchwise
+from latentdiff.diffusion.loss import ObjectiveConfig, Uncertainty
 from latentdiff.diffusion.schedule import Schedule, shifted, timesteps
+from latentdiff.diffusion.tiling import level, patchwise
 from latentdiff.diffusion.unet import UNet
-from latentdiff.layers import lowered
-from latentdiff.training.cuda_graph import Replayed
+from latentdiff.layers import cast_weights
+from latentdiff.training.cuda_graph import CudaGraph
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     sampler: str = "dpmpp_2m"  # ddpm, ddim, plms, heun, dpmpp_2m, dpmpp_2m_sde, unipc, ipndm or lcm
     steps: int = 20  # network evaluations (twice as many for heun, one more for plms)
     guidance_scale: float = 4.0  # of classifier-free guidance; 1 is none
     guidance_interval: tuple[float, ...] = (0.0, 1.0)  # of sigma / (alpha + sigma): where guidance works
     guidance_rescale: float = 0.0  # 0 to 1: how far the guided picture's contrast is pulled back (Lin et al. 2023)
     eta: float = 0.0  # noise of ddim: 0 is deterministic, 1 is ancestral
-    spacing: str = "trailing"  # of the timesteps: trailing, linspace, quadratic, log_snr, karras, or uniform (original)
-    shift: float = 1.0  # more steps where the noise is high, for pictures larger than in training (Esser et al. 2024)
-    tile: int = 0  # larger latents are drawn in tiles of this side, in places of the latent; 0: in one piece
-    overlap: float = 0.25  # share of a tile that it has in common with the next
+    timestep_spacing: str = (
+        "trailing"  # of the timesteps: trailing, linspace, quadratic, log_snr, karras, or uniform (original)
+    )
+    timestep_shift: float = (
+        1.0  # more steps where the noise is high, for pictures larger than in training (Esser et al. 2024)
+    )
+    tile_size: int = 0  # larger latents are drawn in tiles of this side, in places of the latent; 0: in one piece
+    tile_overlap: float = 0.25  # share of a tile that it has in common with the next
     quantize_denoised: bool = False  # every guess is made of the codebook's codes (VQ; as in the original)
 
     @property
     def common(self) -> int:
         """Places that a tile has in common with the next."""
-        return int(self.tile * self.overlap)
+        return int(self.tile_size * self.tile_overlap)
 
 
 class LatentDiffusion(nn.Module):
@@ -49,13 +53,12 @@ class LatentDiffusion(nn.Module):
     optimiser, EMA and DDP see what trains and nothing else.
     """
 
-    def __init__(self, conditioner: Conditioner, unet: UNet, schedule: Schedule, aim: Objective) -> None:
+    def __init__(self, conditioner: Conditioner, unet: UNet, schedule: Schedule, aim: ObjectiveConfig) -> None:
         super().__init__()
         parameterization.check(aim.prediction, schedule)
         self.conditioner, self.unet, self.schedule, self.objective = conditioner, unet, schedule, aim
-        self.importance = Importance(schedule.T) if aim.timesteps == "importance" else None
         self.uncertainty = Uncertainty(aim, schedule.T) if aim.weighting == "uncertainty" else None
-        self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, Sampling(), 1
+        self.autoencoder, self.tokenizer, self.sampling, self.scale = None, None, SamplingConfig(), 1
         self.alignment: nn.Module | None = None  # REPA's projection, where the recipe has `align`
         self.guide: LatentDiffusion | None = None
         self.teacher: Callable[..., Tensor] | None = None  # where the recipe has `distill`
@@ -72,10 +75,8 @@ class LatentDiffusion(nn.Module):
         z_t, middle = self.schedule.diffuse(z, eps, t), None if self.alignment is None else []
         error = self.unet(z_t, t, self.conditioner(batch, drops), middle).to(z.dtype) - target
         weight = loss.weight(self.objective, t, self.schedule).to(error.dtype)
-        loss = self.weighed(loss.distance(self.objective, error) * weight, t)
-        if self.importance is not None:
-            loss = loss * self.importance.weight(t).to(loss.dtype)
-        return loss if self.alignment is None else loss + self.alignment(middle[0], batch["features"])
+        losses = self.weighed(loss.distance(self.objective, error) * weight, t)
+        return losses if self.alignment is None else losses + self.alignment(middle[0], batch["features"])
 
     def weighed(self, losses: Tensor, t: Tensor) -> Tensor:
         """Losses [B] at t [B], each teaching as much as is learned for its t (weighting=uncertainty), or as it is."""
@@ -83,19 +84,7 @@ class LatentDiffusion(nn.Module):
 
     def draw_timesteps(self, u: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) [B] -> t [B], whole (uniform, importance) or any in 0..T-1 (logit_normal)."""
-        if self.importance is not None:
-            return self.importance.draw(u)
-        return loss.DRAWS[self.objective.timesteps](self.objective, u, self.schedule.T)
-
-    def note(self, positions: range, t: Tensor, losses: Tensor) -> None:
-        """Where t is drawn by importance: what a piece of the batch gave, by its positions in the whole."""
-        if self.importance is not None:
-            self.importance.note(positions, t, losses)
-
-    def learn(self, batch_size: int, share: Callable[[Tensor], Tensor]) -> None:
-        """Where t is drawn by importance: take in what was noted of this step, on all ranks (share: their sum)."""
-        if self.importance is not None:
-            self.importance.learn(batch_size, share)
+        return loss.DRAWS[self.objective.timestep_sampling](self.objective, u, self.schedule.T)
 
     def draw_drops(self, keys: Tensor) -> list[Tensor]:
         """Per part, which samples train without it: bool [B] each, drawn independently."""
@@ -103,13 +92,13 @@ class LatentDiffusion(nn.Module):
 
     # ---- drawing
 
-    def denoiser(self, cond: conds.Cond, settings: Sampling) -> guidance.Denoise:
+    def denoiser(self, cond: conds.Cond, settings: SamplingConfig) -> guidance.Denoise:
         """denoise(x, t) -> (x0, eps) with the condition bound."""
         network, cond = self.unet, self.unet.hold(cond)
-        if settings.tile:
-            network = patchwise(network, settings.tile, settings.common)
+        if settings.tile_size:
+            network = patchwise(network, settings.tile_size, settings.common)
         predict = partial(network, cond=cond)
-        replayed = predict if settings.tile else Replayed(predict)
+        replayed = predict if settings.tile_size else CudaGraph(predict)
 
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
@@ -125,7 +114,7 @@ class LatentDiffusion(nn.Module):
         return self.conditioner(batch, drops)
 
     def guided(
-        self, batch: dict, count: int, settings: Sampling, negative: dict | None, scales: Sequence[float] | None
+        self, batch: dict, count: int, settings: SamplingConfig, negative: dict | None, scales: Sequence[float] | None
     ) -> guidance.Denoise:
         """The denoiser of a batch of `count`, guided as the settings say; see `draw`."""
         cond, scale, rescale = self.condition(batch, count), settings.guidance_scale, settings.guidance_rescale
@@ -143,13 +132,13 @@ class LatentDiffusion(nn.Module):
         snap = settings.quantize_denoised and self.autoencoder is not None  # it is not at hand while training
         return guidance.quantized(made, self.autoencoder.quantise) if snap else made
 
-    def lowered(self, dtype: torch.dtype) -> "LatentDiffusion":
+    def cast_weights(self, dtype: torch.dtype) -> "LatentDiffusion":
         """What draws, in the type it is drawn in (layers.lowered).
 
         The autoencoder's weights stay: autocast casts them once for each batch of pictures, not at every step.
         """
-        for part in (self.unet, self.conditioner, *([] if self.guide is None else [self.guide.lowered(dtype)])):
-            lowered(part, dtype)
+        for part in (self.unet, self.conditioner, *([] if self.guide is None else [self.guide.cast_weights(dtype)])):
+            cast_weights(part, dtype)
         return self
 
     def guide_by(self, worse: "LatentDiffusion") -> None:
@@ -161,16 +150,16 @@ class LatentDiffusion(nn.Module):
             raise UserError("the run to guide away from has another tokenizer; it must have the same")
         self.guide = worse
 
-    def check(self, settings: Sampling) -> None:
+    def check(self, settings: SamplingConfig) -> None:
         """Refuse settings that this model cannot draw with, before anything is drawn."""
         if settings.guidance_scale != 1 and self.guide is None and not self.conditioner.can_hide:
             raise UserError(
                 f"guidance_scale is {settings.guidance_scale:g}, but no condition was dropped in training, so there is "
                 f"nothing to guide away from; guidance_scale must be 1"
             )
-        if settings.tile < 0 or not 0 <= settings.overlap < 1:
+        if settings.tile_size < 0 or not 0 <= settings.tile_overlap < 1:
             raise UserError(
-                f"tile is {settings.tile} with overlap {settings.overlap:g}; tile must be 0 (in one piece) or the side "
+                f"tile is {settings.tile_size} with overlap {settings.tile_overlap:g}; tile must be 0 (in one piece) or the side "
                 f"of a tile, overlap a share of it below 1"
             )
         ends = settings.guidance_interval
@@ -179,9 +168,11 @@ class LatentDiffusion(nn.Module):
         samplers.check(settings.sampler, settings.eta)
         self.grid(settings)
 
-    def grid(self, settings: Sampling) -> Tensor:
+    def grid(self, settings: SamplingConfig) -> Tensor:
         """The timesteps that drawing visits, from the noisiest down: float64 [steps], on the CPU."""
-        return shifted(timesteps(settings.steps, self.schedule, settings.spacing), self.schedule, settings.shift)
+        return shifted(
+            timesteps(settings.steps, self.schedule, settings.timestep_spacing), self.schedule, settings.timestep_shift
+        )
 
     @torch.no_grad()
     def draw(
@@ -189,7 +180,7 @@ class LatentDiffusion(nn.Module):
         batch: dict,
         seeds: list[int],
         shape: tuple[int, int, int],
-        settings: Sampling,
+        settings: SamplingConfig,
         negative: dict | None = None,
         start: Tensor | None = None,
         strength: float = 1.0,
@@ -207,7 +198,7 @@ class LatentDiffusion(nn.Module):
         self.check(settings)
         noise, ts = Noise(seeds, shape, next(self.unet.parameters()).device), self.grid(settings)
         denoise = self.guided(batch, len(seeds), settings, negative, scales)
-        x = level(noise(), settings.tile) if settings.tile else noise()
+        x = level(noise(), settings.tile_size) if settings.tile_size else noise()
         if start is not None:
             x, ts = self.noised(start, x, ts, strength)
         if around is not None:
@@ -236,7 +227,7 @@ class LatentDiffusion(nn.Module):
         [B, H, W, 3] and mask [B, H, W], 1 where to fill. settings override the run's own: steps, sampler,
         guidance_scale, guidance_rescale, guidance_interval, eta, spacing; scales: a guidance scale for each picture.
         """
-        given = {name: stacked(name, x) for name, x in (fields or {}).items()}
+        given = {name: stack_field(name, x) for name, x in (fields or {}).items()}
         count = max([len(x) for x in given.values()] + [1 if isinstance(prompt, str) else len(prompt)])
         prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
         batch = self.fields(given) | self.tokens(prompts)

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL, VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig, VQConfig
 from latentdiff.config import UserError
 
 TINY = {"channels": 8, "num_res_blocks": 1, "norm_groups": 4, "z_channels": 4}
-PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity())
-BOTTLENECKS = pytest.mark.parametrize("bottleneck", [KL(), VQ(codebook_size=16), Identity()])
+PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
+BOTTLENECKS = pytest.mark.parametrize("bottleneck", [KLConfig(), VQConfig(codebook_size=16), IdentityConfig()])
 PUBLISHED = {  # parameters; multipliers, attention levels, z_channels, codebook size (0: KL), middle attention
     "kl-f4": (55_312_063, (1, 2, 4), (), 3, 0, True),
     "kl-f8": (83_653_863, (1, 2, 4, 4), (), 4, 0, True),
@@ -33,7 +33,7 @@ def pictures(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_parameter_counts_hold(name):
     count, mults, levels, z_channels, codes, middle = PUBLISHED[name]
-    bottleneck = VQ(codebook_size=codes) if codes else KL()
+    bottleneck = VQConfig(codebook_size=codes) if codes else KLConfig()
     config = AutoencoderConfig(
         channel_mult=mults, attention_levels=levels, mid_attention=middle, z_channels=z_channels, bottleneck=bottleneck
     )
@@ -87,7 +87,7 @@ def test_z_is_normalised_by_the_statistics_and_decode_undoes_it(bottleneck):
         z = model.encode(x)
         torch.testing.assert_close(z, (raw - torch.as_tensor(given).reshape(-1, 1, 1)) * 3)
         torch.testing.assert_close(model.decode(z), y, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(model.decode(raw), y, atol=1e-3) or isinstance(bottleneck, VQ)
+    assert not torch.allclose(model.decode(raw), y, atol=1e-3) or isinstance(bottleneck, VQConfig)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_encode_with_noise_is_a_posterior_sample_and_without_it_the_mean():
     assert torch.equal(model.normalise(mean, logvar, noise), model.encode(x, noise))
 
 
-@pytest.mark.parametrize("bottleneck", [VQ(codebook_size=16), Identity()])
+@pytest.mark.parametrize("bottleneck", [VQConfig(codebook_size=16), IdentityConfig()])
 @torch.no_grad()
 def test_without_a_posterior_there_is_no_variance_and_noise_is_ignored(bottleneck):
     model, x = tiny(bottleneck=bottleneck), pictures(1, 3, 8, 8)
@@ -109,7 +109,7 @@ def test_without_a_posterior_there_is_no_variance_and_noise_is_ignored(bottlenec
 
 
 def test_decoding_with_a_codebook_snaps_to_its_codes_and_keeps_a_gradient_in_eval():
-    model = tiny(bottleneck=VQ(codebook_size=4)).eval()
+    model = tiny(bottleneck=VQConfig(codebook_size=4)).eval()
     z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
     snapped = model.quantize.look_up(model.quantize.codes(z))
     torch.testing.assert_close(model.decode(z), model.decode(snapped), rtol=1e-4, atol=1e-5)
@@ -129,7 +129,7 @@ def test_every_parameter_gets_a_gradient(bottleneck):
 
 
 def test_under_autocast_moments_and_pictures_come_in_full_precision():
-    model, x = tiny(bottleneck=VQ(codebook_size=16)), pictures(1, 3, 8, 8)
+    model, x = tiny(bottleneck=VQConfig(codebook_size=16)), pictures(1, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(x)
         assert model.moments(x)[0].dtype == output.y.dtype == output.bottleneck["commitment"].dtype == torch.float32

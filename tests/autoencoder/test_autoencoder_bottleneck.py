@@ -3,12 +3,12 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from latentdiff.autoencoder.bottleneck import KL, VQ, Codebook, Gaussian, count, kl, revive, sample, usage
+from latentdiff.autoencoder.bottleneck import Codebook, Gaussian, KLConfig, VQConfig, count, kl, revive, sample, usage
 
 
 def codebook(n: int = 6, channels: int = 2, **changes) -> Codebook:
     torch.manual_seed(0)
-    made = Codebook(VQ(codebook_size=n, **changes), channels)
+    made = Codebook(VQConfig(codebook_size=n, **changes), channels)
     nn.init.normal_(made.embedding.weight)
     return made.double()
 
@@ -36,7 +36,7 @@ def test_the_kl_is_the_mean_log_ratio_of_posterior_samples():
 
 
 def test_the_kl_weight_counts_a_sum_over_the_latent():
-    gaussian = Gaussian(KL(weight=1e-6), 4)
+    gaussian = Gaussian(KLConfig(weight=1e-6), 4)
     moments = torch.cat([torch.full((2, 4, 8, 8), 2.0), torch.zeros(2, 4, 8, 8)], dim=1)  # N(2, 1): KL 2 per place
     _, terms = gaussian(*gaussian.split(moments), None)
     assert terms["kl"].tolist() == [2.0 * 4 * 8 * 8] * 2
@@ -44,7 +44,7 @@ def test_the_kl_weight_counts_a_sum_over_the_latent():
 
 
 def test_the_log_variance_is_clamped():
-    _, logvar = Gaussian(KL(), 1).split(torch.tensor([[[[0.0]], [[99.0]]], [[[0.0]], [[-99.0]]]]))
+    _, logvar = Gaussian(KLConfig(), 1).split(torch.tensor([[[[0.0]], [[99.0]]], [[[0.0]], [[-99.0]]]]))
     assert logvar.flatten().tolist() == [20.0, -30.0]
 
 
@@ -58,7 +58,7 @@ def test_codes_are_the_nearest_by_brute_force():
 
 
 def test_autocast_does_not_touch_the_distances():
-    book = Codebook(VQ(codebook_size=512), 4)
+    book = Codebook(VQConfig(codebook_size=512), 4)
     z = torch.randn(1, 4, 16, 16) / 512
     plain = book.codes(z)
     with torch.autocast("cpu", torch.bfloat16):
@@ -92,7 +92,7 @@ def test_the_quantised_latent_has_the_gradient_of_the_identity_and_no_noise():
 
 
 def test_a_fresh_codebook_lies_within_one_over_its_size():
-    weight = Codebook(VQ(codebook_size=50), 8).embedding.weight
+    weight = Codebook(VQConfig(codebook_size=50), 8).embedding.weight
     assert weight.abs().max() <= 1 / 50 and weight.abs().max() > 0.9 / 50
 
 
@@ -112,7 +112,7 @@ def test_perplexity_is_the_number_of_codes_used_evenly(counts, share, perplexity
 
 def idle_and_revive(seed: int, steps: int, after: int = 2) -> tuple[Codebook, torch.Tensor, list[list[bool]]]:
     book, idle, counts = (
-        codebook(revive_after=after),
+        codebook(reset_after=after),
         torch.zeros(6, dtype=torch.int64),
         torch.tensor([1, 0, 2, 3, 0, 1]),
     )

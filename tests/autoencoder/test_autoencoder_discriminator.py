@@ -64,20 +64,20 @@ def test_losses_have_their_closed_forms():
 
 
 def test_it_learns_before_it_weighs_and_then_rises_linearly():
-    config = DiscriminatorConfig(weight=0.5, learn_from=10, start=20, ramp=5)
+    config = DiscriminatorConfig(weight=0.5, train_from=10, start=20, ramp=5)
     assert [learns_at(config, step, 100) for step in (9, 10, 99)] == [False, True, True]
     weights = [weight_at(config, step, 100) for step in (0, 19, 20, 21, 24, 25, 99)]
     assert weights == pytest.approx([0, 0, 0.1, 0.2, 0.5, 0.5, 0.5])
 
 
 def test_times_below_one_are_fractions_of_the_training():
-    config = DiscriminatorConfig(learn_from=0.25, start=0.5, ramp=0.1)
+    config = DiscriminatorConfig(train_from=0.25, start=0.5, ramp=0.1)
     assert plan(config, 200) == (50, 100, 20)
     assert plan(DiscriminatorConfig(start=0.5, ramp=7), 200) == (90, 100, 7)  # learning begins at 0.9 of start
 
 
 def test_without_a_delay_it_is_the_original_schedule():
-    config = DiscriminatorConfig(weight=0.75, learn_from=0, start=0, ramp=0)
+    config = DiscriminatorConfig(weight=0.75, train_from=0, start=0, ramp=0)
     assert learns_at(config, 0, 10) and weight_at(config, 0, 10) == 0.75
 
 
@@ -87,5 +87,5 @@ def test_weight_zero_means_no_discriminator_at_all():
 
 
 def test_weighing_before_learning_is_refused():
-    with pytest.raises(UserError, match="learn_from is step 90 and discriminator.start step 50"):
-        weight_at(DiscriminatorConfig(learn_from=90, start=0.5), 0, 100)
+    with pytest.raises(UserError, match="train_from is step 90 and discriminator.start step 50"):
+        weight_at(DiscriminatorConfig(train_from=90, start=0.5), 0, 100)

@@ -47,7 +47,7 @@ def test_the_reconstruction_is_of_the_warped_latent():
 @pytest.mark.slow
 def test_a_run_with_warps_trains_and_a_frozen_encoder_stays(runs):
     call(*STAGE_ONE, *SHORT, "loss.equivariance=1.0", "name=first")
-    call(*STAGE_ONE, *SHORT, "init=first", "freeze_encoder=true", "train.ema=0.5", "name=second")
+    call(*STAGE_ONE, *SHORT, "init=first", "freeze_encoder=true", "train.ema_decay=0.5", "name=second")
     first, second = tensors_of(runs / "first"), tensors_of(runs / "second")
     moved = {name.split(".")[1] for name in first if not torch.equal(first[name], second[name])}
     assert "decoder" in moved and not {"encoder", "quant_conv", "quantize"} & moved

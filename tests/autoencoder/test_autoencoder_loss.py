@@ -3,19 +3,21 @@ import torch
 from torch import Tensor
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig, Reconstruction
-from latentdiff.autoencoder.bottleneck import KL, VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig, VQConfig
 from latentdiff.autoencoder.discriminator import Discriminator, DiscriminatorConfig, generator_loss
 from latentdiff.autoencoder.loss import LossConfig, adaptive_weight, backward, reconstruction_loss
-from latentdiff.autoencoder.perceptual import MultiScale, build
+from latentdiff.autoencoder.perceptual import MultiScaleConfig, build
 
-CONFIG = LossConfig(l1=1.0, l2=0.5, perceptual=MultiScale(weight=0.7))
-BOTTLENECKS = pytest.mark.parametrize("bottleneck", [KL(weight=0.01), VQ(codebook_size=16), Identity()])
+CONFIG = LossConfig(l1=1.0, l2=0.5, perceptual=MultiScaleConfig(weight=0.7))
+BOTTLENECKS = pytest.mark.parametrize(
+    "bottleneck", [KLConfig(weight=0.01), VQConfig(codebook_size=16), IdentityConfig()]
+)
 
 
 class Stage:
     """A tiny stage one, in float64."""
 
-    def __init__(self, bottleneck: KL | VQ | Identity, config: LossConfig = CONFIG) -> None:
+    def __init__(self, bottleneck: KLConfig | VQConfig | IdentityConfig, config: LossConfig = CONFIG) -> None:
         torch.manual_seed(0)
         sizes = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4}
         self.model = Autoencoder(AutoencoderConfig(**sizes, bottleneck=bottleneck)).double()
@@ -71,7 +73,7 @@ def test_one_walk_gives_the_gradients_of_three(bottleneck):
 
 
 def test_without_a_discriminator_there_is_no_adaptive_weight_and_no_trace_of_one():
-    stage = Stage(KL())
+    stage = Stage(KLConfig())
     adaptive, actual = stage.one_walk(0.5, with_g=False)
     assert adaptive is None
     assert largest_difference(stage.three_walks(0.0)[1], actual) < 1e-12
@@ -79,7 +81,7 @@ def test_without_a_discriminator_there_is_no_adaptive_weight_and_no_trace_of_one
 
 @pytest.mark.parametrize("scale", [0.25, torch.tensor(1024.0)])
 def test_a_scaled_loss_scales_the_gradients_and_leaves_the_adaptive_weight(scale):
-    stage = Stage(KL(weight=0.01))
+    stage = Stage(KLConfig(weight=0.01))
     (adaptive, plain), (scaled_adaptive, scaled) = stage.one_walk(0.5), stage.one_walk(0.5, scale=scale)
     assert adaptive.item() == pytest.approx(scaled_adaptive.item(), rel=1e-10)
     assert largest_difference({k: v * float(scale) for k, v in plain.items()}, scaled) < 1e-10
@@ -122,12 +124,12 @@ def test_the_adaptive_weight_is_bounded_and_in_full_precision():
 
 
 TERMS = {  # a term alone -> the gradients that it must move
-    "l1": (LossConfig(l1=1.0, perceptual=None), Identity(), "decoder.conv_out"),
-    "l2": (LossConfig(l1=0.0, l2=1.0, perceptual=None), Identity(), "decoder.conv_out"),
-    "perceptual": (LossConfig(l1=0.0, perceptual=MultiScale()), Identity(), "decoder.conv_out"),
-    "kl": (LossConfig(l1=0.0, perceptual=None), KL(), "quant_conv"),
-    "codebook": (LossConfig(l1=0.0, perceptual=None), VQ(codebook_size=16), "quantize.embedding"),
-    "commitment": (LossConfig(l1=0.0, perceptual=None), VQ(codebook_size=16), "quant_conv"),
+    "l1": (LossConfig(l1=1.0, perceptual=None), IdentityConfig(), "decoder.conv_out"),
+    "l2": (LossConfig(l1=0.0, l2=1.0, perceptual=None), IdentityConfig(), "decoder.conv_out"),
+    "perceptual": (LossConfig(l1=0.0, perceptual=MultiScaleConfig()), IdentityConfig(), "decoder.conv_out"),
+    "kl": (LossConfig(l1=0.0, perceptual=None), KLConfig(), "quant_conv"),
+    "codebook": (LossConfig(l1=0.0, perceptual=None), VQConfig(codebook_size=16), "quantize.embedding"),
+    "commitment": (LossConfig(l1=0.0, perceptual=None), VQConfig(codebook_size=16), "quant_conv"),
 }
 
 
@@ -139,18 +141,18 @@ def test_every_term_alone_moves_a_weight(term):
 
 
 def test_the_adversarial_term_moves_the_weights_and_not_the_discriminator():
-    stage = Stage(KL())
+    stage = Stage(KLConfig())
     stage.one_walk(0.5)
     assert all(p.grad is None for p in stage.critic.parameters())
     assert largest_difference(stage.one_walk(0.0)[1], stage.one_walk(0.5)[1]) > 1e-2
 
 
 def test_a_sum_is_the_mean_times_the_values_of_a_picture_so_the_kl_weighs_as_in_the_paper():
-    stage = Stage(KL())
+    stage = Stage(KLConfig())
     y = torch.zeros_like(stage.x)
     mean, sum_ = stage.losses(y, "mean")[0], stage.losses(y, "sum")[0]
     assert (sum_ / mean).item() == pytest.approx(3 * 16 * 16)
-    assert [Stage(b).model.quantize.reduction for b in (KL(), VQ(codebook_size=4), Identity())] == [
+    assert [Stage(b).model.quantize.reduction for b in (KLConfig(), VQConfig(codebook_size=4), IdentityConfig())] == [
         "sum",
         "mean",
         "mean",

@@ -10,7 +10,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from latentdiff.autoencoder import pretrained
-from latentdiff.autoencoder.perceptual import LPIPS, TAPS, LPIPSDistance, MultiScale, MultiScaleDistance, build
+from latentdiff.autoencoder.perceptual import (
+    TAPS,
+    LPIPSConfig,
+    LPIPSDistance,
+    MultiScaleConfig,
+    MultiScaleDistance,
+    build,
+)
 from latentdiff.config import UserError
 
 WEIGHTS = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "weights"
@@ -82,7 +89,7 @@ def squeeze() -> LPIPSDistance:
     pytest.importorskip("torchvision")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTDIFF_WEIGHTS", str(WEIGHTS))
-        return build(LPIPS(backbone="squeezenet"))
+        return build(LPIPSConfig(backbone="squeezenet"))
 
 
 @real_weights
@@ -124,20 +131,20 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("backbone, name", [("vgg16", "vgg16-397923af.pth"), ("squeezenet", "squeezenet1_1")])
 def test_without_weights_the_error_says_what_to_fetch_and_where_to_put_it(backbone, name, folder):
     with pytest.raises(UserError, match=f"{name}.*{folder}.*LATENTDIFF_WEIGHTS.*perceptual=None"):
-        build(LPIPS(backbone=backbone))
+        build(LPIPSConfig(backbone=backbone))
 
 
 def test_weights_are_found_in_the_folder_and_strange_heads_are_refused(folder):
     weights, heads = random_weights()
     torch.save({f"features.{k}": v for k, v in weights.items()}, folder / "squeezenet1_1-b8a52dc0.pth")
     with pytest.raises(UserError, match="lpips_v0.1_squeeze_lin.safetensors or squeeze.pth"):
-        build(LPIPS(backbone="squeezenet"))
+        build(LPIPSConfig(backbone="squeezenet"))
     own = folder / "lpips_v0.1_squeeze_lin.safetensors"
     save_file({f"lin{i}.model.1.weight": head for i, head in enumerate(heads)}, own)
     with pytest.raises(UserError, match="does not hold the published LPIPS heads"):
-        build(LPIPS(backbone="squeezenet"))
+        build(LPIPSConfig(backbone="squeezenet"))
     x, target = pictures(1, 3, 32, 32), pictures(1, 3, 32, 32, seed=2)
-    named = build(LPIPS(backbone="squeezenet", heads=str(own)))  # a file that the user names is taken as it is
+    named = build(LPIPSConfig(backbone="squeezenet", heads=str(own)))  # a file that the user names is taken as it is
     assert torch.equal(named(x, target), LPIPSDistance("squeezenet", weights, heads)(x, target))
 
 
@@ -159,12 +166,12 @@ def test_files_that_hold_no_weights_are_refused_by_name(folder):
         "broken.safetensors": "cannot be read",
         "other.safetensors": "fit",
     }.items():
-        files = LPIPS("squeezenet", backbone_weights=str(folder / name), heads=str(folder / "heads.safetensors"))
+        files = LPIPSConfig("squeezenet", backbone_weights=str(folder / name), heads=str(folder / "heads.safetensors"))
         with pytest.raises(UserError, match=words):
             build(files)
 
 
 def test_a_backbone_that_is_not_known_is_refused_and_none_is_none():
     with pytest.raises(UserError, match=f"'alexnet'; it must be one of {', '.join(TAPS)}"):
-        build(LPIPS(backbone="alexnet"))
-    assert build(None) is None and isinstance(build(MultiScale()), MultiScaleDistance)
+        build(LPIPSConfig(backbone="alexnet"))
+    assert build(None) is None and isinstance(build(MultiScaleConfig()), MultiScaleDistance)

@@ -41,7 +41,9 @@ def test_verdicts_on_emoji_are_of_the_captions_that_were_drawn(monkeypatch):
     seen = lambda n: (torch.eye(2)[torch.arange(n) % 2], torch.eye(2)[torch.zeros(n, dtype=torch.long)])  # noqa: E731
     monkeypatch.setattr(few_steps.emoji, "verdicts", lambda network, x: seen(len(x)))
     monkeypatch.setattr(few_steps.loader, "images", lambda batch: batch["image"])
-    monkeypatch.setattr(few_steps.loader, "in_order", lambda drawn, *_: [{"image": torch.zeros(len(drawn), 3, 8, 8)}])
+    monkeypatch.setattr(
+        few_steps.loader, "sequential_batches", lambda drawn, *_: [{"image": torch.zeros(len(drawn), 3, 8, 8)}]
+    )
 
     class Data:
         def __init__(self):

@@ -6,7 +6,7 @@ from benchmarks import scale
 
 
 def test_ranks_and_shards_are_even_and_the_shuffle_is_fair():
-    found = scale.simulate(rows=20_000, ranks=16, batch=64, shard_rows=500, steps=250)
+    found = scale.simulate(rows=20_000, ranks=16, batch=64, shard_size=500, steps=250)
     assert found["rows per rank, most / fewest"] == 1
     assert found["rows read twice in an epoch"] == 0
     assert found["a batch at step 10^6 is the same after a restart"] == 1

@@ -107,7 +107,7 @@ def test_the_loops_as_shipped_train_on_the_same_pictures(diffusers, monkeypatch,
 
 def test_the_loss_of_the_autoencoder_example_is_ours():
     x, y = (torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in (0, 1))
-    config = loss.LossConfig(perceptual=perceptual.MultiScale(weight=0.7))
+    config = loss.LossConfig(perceptual=perceptual.MultiScaleConfig(weight=0.7))
     distance = perceptual.build(config.perceptual)
     ours = loss.reconstruction_loss(config, x, y, distance, "sum")["nll"]
     assert examples.generator_nll(y, x, distance, 0.7).item() == pytest.approx(ours.item(), rel=1e-5)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from benchmarks import tasks
-from latentdiff.conditioning.label import Label
-from latentdiff.conditioning.layout import Layout
-from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.conditioning.label import LabelConfig
+from latentdiff.conditioning.layout import LayoutConfig
+from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 from latentdiff.recipe import DiffusionRecipe, with_fields
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KINDS = ("circle", "square", "triangle", "star")
-CONDITIONS = {"Label": Label(classes=4), "Layout": Layout(classes=4)}
+CONDITIONS = {"Label": LabelConfig(classes=4), "Layout": LayoutConfig(classes=4)}
 
 
 def test_the_page_of_tasks_is_made_from_the_committed_results(tmp_path):
@@ -30,7 +30,7 @@ def test_the_page_of_tasks_is_made_from_the_committed_results(tmp_path):
     ("Label", 1, ("class_accuracy",)), ("Layout", 2, ("box_iou", "box_class_right")),
 ])  # fmt: skip
 def test_true_pictures_get_full_marks_and_those_of_other_scenes_do_not(kind, objects, figures, monkeypatch, tmp_path):
-    data = Shapes(kinds=KINDS, max_objects=objects, val_count=24)
+    data = ShapesConfig(kinds=KINDS, max_objects=objects, val_count=24)
     recipe = DiffusionRecipe(data=data, conditions=(CONDITIONS[kind],))
     items = [with_fields(recipe, ShapesDataset(data, "test")).item(i, 0) for i in range(24)]
     true = tasks.images(items)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import tasks_real
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -38,6 +38,6 @@ def test_the_reader_learns_maps_from_pictures_and_finds_nothing_in_those_of_othe
     maps = maps.repeat_interleave(4, 1).repeat_interleave(4, 2)  # [24, 16, 16]
     colours = torch.tensor([[-1.0, 0, 1], [1, 0, -1], [0, 1, 0]])
     x = colours[maps].permute(0, 3, 1, 2)
-    reader = tasks_real.learn(x[:16], maps[:16], 3, Train(steps=60, batch_size=8, lr=3e-3))
+    reader = tasks_real.learn(x[:16], maps[:16], 3, TrainConfig(steps=60, batch_size=8, lr=3e-3))
     seen = reader(x[16:]).argmax(1)
     assert tasks_real.mean_iou(seen, maps[16:], 3) > 0.9 > 0.6 > tasks_real.mean_iou(seen, maps[:8], 3)

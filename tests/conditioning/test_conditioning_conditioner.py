@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from latentdiff import rng
 from latentdiff.conditioning.cond import Cond
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.label import Label, LabelCondition
+from latentdiff.conditioning.label import LabelCondition, LabelConfig
 from latentdiff.config import UserError
 
 BATCH = {"label": torch.tensor([0, 1, 2]), "picture": torch.rand(3, 2, 4, 4)}
@@ -24,7 +24,7 @@ class Picture(nn.Module):
 
 
 def label(dropout: float = 0.5, door: str = "context", dim: int = 4) -> LabelCondition:
-    return LabelCondition(Label(classes=3, dim=dim, dropout=dropout, door=door))
+    return LabelCondition(LabelConfig(classes=3, dim=dim, dropout=dropout, input=door))
 
 
 def test_parts_are_joined_at_their_doors() -> None:

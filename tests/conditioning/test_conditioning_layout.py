@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from latentdiff.conditioning.layout import Layout, LayoutCondition
+from latentdiff.conditioning.layout import LayoutCondition, LayoutConfig
 from latentdiff.config import UserError
 
-SMALL = Layout(classes=4, objects=2, dim=8, depth=1, heads=2, head_dim=4, vocab_size=101, whole=False)  # 10 x 10
+SMALL = LayoutConfig(
+    classes=4, objects=2, dim=8, depth=1, heads=2, head_dim=4, vocab_size=101, whole_image_tokens=False
+)  # 10 x 10
 BOXES = torch.tensor([[[0.0, 0.0, 1.0, 1.0, 3.0], [0.5, 0.25, 0.75, 0.5, 0.0]],
                       [[0.1, 0.2, 0.3, 0.4, 1.0], [-1.0, -1.0, -1.0, -1.0, -1.0]]])  # fmt: skip
 SHOWN = torch.zeros(2, dtype=torch.bool)
@@ -18,7 +20,7 @@ def test_a_box_is_its_class_and_the_cells_of_two_corners_counted_row_by_row() ->
 
 
 def test_the_released_model_reads_ninety_two_tokens_of_which_the_last_two_show_the_whole_picture() -> None:
-    module = LayoutCondition(Layout(dim=8, depth=1))
+    module = LayoutCondition(LayoutConfig(dim=8, depth=1))
     assert (module.tokens.weight.shape, module.positions.weight.shape) == ((8192, 8), (92, 8))
     tokens = module.tokenize(BOXES, SHOWN)
     assert tokens.shape == (2, 92)
@@ -44,11 +46,11 @@ def test_of_too_many_boxes_the_first_are_kept() -> None:
 
 def test_classes_that_do_not_fit_the_vocabulary_are_refused() -> None:
     with pytest.raises(UserError, match="classes=101"):
-        LayoutCondition(Layout(classes=101, vocab_size=101))
+        LayoutCondition(LayoutConfig(classes=101, vocab_size=101))
 
 
 def test_corners_that_lie_close_begin_alike_and_classes_do_not() -> None:
-    module = LayoutCondition(Layout(dim=64, depth=1, vocab_size=640))  # 25 x 25
+    module = LayoutCondition(LayoutConfig(dim=64, depth=1, vocab_size=640))  # 25 x 25
     tokens = torch.nn.functional.normalize(module.tokens.weight[: 25 * 25].detach(), dim=1).view(25, 25, 64)
     near, far = ((tokens[:, : 25 - d] * tokens[:, d:]).sum(2).mean() for d in (1, 10))
     assert near > far + 0.2 and (tokens[0, 0] * tokens[0, 1]).sum() < 0.9

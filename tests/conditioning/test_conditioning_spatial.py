@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from latentdiff.conditioning.spatial import (
-    LowRes,
     LowResCondition,
-    Masked,
+    LowResConfig,
     MaskedCondition,
-    Semantic,
+    MaskedConfig,
     SemanticCondition,
+    SemanticConfig,
     to_signed,
 )
 
@@ -27,7 +27,7 @@ def encode(x):
 
 
 def test_a_map_equals_the_original_one_hot_halved_twice_and_convolved() -> None:
-    module = SemanticCondition(Semantic(classes=5, channels=3), factor=4).double()
+    module = SemanticCondition(SemanticConfig(classes=5, channels=3), factor=4).double()
     x = F.one_hot(MAP.long(), 5).permute(0, 3, 1, 2).double()
     for _ in range(2):
         x = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
@@ -37,14 +37,14 @@ def test_a_map_equals_the_original_one_hot_halved_twice_and_convolved() -> None:
 
 
 def test_a_low_resolution_picture_of_the_latents_size_is_used_as_it_is_and_resized_otherwise() -> None:
-    same = LowResCondition(LowRes(), ratio=1.0)({"low_res": IMAGE}, SHOWN).concat
+    same = LowResCondition(LowResConfig(), ratio=1.0)({"low_res": IMAGE}, SHOWN).concat
     assert torch.equal(same, to_signed(IMAGE)) and same.abs().max() <= 1
     for ratio, size in ((4.0, (64, 96)), (0.5, (8, 12))):
-        assert LowResCondition(LowRes(), ratio)({"low_res": IMAGE}, SHOWN).concat.shape == (2, 3, *size)
+        assert LowResCondition(LowResConfig(), ratio)({"low_res": IMAGE}, SHOWN).concat.shape == (2, 3, *size)
 
 
 def test_the_hole_is_black_before_encoding_and_the_mask_is_the_last_channel() -> None:
-    module = MaskedCondition(Masked(), z_channels=2, factor=4, encode=encode)
+    module = MaskedCondition(MaskedConfig(), z_channels=2, factor=4, encode=encode)
     mask = torch.zeros(2, 16, 24, dtype=torch.uint8)
     mask[:, :8, :12] = 1
     x = module({"image": IMAGE, "mask": mask}, SHOWN).concat
@@ -60,7 +60,8 @@ def test_every_pixel_can_be_shown_which_tells_apart_holes_that_the_top_left_ones
     masks = torch.zeros(2, 16, 24, dtype=torch.uint8)
     masks[1, 1:4, 5:8] = 1  # within a cell, without its corner
     one, every = (
-        MaskedCondition(Masked(every_pixel=value), z_channels=2, factor=4, encode=encode) for value in (False, True)
+        MaskedCondition(MaskedConfig(every_pixel=value), z_channels=2, factor=4, encode=encode)
+        for value in (False, True)
     )
     a, b = (module({"image": IMAGE, "mask": masks}, SHOWN).concat[:, 2:] for module in (one, every))
     assert a.shape == (2, 1, 4, 6) and torch.equal(a[0], a[1])
@@ -72,7 +73,7 @@ def test_every_pixel_can_be_shown_which_tells_apart_holes_that_the_top_left_ones
 
 @pytest.mark.parametrize("every_pixel", [False, True])
 def test_what_stands_in_the_hole_cannot_be_seen(every_pixel: bool) -> None:
-    module = MaskedCondition(Masked(every_pixel=every_pixel), z_channels=2, factor=4, encode=encode)
+    module = MaskedCondition(MaskedConfig(every_pixel=every_pixel), z_channels=2, factor=4, encode=encode)
     mask = (torch.rand(2, 16, 24, generator=torch.Generator().manual_seed(2)) < 0.5).byte()
     other = torch.where(mask[..., None] > 0, 255 - IMAGE, IMAGE)
     a, b = (module({"image": image, "mask": mask}, SHOWN).concat for image in (IMAGE, other))
@@ -81,12 +82,12 @@ def test_what_stands_in_the_hole_cannot_be_seen(every_pixel: bool) -> None:
 
 def test_hidden_is_zeros_in_every_channel() -> None:
     batch = {"segmentation": MAP, "low_res": IMAGE, "image": IMAGE, "mask": torch.ones(2, 16, 24)}
-    for module in (SemanticCondition(Semantic(5), 4), LowResCondition(LowRes(), 1.0),
-                   MaskedCondition(Masked(), 2, 4, encode)):  # fmt: skip
+    for module in (SemanticCondition(SemanticConfig(5), 4), LowResCondition(LowResConfig(), 1.0),
+                   MaskedCondition(MaskedConfig(), 2, 4, encode)):  # fmt: skip
         x = module(batch, DROP).concat
         assert x[0].abs().sum() > 0 and x[1].abs().sum() == 0
 
 
 def test_the_average_of_a_masked_model_does_not_hold_a_copy_of_the_autoencoder() -> None:
-    module = MaskedCondition(Masked(), 2, 4, encode)
+    module = MaskedCondition(MaskedConfig(), 2, 4, encode)
     assert copy.deepcopy(module).encode is encode and not module.state_dict()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.conditioning.text import TextCondition, TextConfig
 
 PAD = 0
 EMPTY = torch.tensor([1, 2, PAD, PAD, PAD, PAD])  # start, end
@@ -15,7 +15,7 @@ SHOW, HIDE = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
 def encoder(**changes) -> TextCondition:
     torch.manual_seed(0)
     config = {"dim": 16, "depth": 2, "heads": 2, "head_dim": 4, "length": 6, "vocab_size": 10} | changes
-    return TextCondition(Text(**config), PAD, EMPTY)
+    return TextCondition(TextConfig(**config), PAD, EMPTY)
 
 
 def words(module: TextCondition, tokens: Tensor, drop: Tensor = SHOW) -> list[Tensor]:
@@ -67,9 +67,9 @@ def test_float64_stays_float64_and_the_empty_caption_is_saved() -> None:
 
 @pytest.mark.parametrize(
     ("config", "published", "to_logits"),  # paper.md; the published counts hold a head that nothing reads
-    [(Text(), 581_994_042, 39_098_682), (Text(dim=640), 186_154_682, 640 * 30522 + 30522)],
+    [(TextConfig(), 581_994_042, 39_098_682), (TextConfig(dim=640), 186_154_682, 640 * 30522 + 30522)],
 )
-def test_the_encoder_has_its_published_size(config: Text, published: int, to_logits: int) -> None:
+def test_the_encoder_has_its_published_size(config: TextConfig, published: int, to_logits: int) -> None:
     with torch.device("meta"):
         module = TextCondition(config, PAD, torch.zeros(77, dtype=torch.int64))
     assert sum(parameter.numel() for parameter in module.parameters()) == published - to_logits

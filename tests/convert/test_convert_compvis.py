@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.convert.compvis import key_map
 from latentdiff.convert.__main__ import main
-from latentdiff.convert.compvis.config import original_of
+from latentdiff.convert.compvis import key_map
+from latentdiff.convert.compvis.model_config import original_of
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.load import load_run
 
@@ -24,7 +24,7 @@ TOKENIZER = CaptionTokenizer(wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MA
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "star"]
 UNET = {"image_size": 8, "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1,
         "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 2}  # fmt: skip
-KL = {"double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
+KLConfig = {"double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
       "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0}  # fmt: skip
 XATTN = {"use_spatial_transformer": True, "context_dim": 16}
 BERT = {"n_embed": 16, "n_layer": 1, "vocab_size": 8, "max_seq_len": 8}
@@ -67,10 +67,14 @@ FAMILIES = {  # what differs from an unconditional model: the U-Net, the rest
 
 def config_of(family: str) -> dict:
     unet, params = FAMILIES[family]
-    first = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 3, "ddconfig": KL}}
+    first = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": 3, "ddconfig": KLConfig}}
     if family in ("vq", "inpainting"):
         first["target"] = "ldm.models.autoencoder.VQModelInterface"
-        first["params"] = {"embed_dim": 3, "n_embed": 20, "ddconfig": KL | {"double_z": False, "attn_type": "none"}}
+        first["params"] = {
+            "embed_dim": 3,
+            "n_embed": 20,
+            "ddconfig": KLConfig | {"double_z": False, "attn_type": "none"},
+        }
     params = {"first_stage_config": first, "image_size": 8, "channels": 3, "linear_start": 0.0015} | params
     params |= {"linear_end": 0.0195, "conditioning_key": "crossattn"} if "context_dim" in unet else {}
     params["unet_config"] = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": UNET | unet}
@@ -180,7 +184,7 @@ def test_a_converted_run_draws(tmp_path, family):
 
 def test_a_run_starts_from_a_converted_one_with_its_words_and_its_autoencoder(tmp_path, runs):
     source = convert(tmp_path, "text", checkpoint_of("text"))
-    same = ("conditions.0.dim=16", "conditions.0.heads=8", "conditions.0.head_dim=64", "conditions.0.length=8",
+    same = ("conditions.0.dim=16", "conditions.0.heads=8", "conditions.0.head_dim=64", "conditions.0.max_length=8",
             "conditions.0.vocab_size=8", "unet.channels=32", "unet.head_channels=16",
             "unet.norm_groups=32")  # fmt: skip
     words = ("train.steps=2", "train.lr=1e-9", "autoencoder=", f"init={source}")

@@ -12,7 +12,7 @@ from test_convert_compvis import LEFTOVERS, checkpoint_of, config_of, convert
 
 from latentdiff.config import UserError
 from latentdiff.convert.__main__ import main
-from latentdiff.convert.compvis.config import original_of
+from latentdiff.convert.compvis.model_config import original_of
 from latentdiff.load import load_run
 
 

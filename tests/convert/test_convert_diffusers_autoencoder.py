@@ -9,7 +9,7 @@ from theirs import TOLERANCE, diffusers, exported, imported, levels, native, off
 
 import latentdiff
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL, VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig, VQConfig
 from latentdiff.config import UserError
 from latentdiff.convert.diffusers.import_ import import_folder
 from latentdiff.recipe import AutoencoderRecipe
@@ -78,7 +78,7 @@ def recipe(**others):
     return AutoencoderRecipe(name="run", autoencoder=autoencoder)
 
 
-@pytest.mark.parametrize("bottleneck", [KL(), VQ(codebook_size=16)], ids=["KL", "VQ"])
+@pytest.mark.parametrize("bottleneck", [KLConfig(), VQConfig(codebook_size=16)], ids=["KL", "VQ"])
 def test_out_and_in_again_is_the_same_bit_for_bit(bottleneck, tmp_path):
     run = native(recipe(bottleneck=bottleneck), tmp_path / "run", scale=0.18215)
     import_folder(str(exported(tmp_path)), output=str(tmp_path / "again"))
@@ -104,7 +104,7 @@ def test_statistics_per_channel_are_folded_into_the_weights(tmp_path):
 
 @torch.no_grad()
 def test_an_autoencoder_without_a_posterior_gets_one_that_is_hardly_wide(tmp_path):
-    native(recipe(bottleneck=Identity()), tmp_path / "run")
+    native(recipe(bottleneck=IdentityConfig()), tmp_path / "run")
     ours, theirs = latentdiff.load_run(tmp_path / "run"), diffusers.AutoencoderKL.from_pretrained(exported(tmp_path))
     posterior = theirs.encode(X).latent_dist
     assert off(posterior.mean, ours.encode(X)) < TOLERANCE and posterior.std.max() < 1e-6
@@ -112,7 +112,7 @@ def test_an_autoencoder_without_a_posterior_gets_one_that_is_hardly_wide(tmp_pat
 
 
 def test_a_codebook_cannot_be_normalised_channel_by_channel(tmp_path):
-    native(recipe(bottleneck=VQ(codebook_size=16)), tmp_path / "run")
+    native(recipe(bottleneck=VQConfig(codebook_size=16)), tmp_path / "run")
     model = latentdiff.load_run(tmp_path / "run")
     model.set_statistics(0.0, torch.tensor([1.0, 2.0, 1.0, 1.0]))
     save_file(model.state_dict(), tmp_path / "run" / "model.safetensors")

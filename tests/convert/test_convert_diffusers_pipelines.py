@@ -13,26 +13,26 @@ from theirs import WORDS, blocks, diffusers, exported, imported, levels, native,
 
 import latentdiff
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import VQ, Identity
-from latentdiff.conditioning.label import Label
-from latentdiff.conditioning.layout import Layout
-from latentdiff.conditioning.spatial import LowRes
-from latentdiff.conditioning.text import Text
+from latentdiff.autoencoder.bottleneck import IdentityConfig, VQConfig
+from latentdiff.conditioning.label import LabelConfig
+from latentdiff.conditioning.layout import LayoutConfig
+from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import schedule
 from latentdiff.convert.__main__ import main as convert
+from latentdiff.convert.diffusers import noise_schedule
 from latentdiff.convert.diffusers.import_ import import_folder
 from latentdiff.convert.diffusers.pipelines import how_to_draw
-from latentdiff.data.degrade import Degrade
-from latentdiff.data.folder import Folder
+from latentdiff.data.degrade import DegradeConfig
+from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import Objective, Sampling
+from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 
-DDIM = Sampling("ddim", steps=10, guidance_scale=1.0)
-TEXT = Text(dim=12, depth=1, heads=2, head_dim=4, length=77, vocab_size=len(WORDS), mask_padding=False)
+DDIM = SamplingConfig("ddim", steps=10, guidance_scale=1.0)
+TEXT = TextConfig(dim=12, depth=1, heads=2, head_dim=4, max_length=77, vocab_size=len(WORDS), mask_padding=False)
 
 
 def first_stage(levels: int = 4, **others) -> AutoencoderRecipe:
@@ -43,7 +43,7 @@ def first_stage(levels: int = 4, **others) -> AutoencoderRecipe:
 def second_stage(*conditions, heads: int = 0, **others) -> DiffusionRecipe:
     unet = UNetConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), head_channels=4,
                       norm_groups=4)  # fmt: skip
-    return DiffusionRecipe(name="run", data=Folder(path="", size=32), conditions=conditions, unet=unet,
+    return DiffusionRecipe(name="run", data=FolderConfig(path="", size=32), conditions=conditions, unet=unet,
                            **{"sampling": DDIM} | others)  # fmt: skip
 
 
@@ -51,33 +51,33 @@ def tokenizer(length: int = 77) -> CaptionTokenizer:
     return CaptionTokenizer(wordpiece(WORDS), length)
 
 
-PIXELS = first_stage(0, z_channels=3, bottleneck=Identity())
-VQ3 = first_stage(3, z_channels=3, bottleneck=VQ(codebook_size=16))
-SUPERRES = {"fields": (Degrade(scale=4),)}
+PIXELS = first_stage(0, z_channels=3, bottleneck=IdentityConfig())
+VQ3 = first_stage(3, z_channels=3, bottleneck=VQConfig(codebook_size=16))
+SUPERRES = {"fields": (DegradeConfig(scale=4),)}
 RUNS = {  # a run's recipe, its first stage, and the pipeline of diffusers that it becomes
     "text": (second_stage(TEXT), first_stage(), "LDMTextToImagePipeline"),
-    "text, predicting v": (second_stage(TEXT, objective=Objective("v")), first_stage(), "LDMTextToImagePipeline"),
+    "text, predicting v": (second_stage(TEXT, objective=ObjectiveConfig("v")), first_stage(), "LDMTextToImagePipeline"),
     "text, original grid": (
-        second_stage(TEXT, sampling=replace(DDIM, spacing="uniform")), first_stage(), "LDMTextToImagePipeline"),
+        second_stage(TEXT, sampling=replace(DDIM, timestep_spacing="uniform")), first_stage(), "LDMTextToImagePipeline"),
     "text, cosine": (second_stage(TEXT, schedule=ScheduleConfig("cosine")), first_stage(), "LDMTextToImagePipeline"),
     "text, shifted": (
-        second_stage(TEXT, schedule=ScheduleConfig("linear", shift=2.0)), first_stage(), "LDMTextToImagePipeline"),
+        second_stage(TEXT, schedule=ScheduleConfig("linear", snr_shift=2.0)), first_stage(), "LDMTextToImagePipeline"),
     "unconditional": (second_stage(), VQ3, "LDMPipeline"),
     "unconditional, KL": (second_stage(), first_stage(3), "LDMPipeline"),
-    "super-resolution": (second_stage(LowRes(), **SUPERRES), VQ3, "LDMSuperResolutionPipeline"),
+    "super-resolution": (second_stage(LowResConfig(), **SUPERRES), VQ3, "LDMSuperResolutionPipeline"),
     "pixels": (second_stage(schedule=ScheduleConfig("linear")), PIXELS, "DDIMPipeline"),
     "masked padding": (second_stage(replace(TEXT, mask_padding=True)), first_stage(), None),
     "short captions, larger latents": (second_stage(replace(TEXT, length=9)), first_stage(3), None),
-    "flow": (second_stage(TEXT, schedule=ScheduleConfig("flow"), objective=Objective("flow")), first_stage(), None),
-    "classes attended to": (second_stage(Label(5, 6)), VQ3, None),
-    "classes added to the time": (second_stage(Label(5, 6, door="vector")), VQ3, None),
-    "layout": (second_stage(Layout(classes=3, dim=8, depth=1)), VQ3, None),
+    "flow": (second_stage(TEXT, schedule=ScheduleConfig("flow"), objective=ObjectiveConfig("flow")), first_stage(), None),
+    "classes attended to": (second_stage(LabelConfig(5, 6)), VQ3, None),
+    "classes added to the time": (second_stage(LabelConfig(5, 6, input="vector")), VQ3, None),
+    "layout": (second_stage(LayoutConfig(classes=3, dim=8, depth=1)), VQ3, None),
 }  # fmt: skip
 
 
 def made(name: str, folder, scale: float = 1.0):
     recipe, first, _ = RUNS[name]
-    words = next((tokenizer(c.length) for c in recipe.conditions if isinstance(c, Text)), None)
+    words = next((tokenizer(c.length) for c in recipe.conditions if isinstance(c, TextConfig)), None)
     return native(recipe, folder, first, words, scale)
 
 
@@ -134,13 +134,13 @@ def test_what_a_pipeline_cannot_express_is_said(tmp_path, capsys):
     made("short captions, larger latents", tmp_path / "run")
     exported(tmp_path)
     said = capsys.readouterr().out
-    assert "conditions.0.length is 9" in said and "4 times smaller" in said
+    assert "conditions.0.max_length is 9" in said and "4 times smaller" in said
 
 
 def test_what_sampling_there_does_otherwise_is_said():
-    plain, *rest = how_to_draw("LDMPipeline", Sampling("ddim", steps=20), 1000)
+    plain, *rest = how_to_draw("LDMPipeline", SamplingConfig("ddim", steps=20), 1000)
     assert plain == "LDMPipeline: pipeline(num_inference_steps=20, eta=0)" and not rest
-    said = " ".join(how_to_draw("LDMTextToImagePipeline", Sampling(steps=30, guidance_rescale=0.5), 1000))
+    said = " ".join(how_to_draw("LDMTextToImagePipeline", SamplingConfig(steps=30, guidance_rescale=0.5), 1000))
     assert all(word in said for word in ("guidance_scale=4", "sampler=dpmpp_2m", "steps=30", "guidance_rescale=0.5"))
 
 
@@ -157,7 +157,7 @@ def test_a_unet_that_diffusers_cannot_express_is_refused_by_field(tmp_path):
                                           ("linear", {"zero_terminal_snr": True})])  # fmt: skip
 def test_any_schedule_that_preserves_the_variance_can_be_told(kind, change):
     config = ScheduleConfig(kind, beta_start=1e-4, beta_end=2e-2, **change)
-    theirs = diffusers.DDIMScheduler.from_config(schedule.to_theirs(config, "v", "trailing"))
+    theirs = diffusers.DDIMScheduler.from_config(noise_schedule.to_theirs(config, "v", "trailing"))
     assert off(theirs.alphas_cumprod, Schedule(config).alphas_cumprod) < 1e-6
 
 

@@ -8,7 +8,7 @@ from theirs import TOLERANCE, WORDS, exported, imported, off, randomised
 from tokenizers import Tokenizer, models
 
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import text
+from latentdiff.convert.diffusers import text_encoder
 from latentdiff.convert.diffusers.import_ import import_folder
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 
@@ -71,19 +71,19 @@ CAPTIONS = ["", "a red circle, a blue circles", "Red  BLUÉ", "Ünknown", "a中r
 def test_bert_tokenizer_reads_captions_as_ours_does(lowercase, tmp_path):
     words = WORDS if lowercase else [*WORDS, "Red"]
     ours = CaptionTokenizer(wordpiece(words, lowercase), 12)
-    assert text.write_tokenizer(tmp_path / "tokenizer", ours) == "BertTokenizer"
+    assert text_encoder.write_tokenizer(tmp_path / "tokenizer", ours) == "BertTokenizer"
     theirs = transformers.BertTokenizer.from_pretrained(tmp_path / "tokenizer")
     read = theirs(CAPTIONS, padding="max_length", max_length=12, truncation=True).input_ids
     assert read == ours.encode(CAPTIONS).tolist()
-    again = CaptionTokenizer(text.read_tokenizer(tmp_path / "tokenizer"), 12)
+    again = CaptionTokenizer(text_encoder.read_tokenizer(tmp_path / "tokenizer"), 12)
     assert again.to_bytes() == ours.to_bytes()
     theirs.save_pretrained(tmp_path / "saved")
-    saved = CaptionTokenizer(text.read_tokenizer(tmp_path / "saved"), 12)
+    saved = CaptionTokenizer(text_encoder.read_tokenizer(tmp_path / "saved"), 12)
     assert saved.encode(CAPTIONS).tolist() == read
 
 
 def test_a_tokenizer_that_is_none_of_berts_is_left_as_it_is(tmp_path):
     odd = CaptionTokenizer(Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]")), 12)
-    assert text.vocabulary(odd) is None
-    assert text.write_tokenizer(tmp_path / "tokenizer", odd) == "PreTrainedTokenizerFast"
-    assert CaptionTokenizer(text.read_tokenizer(tmp_path / "tokenizer"), 12).to_bytes() == odd.to_bytes()
+    assert text_encoder.vocabulary(odd) is None
+    assert text_encoder.write_tokenizer(tmp_path / "tokenizer", odd) == "PreTrainedTokenizerFast"
+    assert CaptionTokenizer(text_encoder.read_tokenizer(tmp_path / "tokenizer"), 12).to_bytes() == odd.to_bytes()

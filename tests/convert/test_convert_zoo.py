@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT
 
 from latentdiff.config import UserError
-from latentdiff.convert.compvis import key_map, import_, zoo
-from latentdiff.convert.compvis.config import original_of
+from latentdiff.convert.compvis import import_, key_map, zoo
+from latentdiff.convert.compvis.model_config import original_of
 from latentdiff.convert.compvis.state_dict import State
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 
@@ -74,7 +74,7 @@ def test_the_released_config_says_what_the_recipe_says(name):
         assert (ours.unet, ours.schedule, ours.objective) == (theirs.unet, theirs.schedule, theirs.objective)
         assert [type(c) for c in ours.conditions] == [type(c) for c in theirs.conditions]
         assert [type(f) for f in ours.fields] == [type(f) for f in theirs.fields]
-        assert (ours.train.ema > 0) == (theirs.train.ema > 0)
+        assert (ours.train.ema_decay > 0) == (theirs.train.ema_decay > 0)
 
 
 def test_a_model_that_was_not_released_is_not_recognised():

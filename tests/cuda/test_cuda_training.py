@@ -13,8 +13,8 @@ from torch import nn
 
 from latentdiff import load_run
 from latentdiff.config import UserError
-from latentdiff.training.cuda_graph import Replayed
 from latentdiff.training import distributed as worlds
+from latentdiff.training.cuda_graph import CudaGraph
 from latentdiff.training.distributed import World
 
 pytestmark = [
@@ -84,7 +84,7 @@ def test_a_bad_step_on_the_device_leaves_no_trace(runs, monkeypatch):
         return step(optimizer, *rest)
 
     monkeypatch.setattr(optim, "step", poisoned)
-    call(*STAGE_TWO, *CUDA, "train.steps=4", "train.checkpoint_every=1", "train.keep=9", "name=run")
+    call(*STAGE_TWO, *CUDA, "train.steps=4", "train.checkpoint_every=1", "train.keep_checkpoints=9", "name=run")
     at = [tensors_of(path) for path in sorted((runs / "run" / "checkpoints").iterdir())]
     assert_same_tensors(at[1], at[2])
     assert column(runs / "run", "skipped") == [0, 0, 1, 0]
@@ -115,7 +115,7 @@ def test_replayed_steps_draw_the_same_picture(settings, runs, monkeypatch):
     def drawn(recorded: bool) -> tuple[torch.Tensor, int]:
         calls.clear()
         if not recorded:
-            monkeypatch.setattr(Replayed, "__call__", lambda self, x, t: self.function(x, t))
+            monkeypatch.setattr(CudaGraph, "__call__", lambda self, x, t: self.function(x, t))
         return model.sample(["a red star", "a blue circle"], steps=12, guidance_scale=3.0, **settings), len(calls)
 
     (replayed, few), (usual, many) = drawn(True), drawn(False)
@@ -127,12 +127,18 @@ def test_replayed_steps_draw_the_same_picture(settings, runs, monkeypatch):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_recorded_pass_learns_the_same(stage, precision, optimizer, runs, monkeypatch):
-    kinds, record = [], Replayed.record
-    monkeypatch.setattr(Replayed, "record", lambda self, inputs: kinds.append(self.kind) or record(self, inputs))
-    words = (*CUDA, f"train.precision={precision}", f"train.optimizer={optimizer}", "train.steps=40", "train.ema=0.9")
-    words = (*words, "discriminator.learn_from=0.25", "discriminator.start=0.5") if stage is STAGE_ONE else words
+    kinds, record = [], CudaGraph.record
+    monkeypatch.setattr(CudaGraph, "record", lambda self, inputs: kinds.append(self.kind) or record(self, inputs))
+    words = (
+        *CUDA,
+        f"train.precision={precision}",
+        f"train.optimizer={optimizer}",
+        "train.steps=40",
+        "train.ema_decay=0.9",
+    )
+    words = (*words, "discriminator.train_from=0.25", "discriminator.start=0.5") if stage is STAGE_ONE else words
     for on in ("false", "true"):
-        call(*stage, *words, f"train.graph={on}", f"name={on}")
+        call(*stage, *words, f"train.cuda_graph={on}", f"name={on}")
     if stage is STAGE_ONE:
         assert len(kinds) >= 3  # without a discriminator, while it learns, and with its weight
     assert kinds and falls(loss_of(stage, runs / "true"))
@@ -149,7 +155,7 @@ def test_what_is_played_back_follows_its_inputs_and_leaves_gradients():
         y.sum().backward()
         return {"y": y}
 
-    walk, counts = Replayed(walk, [weight]), torch.arange(12.0, device="cuda").view(4, 3)
+    walk, counts = CudaGraph(walk, [weight]), torch.arange(12.0, device="cuda").view(4, 3)
     for i in range(12):
         given = {"x": counts[i % 4], "word": "same"}
         weight.grad = None
@@ -163,8 +169,8 @@ def test_what_is_played_back_follows_its_inputs_and_leaves_gradients():
 
 def test_what_cannot_be_recorded_is_refused_or_called_as_it_is():
     reads_back = lambda x: x * x.sum().item()  # noqa: E731
-    refused, usual = Replayed(reads_back, advice="use train.graph=false"), Replayed(reads_back)
-    with pytest.raises(UserError, match="train.graph=false"):
+    refused, usual = CudaGraph(reads_back, advice="use train.cuda_graph=false"), CudaGraph(reads_back)
+    with pytest.raises(UserError, match="train.cuda_graph=false"):
         for _ in range(5):
             refused(torch.ones(2, device="cuda"))
     for i in range(8):
@@ -228,7 +234,7 @@ def room(gigabytes: int) -> None:
 
 def test_a_hundred_steps_of_the_kl_f8_autoencoder(runs):
     room(24)
-    words = ("loss.perceptual=MultiScale", "discriminator.learn_from=0", "discriminator.start=50", "train.lr=1e-4")
+    words = ("loss.perceptual=MultiScale", "discriminator.train_from=0", "discriminator.start=50", "train.lr=1e-4")
     call("train_autoencoder", "recipes/autoencoder/paper/kl-f8.py", *PAPER, *words)
     assert sum(p.numel() for p in load_run(runs / "run").parameters()) == 83_653_863
     assert falls(column(runs / "run", "nll"), 0.9) and column(runs / "run", "bad_steps")[-1] == 0
@@ -237,8 +243,8 @@ def test_a_hundred_steps_of_the_kl_f8_autoencoder(runs):
 
 def test_a_hundred_steps_of_text_to_image_with_the_unet_of_872_million(runs):
     room(70)
-    words = ("autoencoder=recipes/autoencoder/paper/kl-f8.py", "autoencoder.statistics=data", "cache.batch_size=16",
-             "sampling.steps=4", "train.ema=0.999", "train.lr=5e-5")  # fmt: skip
+    words = ("autoencoder=recipes/autoencoder/paper/kl-f8.py", "autoencoder.latent_stats=data", "cache.batch_size=16",
+             "sampling.steps=4", "train.ema_decay=0.999", "train.lr=5e-5")  # fmt: skip
     call("train_diffusion", "recipes/diffusion/paper/txt2img-1p4B-eval.py", *PAPER, *words)
     model = load_run(runs / "run")
     assert sum(p.numel() for p in model.unet.parameters()) == pytest.approx(872e6, rel=0.01)

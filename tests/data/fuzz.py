@@ -17,11 +17,11 @@ from typing import Any
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data.coco import Coco
-from latentdiff.data.folder import Folder, FolderDataset
+from latentdiff.data.coco import CocoConfig
+from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.image import BadImage
 from latentdiff.data.loader import collate
-from latentdiff.data.image import BadPicture
-from latentdiff.data.tar import Tars, TarsDataset
+from latentdiff.data.tar import TarConfig, TarDataset
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 
 TOKENIZER = CaptionTokenizer(wordpiece([*SPECIALS, "one"]), 8)
@@ -93,7 +93,7 @@ def read_all(data: Any, rng: random.Random) -> None:
         for ask in (data.record, data.item):
             try:
                 items.append(ask(i, rng.getrandbits(60)) | {"bad": []})
-            except BadPicture as error:
+            except BadImage as error:
                 assert "\n" not in str(error) and len(str(error)) < 2000
     if items:
         collate(items)
@@ -124,7 +124,7 @@ def metadata(folder: Path, count: int, seed: int) -> int:
     """`count` lines in tables of 1 to 40; -> how many tables were refused."""
     rng, refused = random.Random(seed), 0
     pictures(folder)
-    config = Folder(str(folder), size=8, val_share=0.0, max_bad=1.0)
+    config = FolderConfig(str(folder), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     while count > 0:
         lines = [line(rng.choice(ROWS), rng).replace(b"\n", b" ") for _ in range(min(count, rng.randint(1, 40)))]
         count -= len(lines)
@@ -140,7 +140,7 @@ def annotations(folder: Path, count: int, seed: int) -> int:
     """`count` files; -> how many were refused."""
     rng, refused = random.Random(seed), 0
     pictures(folder)
-    config = Coco(str(folder), size=8, val_share=0.0, max_bad=1.0)
+    config = CocoConfig(str(folder), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     for _ in range(count):
         (folder / "instances_train.json").write_bytes(line(COCO, rng))
         refused += attempt(FolderDataset, config, rng)
@@ -166,7 +166,7 @@ def headers(folder: Path, count: int, seed: int) -> int:
     """`count` headers in archives of up to three damaged ones; -> how many archives were refused."""
     rng, refused, sound = random.Random(seed), 0, list(archives())
     folder.mkdir(parents=True, exist_ok=True)
-    config = Tars(str(folder / "x.tar"), size=8, val_share=0.0, max_bad=1.0)
+    config = TarConfig(str(folder / "x.tar"), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     while count > 0:
         content = bytearray(rng.choice(sound))
         starts = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]
@@ -176,7 +176,7 @@ def headers(folder: Path, count: int, seed: int) -> int:
         if rng.random() < 0.2:
             content = content[: rng.randrange(len(content))]
         (folder / "x.tar").write_bytes(content)
-        refused += attempt(TarsDataset, config, rng)
+        refused += attempt(TarDataset, config, rng)
     return refused
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data.coco import Coco
-from latentdiff.data.folder import Folder, FolderDataset
+from latentdiff.data.coco import CocoConfig
+from latentdiff.data.folder import FolderConfig, FolderDataset
 
 DATA = Path(os.environ.get("LATENTDIFF_DATA", "data"))
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
@@ -29,7 +29,7 @@ def make(tmp_path: Path) -> Callable[..., FolderDataset]:
         for name, content in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-        return FolderDataset(Coco(**{"path": str(tmp_path), "size": 8, "val_share": 0.0} | options), split)
+        return FolderDataset(CocoConfig(**{"path": str(tmp_path), "size": 8, "val_share": 0.0} | options), split)
 
     return make
 
@@ -86,7 +86,7 @@ def test_what_is_wrong_is_counted_with_its_place(make):
         {"id": [], "file_name": "a.jpg"},
     ]
     annotations["annotations"] += ["x", {"image_id": {}}, {"image_id": 5555, "bbox": 1}]
-    data = make({"instances_train2017.json": annotations}, TRAIN, max_bad=1.0)
+    data = make({"instances_train2017.json": annotations}, TRAIN, max_bad_fraction=1.0)
     assert len(data) == 2 and data.record(0, 0)["objects"]["bbox"] == []
     assert len(data.bad) == 4 + 4 + 2
     assert ("instances_train2017.json: images[2]", "needs an id and a file_name") in data.bad
@@ -116,7 +116,7 @@ def test_missing_captions_are_explained(make):
 def test_real_boxes_are_those_of_the_metadata_beside_them():
     for split in ("train", "val", "test"):
         options = {"path": str(DATA / "boxes_bccd"), "size": 32}
-        coco, folder = FolderDataset(Coco(**options), split), FolderDataset(Folder(**options), split)
+        coco, folder = FolderDataset(CocoConfig(**options), split), FolderDataset(FolderConfig(**options), split)
         assert coco.ids == folder.ids and coco.category_names == ["RBC", "WBC", "Platelets"] and not coco.bad
         assert coco.fingerprint() == folder.fingerprint()
         for i in range(len(coco)):

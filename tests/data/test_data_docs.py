@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from latentdiff.data.folder import Folder, FolderDataset
+from latentdiff.data.folder import FolderConfig, FolderDataset
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 
@@ -22,7 +22,7 @@ def test_the_table_of_openimages_becomes_boxes_in_pixels(tmp_path, monkeypatch):
     with open("oidv6-train-annotations-bbox.csv", "w", newline="") as file:
         csv.writer(file).writerows([names, ("abc", "x", "/m/02", 1, 0.25, 0.75, 0.5, 1.0)])
     exec(code, {})
-    data = FolderDataset(Folder("data/openimages", val_share=0.0), "train")
+    data = FolderDataset(FolderConfig("data/openimages", val_fraction=0.0), "train")
     objects = [data.record(i, 0)["objects"] for i in range(2)]
     empty = {"bbox": [], "categories": []}
     assert objects == [{"bbox": [[10.0, 10.0, 20.0, 10.0]], "categories": [1]}, empty] and not data.bad

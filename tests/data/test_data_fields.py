@@ -8,12 +8,20 @@ import torch
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data.degrade import Degrade
-from latentdiff.data.fields import Fields, check_classes, follow_boxes, follow_map, needs_picture, open_map, stacked
-from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.masks import Masks
-from latentdiff.data.image import BadPicture, View, fit
-from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.data.degrade import DegradeConfig
+from latentdiff.data.fields import (
+    ConditionFields,
+    check_classes,
+    follow_boxes,
+    follow_map,
+    needs_picture,
+    open_map,
+    stack_field,
+)
+from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.image import BadImage, CropParams, fit
+from latentdiff.data.masks import MasksConfig
+from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 
 
 def scene():
@@ -47,7 +55,7 @@ def test_boxes_and_maps_follow_the_picture_through_crop_and_flip(crop, key, tmp_
 
 def test_a_flip_mirrors_boxes_and_a_crop_cuts_them_or_leaves_them_out():
     objects = {"bbox": [[2, 2, 4, 4], [14, 0, 6, 6], [30, 0, 4, 4]], "categories": [0, 1, 2]}
-    view = View(1.0, 0, 0, 16, 16, True)
+    view = CropParams(1.0, 0, 0, 16, 16, True)
     boxes = follow_boxes(objects, view)
     assert boxes.tolist() == [[10 / 16, 2 / 16, 14 / 16, 6 / 16, 0], [0, 0, 2 / 16, 6 / 16, 1]]  # the largest first
     assert follow_boxes({"bbox": [], "categories": []}, view).shape == (0, 5)
@@ -56,8 +64,8 @@ def test_a_flip_mirrors_boxes_and_a_crop_cuts_them_or_leaves_them_out():
 @pytest.mark.parametrize("objects", [{"bbox": [[1, 2, 3]], "categories": [0]}, {"bbox": [[1, 2, 3, 4]]}, [],
                                      {"bbox": [[1, 2, 3, "x"]], "categories": [0]}])  # fmt: skip
 def test_objects_that_cannot_be_read_are_a_bad_picture(objects):
-    with pytest.raises(BadPicture, match="its objects cannot be read"):
-        follow_boxes(objects, View(1.0, 0, 0, 16, 16, False))
+    with pytest.raises(BadImage, match="its objects cannot be read"):
+        follow_boxes(objects, CropParams(1.0, 0, 0, 16, 16, False))
 
 
 def test_maps_of_several_kinds_are_numbers(tmp_path):
@@ -72,22 +80,22 @@ def test_maps_of_several_kinds_are_numbers(tmp_path):
     assert np.array_equal(np.asarray(open_map(tmp_path / "palette.png")), marks)
     assert np.array_equal(np.asarray(open_map(tmp_path / "deep.png")), marks.astype(int) + 300)
     for name, reason in (("colour.png", "it must be gray"), ("none.png", "cannot be read")):
-        with pytest.raises(BadPicture, match=reason):
+        with pytest.raises(BadImage, match=reason):
             open_map(tmp_path / name)
 
 
 def test_classes_that_the_condition_does_not_know_are_a_bad_picture():
-    with pytest.raises(BadPicture, match="its segmentation has class 6; the condition's classes=6 allows 0 to 5"):
+    with pytest.raises(BadImage, match="its segmentation has class 6; the condition's classes=6 allows 0 to 5"):
         check_classes("segmentation", np.array([[0, 6]]), 6)
-    with pytest.raises(BadPicture, match="class 3"):
+    with pytest.raises(BadImage, match="class 3"):
         check_classes("boxes", np.array([[0, 0, 1, 1, 3.0]]), 3)
     check_classes("boxes", np.zeros((0, 5)), 3)
     check_classes("label", 2, 3)
 
 
 def test_what_is_made_depends_on_the_key_and_what_comes_with_the_data_does_not():
-    data = Fields(ShapesDataset(Shapes()), ("image", "mask", "low_res", "boxes", "segmentation"),
-                  (Masks(), Degrade(4, "bsr")), {"boxes": 6})  # fmt: skip
+    data = ConditionFields(ShapesDataset(ShapesConfig()), ("image", "mask", "low_res", "boxes", "segmentation"),
+                  (MasksConfig(), DegradeConfig(4, "bsr")), {"boxes": 6})  # fmt: skip
     a, b, again = data.item(3, 10), data.item(3, 12), data.item(3, 10)
     for name in ("mask", "low_res"):
         assert np.array_equal(a[name], again[name]) and not np.array_equal(a[name], b[name])
@@ -101,29 +109,29 @@ def test_a_field_that_the_data_lacks_is_named_with_what_would_make_it():
             return {"id": "a", "image": np.zeros((8, 8, 3), np.uint8)}
 
     with pytest.raises(UserError, match="reads segmentation, but the data has none; a picture needs map_file_name"):
-        Fields(Bare(), ("segmentation",), (), {}).item(0, 0)
+        ConditionFields(Bare(), ("segmentation",), (), {}).item(0, 0)
 
 
 def test_pictures_are_read_beside_cached_latents_only_where_a_field_needs_them():
-    record = ShapesDataset(Shapes()).record(0, 0)
+    record = ShapesDataset(ShapesConfig()).record(0, 0)
     assert not needs_picture(("caption",), record) and not needs_picture(("label", "boxes"), record)
     assert needs_picture(("segmentation",), record) and needs_picture(("image", "mask"), record)
 
 
 def test_boxes_of_several_pictures_are_filled_up_with_class_minus_one():
-    boxes = stacked("boxes", [np.ones((2, 5), np.float32), np.zeros((0, 5), np.float32)])
+    boxes = stack_field("boxes", [np.ones((2, 5), np.float32), np.zeros((0, 5), np.float32)])
     assert boxes.shape == (2, 2, 5) and boxes[0].min() == 1 and (boxes[1] == -1).all()
-    assert stacked("boxes", [np.zeros((0, 5))] * 2).tolist() == [[[-1.0] * 5]] * 2
-    assert torch.equal(stacked("label", torch.arange(3)), torch.arange(3))
+    assert stack_field("boxes", [np.zeros((0, 5))] * 2).tolist() == [[[-1.0] * 5]] * 2
+    assert torch.equal(stack_field("label", torch.arange(3)), torch.arange(3))
 
 
 def test_columns_that_are_named_as_fields_are_not_taken_for_them(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     row = {"file_name": "a.png", "segmentation": "a-map.png", "boxes": [1], "mask": "m.png", "low_res": "l.png"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
-    data = FolderDataset(Folder(str(tmp_path), size=8, val_share=0.0), "train")
+    data = FolderDataset(FolderConfig(str(tmp_path), size=8, val_fraction=0.0), "train")
     assert needs_picture(("segmentation",), data.record(0, 0))
     with pytest.raises(UserError, match="segmentation, but the data has none; a picture needs map_file_name"):
-        Fields(data, ("segmentation",), (), {"segmentation": 3}).item(0, 0)
+        ConditionFields(data, ("segmentation",), (), {"segmentation": 3}).item(0, 0)
     with pytest.raises(UserError, match="caption, but the data has none; a picture needs a text"):
-        Fields(data, ("caption",), (), {}).item(0, 0)
+        ConditionFields(data, ("caption",), (), {}).item(0, 0)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.image import BadPicture
+from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.image import BadImage
 
 DATA = Path(os.environ.get("LATENTDIFF_DATA", "data"))
 
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Callable[..., FolderDataset]:
     def make(files: dict[str, object], split: str = "train", **options) -> FolderDataset:
         for name, content in files.items():
             write(name, content)
-        return FolderDataset(Folder(**{"path": str(tmp_path), "size": 8, "val_share": 0.0} | options), split)
+        return FolderDataset(FolderConfig(**{"path": str(tmp_path), "size": 8, "val_share": 0.0} | options), split)
 
     return make
 
@@ -112,7 +112,7 @@ def test_a_map_is_named_by_its_path_and_never_leads_out_of_the_folder(make, tmp_
     data = make({"a.png": None, "b.png": None, "maps/a.png": None, "metadata.jsonl": rows})
     assert data.record(0, 0)["map_file_name"] == str(tmp_path / "maps/a.png")
     assert data.orphans == []  # a map is no picture without a row
-    with pytest.raises(BadPicture, match="outside the folder"):
+    with pytest.raises(BadImage, match="outside the folder"):
         data.record(1, 0)
 
 
@@ -175,15 +175,15 @@ def test_one_table_above_the_split_folders_serves_them_all(make):
 
 def test_without_a_val_folder_a_share_is_held_out_by_hash_and_stays_when_files_come(make):
     files = {f"{i:03}.png": b"" for i in range(300)}
-    train, val = (make(files, split, val_share=0.1).ids for split in ("train", "val"))
+    train, val = (make(files, split, val_fraction=0.1).ids for split in ("train", "val"))
     assert sorted(train + val) == sorted(files) and 15 < len(val) < 50
-    more = make({f"new{i}.png": b"" for i in range(50)}, "val", val_share=0.1).ids
+    more = make({f"new{i}.png": b"" for i in range(50)}, "val", val_fraction=0.1).ids
     assert [id for id in more if not id.startswith("new")] == val
 
 
 def test_a_small_folder_still_holds_one_picture_out(make):
     files = {f"{i}.png": b"" for i in range(3)}
-    assert len(make(files, "val", val_share=0.001)) == 1 and len(make(files, val_share=0.001)) == 2
+    assert len(make(files, "val", val_fraction=0.001)) == 1 and len(make(files, val_fraction=0.001)) == 2
     assert len(make(files, "val")) == 0  # val_share = 0
 
 
@@ -220,8 +220,8 @@ def test_the_fingerprint_follows_pixels_and_preprocessing_but_not_captions(make,
 def test_a_bad_picture_raises_its_reason_and_broken_rows_are_listed(make):
     rows = ["{", [1], {"text": "x"}, {"file_name": "gone.png"}, {"file_name": "../../etc/passwd"}]
     rows += [{"file_name": "a.png", "text": "one"}, "", {"file_name": "bad.png", "text": "two"}]
-    data = make({"a.png": None, "bad.png": "no picture", "metadata.jsonl": rows}, max_bad=0.8)
-    with pytest.raises(BadPicture, match="no picture"):
+    data = make({"a.png": None, "bad.png": "no picture", "metadata.jsonl": rows}, max_bad_fraction=0.8)
+    with pytest.raises(BadImage, match="no picture"):
         data.item(1, 0)
     reasons = dict(data.bad)
     assert list(reasons) == ["metadata.jsonl:1", "metadata.jsonl:2", "metadata.jsonl:3", *list(reasons)[3:]]
@@ -257,7 +257,7 @@ def test_missing_captions_are_explained(make, files, words):
     [
         ({"crop": "middle"}, "data.crop='middle' is none of center, random"),
         ({"size": 0}, "data.size=0"),
-        ({"val_share": 2.0}, "data.val_share=2.0"),
+        ({"val_share": 2.0}, "data.val_fraction=2.0"),
         ({"path": "/no/such/folder"}, "data.path='/no/such/folder' does not exist"),
         ({"path": __file__}, "is a file, not a folder"),
     ],
@@ -287,7 +287,7 @@ def test_a_name_in_any_script_and_a_broken_link_do_no_harm(make, tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     data = make({"ünï 猫 'q'.png": None, "b\udcff.png": b"no utf-8"})
     assert len(data) == 3 and len(data.fingerprint()) == 32
-    with pytest.raises(BadPicture, match="No such file"):
+    with pytest.raises(BadImage, match="No such file"):
         data.item(data.ids.index("link.png"), 0)
 
 
@@ -295,15 +295,17 @@ def test_a_name_in_any_script_and_a_broken_link_do_no_harm(make, tmp_path):
 def test_real_folders_are_read_as_their_readme_says():
     if not (DATA / "emoji").exists():
         pytest.skip(f"needs {DATA}/emoji (LATENTDIFF_DATA)")
-    emoji = {split: FolderDataset(Folder(str(DATA / "emoji"), size=64), split) for split in ("train", "val", "test")}
+    emoji = {
+        split: FolderDataset(FolderConfig(str(DATA / "emoji"), size=64), split) for split in ("train", "val", "test")
+    }
     assert [len(data) for data in emoji.values()] == [6898, 433, 369]
     assert len(emoji["train"].label_names) == 9 and emoji["train"].label_names[8] == "Flags"
     assert len(set(emoji["train"].captions())) == 6898
     stored = np.array(Image.open(emoji["val"].file(7)))
     assert np.array_equal(emoji["val"].item(7, 0)["image"], stored)  # 64 x 64 already
-    trash = FolderDataset(Folder(str(DATA / "photos/trashnet"), size=32), "train")
+    trash = FolderDataset(FolderConfig(str(DATA / "photos/trashnet"), size=32), "train")
     assert trash.label_names == ["cardboard", "glass", "metal", "paper", "plastic", "trash"]
-    aerial = FolderDataset(Folder(str(DATA / "seg_aerial"), size=32), "val")
+    aerial = FolderDataset(FolderConfig(str(DATA / "seg_aerial"), size=32), "val")
     assert len(aerial) == 196 and Path(aerial.record(0, 0)["map_file_name"]).exists()
 
 

@@ -8,8 +8,8 @@ import torch
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.image import BadPicture
-from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.data.image import BadImage
+from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 
 
 class Numbers:
@@ -30,7 +30,7 @@ class Numbers:
     def item(self, i, key):
         self.asked.append((i, key))
         if i in self.bad:
-            raise BadPicture("is torn")
+            raise BadImage("is torn")
         return self.record(i, key) | {"image": np.full((2, 2, 3), i, np.uint8)}
 
     def captions(self):
@@ -72,7 +72,9 @@ def test_ranks_and_pieces_see_the_same_global_batch():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(UserError, match="train.batch_size=6 cannot be shared by 2 ranks x train.accumulate=2.*of 4"):
+    with pytest.raises(
+        UserError, match="train.batch_size=6 cannot be shared by 2 ranks x train.grad_accum_steps=2.*of 4"
+    ):
         loader.micro_batches(0, 2, 6, 2)
 
 
@@ -107,11 +109,11 @@ def test_nothing_but_bad_pictures_is_refused():
 
 
 def test_in_order_gives_every_item_once_and_names_the_bad():
-    batches = list(loader.in_order(Numbers(10, bad=(0, 4, 5)), range(0, 10), 2))
+    batches = list(loader.sequential_batches(Numbers(10, bad=(0, 4, 5)), range(0, 10), 2))
     assert [b["image"][:, 0, 0, 0].tolist() for b in batches] == [[1], [2, 3], [6, 7], [8, 9]]
     assert [b["index"].tolist() for b in batches] == [[1], [2, 3], [6, 7], [8, 9]]
     assert [b["bad"] for b in batches] == [[("picture-0", "is torn")], [], [], []]
-    assert [b["index"].tolist() for b in loader.in_order(Numbers(10), range(3, 6), 2)] == [[3, 4], [5]]
+    assert [b["index"].tolist() for b in loader.sequential_batches(Numbers(10), range(3, 6), 2)] == [[3, 4], [5]]
 
 
 def test_collate_stacks_arrays_and_numbers_and_lists_the_rest():
@@ -130,11 +132,13 @@ def test_images_are_between_minus_one_and_one():
 
 
 def test_overfitting_sees_the_first_items_only():
-    data = loader.First(Numbers(10), 3)
+    data = loader.Subset(Numbers(10), 3)
     assert len(data) == 3 and set(sum(seen(data, [range(4)], 0, 5, 4), [])) == {0, 1, 2}
-    assert data.fingerprint() not in (Numbers(10).fingerprint(), loader.First(Numbers(10), 2).fingerprint())
-    assert len(loader.First(Numbers(10), 99)) == 10
-    assert loader.First(ShapesDataset(Shapes()), 3).label_names == ShapesDataset(Shapes()).label_names  # for sample.py
+    assert data.fingerprint() not in (Numbers(10).fingerprint(), loader.Subset(Numbers(10), 2).fingerprint())
+    assert len(loader.Subset(Numbers(10), 99)) == 10
+    assert (
+        loader.Subset(ShapesDataset(ShapesConfig()), 3).label_names == ShapesDataset(ShapesConfig()).label_names
+    )  # for sample.py
     assert data.id(2) == "picture-2" and data.record(1, 5)["key"] == 5 and data.captions()
 
 

@@ -7,12 +7,12 @@ import torch
 
 from latentdiff.config import UserError
 from latentdiff.data.shapes import reader
-from latentdiff.data.shapes.dataset import LEFT_OUT, Shapes, ShapesDataset, prompts
 from latentdiff.data.shapes.captions import caption, parse
+from latentdiff.data.shapes.dataset import LEFT_OUT, ShapesConfig, ShapesDataset, prompts
 from latentdiff.data.shapes.reader import prompt_accuracy, read, wilson
 from latentdiff.data.shapes.scene import BACKGROUNDS, COLOURS, KINDS, NUMBER, Scene, Thing, draw, relation
 
-FRESH = ShapesDataset(Shapes(seed=99, val_count=1000), "val")
+FRESH = ShapesDataset(ShapesConfig(seed=99, val_count=1000), "val")
 
 
 def looks(scene: Scene) -> tuple:
@@ -39,7 +39,7 @@ def pictures(count: int) -> list[np.ndarray]:
 
 
 def test_a_scene_is_a_function_of_seed_split_and_index_and_the_key_words_only_the_caption():
-    data, again = ShapesDataset(Shapes(seed=3)), ShapesDataset(Shapes(seed=3))
+    data, again = ShapesDataset(ShapesConfig(seed=3)), ShapesDataset(ShapesConfig(seed=3))
     again.item(7, 0)
     for i in (5, 4):
         a, b = data.item(i, 1), again.item(i, 12345)
@@ -48,22 +48,22 @@ def test_a_scene_is_a_function_of_seed_split_and_index_and_the_key_words_only_th
         assert data.item(i, 1)["caption"] == a["caption"] == data.record(i, 1)["caption"]
     assert len({data.record(4, key)["caption"] for key in range(50)}) > 3
     others = [
-        ShapesDataset(Shapes(seed=4)),
-        ShapesDataset(Shapes(seed=3), "val"),
-        ShapesDataset(Shapes(seed=3), "test"),
+        ShapesDataset(ShapesConfig(seed=4)),
+        ShapesDataset(ShapesConfig(seed=3), "val"),
+        ShapesDataset(ShapesConfig(seed=3), "test"),
     ]
     assert all(data.scene(4) != other.scene(4) for other in others)
 
 
 def test_scenes_do_not_change_with_versions():
-    item = ShapesDataset(Shapes()).item(11, 0)
+    item = ShapesDataset(ShapesConfig()).item(11, 0)
     assert item["caption"] == "a large blue circle above a small blue ring on a black background"
     assert item["boxes"][0] == pytest.approx([0.3907, 0.0558, 0.7735, 0.4385, NUMBER["circle"]], abs=1e-3)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 80), (90, 33)])
 def test_objects_lie_inside_with_a_gap_and_a_clear_relation(size):
-    data, side = ShapesDataset(Shapes(height=size[0], width=size[1])), min(size)
+    data, side = ShapesDataset(ShapesConfig(height=size[0], width=size[1])), min(size)
     for i in range(300):
         things = data.scene(i).things
         boxes = [t.box() for t in things]
@@ -78,7 +78,7 @@ def test_objects_lie_inside_with_a_gap_and_a_clear_relation(size):
 
 
 def test_everything_occurs_and_about_equally_often():
-    scenes = [ShapesDataset(Shapes()).scene(i) for i in range(2000)]
+    scenes = [ShapesDataset(ShapesConfig()).scene(i) for i in range(2000)]
     things = [t for s in scenes for t in s.things]
     assert {(t.colour, t.kind) for t in things} == set(itertools.product(COLOURS, KINDS)) - LEFT_OUT
     for found, n in (
@@ -113,7 +113,7 @@ def test_boxes_label_and_segmentation_say_what_the_picture_shows():
 
 
 def test_labels_do_not_depend_on_the_kinds_of_the_configuration():
-    data = ShapesDataset(Shapes(kinds=("ring",)))
+    data = ShapesDataset(ShapesConfig(kinds=("ring",)))
     assert {data.record(i, 0)["label"] for i in range(20)} == {NUMBER["ring"]}
 
 
@@ -121,22 +121,22 @@ def test_the_fingerprint_follows_the_pixels_only():
     prints = [
         ShapesDataset(config, split).fingerprint()
         for config, split in (
-            (Shapes(), "train"), (Shapes(), "val"), (Shapes(seed=1), "train"), (Shapes(width=40), "train"),
-            (Shapes(max_objects=2), "train"), (Shapes(count=9), "train"),
+            (ShapesConfig(), "train"), (ShapesConfig(), "val"), (ShapesConfig(seed=1), "train"), (ShapesConfig(width=40), "train"),
+            (ShapesConfig(max_objects=2), "train"), (ShapesConfig(count=9), "train"),
         )
     ]  # fmt: skip
     assert len(set(prints)) == len(prints)
-    assert ShapesDataset(Shapes(val_count=9)).fingerprint() == prints[0]
+    assert ShapesDataset(ShapesConfig(val_count=9)).fingerprint() == prints[0]
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (Shapes(height=31), "data.height is 31"),
-        (Shapes(count=0), "data.count is 0"),
-        (Shapes(max_objects=4), "data.max_objects is 4"),
-        (Shapes(kinds=("hexagon",)), "circle, square"),
-        (Shapes(kinds=()), "data.kinds"),
+        (ShapesConfig(height=31), "data.height is 31"),
+        (ShapesConfig(count=0), "data.count is 0"),
+        (ShapesConfig(max_objects=4), "data.max_objects is 4"),
+        (ShapesConfig(kinds=("hexagon",)), "circle, square"),
+        (ShapesConfig(kinds=()), "data.kinds"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(config, words):
@@ -185,18 +185,18 @@ def test_other_captions_are_refused(text):
 
 
 def test_prompts_keep_their_rules():
-    wanted = [parse(text) for text in prompts(Shapes(), 500, 20_000_000)]
+    wanted = [parse(text) for text in prompts(ShapesConfig(), 500, 20_000_000)]
     assert [len(w.things) for w in wanted].count(1) == 250 and [len(w.things) for w in wanted].count(2) == 250
     assert all(w.background and all(t[0] for t in w.things) for w in wanted)
     assert all(w.relation for w in wanted if len(w.things) == 2)
     things = [t for w in wanted for t in w.things]
     assert not LEFT_OUT & {t[1:] for t in things}
     assert [len({t[j] for t in things}) for j in range(3)] == [2, 8, 6] and len({w.background for w in wanted}) == 3
-    assert prompts(Shapes(), 20, 1) == prompts(Shapes(), 20, 1) != prompts(Shapes(), 20, 2)
+    assert prompts(ShapesConfig(), 20, 1) == prompts(ShapesConfig(), 20, 1) != prompts(ShapesConfig(), 20, 2)
 
 
 def test_prompts_of_left_out_pairs_each_hold_one():
-    wanted = [parse(text) for text in prompts(Shapes(kinds=("star", "ring")), 60, 1, left_out=True)]
+    wanted = [parse(text) for text in prompts(ShapesConfig(kinds=("star", "ring")), 60, 1, left_out=True)]
     assert all(LEFT_OUT & {t[1:] for t in w.things} for w in wanted)
     assert {t[2] for w in wanted for t in w.things} == {"star", "ring"}
 
@@ -215,7 +215,7 @@ def test_the_reader_recovers_fresh_scenes():
 
 @pytest.mark.parametrize("size", [(48, 80), (128, 128)])
 def test_the_reader_takes_other_sizes(size):
-    data = ShapesDataset(Shapes(height=size[0], width=size[1]))
+    data = ShapesDataset(ShapesConfig(height=size[0], width=size[1]))
     for i in range(25):
         assert looks(read(data.item(i, 0)["image"])) == looks(data.scene(i))
 

@@ -6,7 +6,7 @@ from conftest import STAGE_TWO, call, rows, tensors_of
 from torch import nn
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.alignment import Align, Alignment, open_teacher
+from latentdiff.diffusion.alignment import AlignConfig, Alignment, open_teacher
 
 
 def teacher(path, dim=6):
@@ -16,7 +16,7 @@ def teacher(path, dim=6):
 
 
 def test_the_loss_is_none_where_the_projection_is_the_feature_and_twice_the_weight_where_it_is_its_opposite():
-    made = Alignment(Align(dim=4, weight=0.5), 4)
+    made = Alignment(AlignConfig(dim=4, weight=0.5), 4)
     made.project = nn.Identity()
     h = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     bigger = nn.functional.interpolate(3 * h, scale_factor=2, mode="nearest")
@@ -27,9 +27,9 @@ def test_the_loss_is_none_where_the_projection_is_the_feature_and_twice_the_weig
 def test_a_file_that_is_no_teacher_is_refused_by_name(tmp_path):
     (tmp_path / "no.pt").write_bytes(b"nothing")
     with pytest.raises(UserError, match="align.path"):
-        open_teacher(Align(str(tmp_path / "no.pt")), torch.device("cpu"))
+        open_teacher(AlignConfig(str(tmp_path / "no.pt")), torch.device("cpu"))
     with pytest.raises(UserError, match="align.dim is 7"):
-        open_teacher(Align(str(teacher(tmp_path / "t.pt")), dim=7), torch.device("cpu"))
+        open_teacher(AlignConfig(str(teacher(tmp_path / "t.pt")), dim=7), torch.device("cpu"))
 
 
 @pytest.mark.slow

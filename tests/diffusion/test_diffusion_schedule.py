@@ -63,7 +63,7 @@ def test_strides_are_equal_where_the_spacing_says_so(schedule: Schedule) -> None
         (lambda: timesteps(1001, VP), "1 to 1000"),
         (lambda: timesteps(10, VP, "even"), "spacing is 'even'"),
         (lambda: Schedule(ScheduleConfig(kind="lin")), "schedule.kind is 'lin'"),
-        (lambda: Schedule(ScheduleConfig(shift=0.0)), "schedule.shift is 0.0"),
+        (lambda: Schedule(ScheduleConfig(snr_shift=0.0)), "schedule.snr_shift is 0.0"),
         (lambda: shifted(timesteps(20, FLOW), FLOW, 1e9), "no room for 20 steps"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
 from latentdiff.diffusion.unet import Layers, UNet, UNetConfig
-from latentdiff.layers import attention, place_embedding
+from latentdiff.layers import attention, sincos_pos_embed_2d
 
 TINY = UNetConfig(channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, norm_groups=4)
 
@@ -109,7 +109,7 @@ def test_patches_are_channels_of_fewer_places() -> None:
     got = small(x, T)
     assert got.shape == x.shape and got.std() > 0
     assert torch.equal(F.pixel_unshuffle(got, 2), large.eval()(F.pixel_unshuffle(x, 2), T))
-    with pytest.raises(UserError, match="unet.patch is 2; it must divide the latent's sides, 7x8"):
+    with pytest.raises(UserError, match="unet.patch_size is 2; it must divide the latent's sides, 7x8"):
         small(noise(2, 3, 7, 8), T)
 
 
@@ -171,7 +171,7 @@ def test_attention_keeps_its_precision_and_equals_its_equation(dtype: torch.dtyp
         ({"norm_groups": 5}, "unet.norm_groups is 5"),
         ({"attention_levels": (2,)}, "levels are 0 to 1"),
         ({"channel_mult": ()}, "channel_mult is empty"),
-        ({"patch": 0}, "unet.patch is 0"),
+        ({"patch": 0}, "unet.patch_size is 0"),
     ],
 )
 def test_a_config_of_no_network_is_refused_by_name(changes: dict, message: str) -> None:
@@ -197,7 +197,7 @@ def test_with_positions_attention_tells_equal_places_apart_and_without_it_cannot
 
 
 def test_places_are_shares_of_the_picture_and_all_differ():
-    small, large = (place_embedding(n, 2 * n, 16, torch.zeros(1, dtype=torch.float64)) for n in (4, 12))
+    small, large = (sincos_pos_embed_2d(n, 2 * n, 16, torch.zeros(1, dtype=torch.float64)) for n in (4, 12))
     assert torch.cdist(small, small).add(torch.eye(32) * 9).min() > 0.1
     every_third = large.unflatten(0, (12, 24))[1::3, 1::3].flatten(0, 1)  # the cells with the same centres
     assert torch.allclose(small, every_third, atol=1e-6)

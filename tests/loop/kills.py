@@ -31,9 +31,9 @@ from latentdiff.data import encode_latents  # noqa: E402
 from latentdiff.training import checkpoint, log, optim, run_dir  # noqa: E402
 
 WORDS = ("data.count=32", "data.val_count=8", "train.steps=6", "train.batch_size=8", "train.checkpoint_every=2",
-         "train.keep=2", "train.val_every=4", "train.sample_every=8", "train.precision=fp32", "name=run")  # fmt: skip
+         "train.keep_checkpoints=2", "train.val_every=4", "train.sample_every=8", "train.precision=fp32", "name=run")  # fmt: skip
 ONE = ("train.batch_size=4", "discriminator.start=2", "discriminator.ramp=2")  # statistics: by 16 pictures
-TWO = ("cache.shard_rows=8", "cache.batch_size=4", "sampling.steps=2")
+TWO = ("cache.shard_size=8", "cache.batch_size=4", "sampling.steps=2")
 KINDS = {
     "stage one, alone": (STAGE_ONE, ONE, 1),
     "stage two, alone": (STAGE_TWO, TWO, 1),
@@ -94,22 +94,22 @@ class Bomb:
 
     def arm(self, stage: object) -> None:
         self.within(checkpoint, "save", "checkpoint")
-        self.within(encode, "_write_shard", "cache shard")
+        self.within(encode_latents, "_write_shard", "cache shard")
         self.within(log.Log, "write", "metrics line")
         self.within(log.Log, "start", "metrics line")
-        self.within(run, "begin", "folder")
-        self.within(run, "finish", "finish")
+        self.within(run_dir, "begin", "folder")
+        self.within(run_dir, "finish", "finish")
         for owner, name in (
             (os, "replace"),
             (os, "rename"),
             (os, "fsync"),
             (shutil, "rmtree"),
-            (encode, "_encode_rows"),
+            (encode_latents, "_encode_rows"),
         ):
             self.around(owner, name)
         self.around(optim, "step", "step")
         self.torn(checkpoint)
-        self.torn(encode)
+        self.torn(encode_latents)
         log.open = self.lines
         if hasattr(stage, "statistics"):
             self.within(stage, "statistics", "statistics")

@@ -16,7 +16,7 @@ import torch
 from conftest import script
 
 from latentdiff import build, cli, rng
-from latentdiff.stage_two.batches import Latents
+from latentdiff.stage_two.batches import BatchEncoder
 from latentdiff.training import checkpoint, optim
 from latentdiff.training.log import Log
 
@@ -70,9 +70,9 @@ def spoil() -> None:
 
 def in_float64() -> None:
     rng.normal = functools.partial(rng.normal, dtype=torch.float64)
-    made, called = build.build_diffusion, Latents.__call__
+    made, called = build.build_diffusion, BatchEncoder.__call__
     build.build_diffusion = lambda *args: doubled(made(*args))
-    Latents.__call__ = lambda *args: tuple(x.double() if torch.is_tensor(x) else x for x in called(*args))
+    BatchEncoder.__call__ = lambda *args: tuple(x.double() if torch.is_tensor(x) else x for x in called(*args))
 
 
 def doubled(model: torch.nn.Module) -> torch.nn.Module:

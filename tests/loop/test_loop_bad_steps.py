@@ -8,13 +8,13 @@ from conftest import STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, ro
 from test_loop_ranks import torchrun
 
 from latentdiff.autoencoder import loss
-from latentdiff.stage_one.adversarial import Critic
 from latentdiff.data import loader
-from latentdiff.stage_two.batches import Latents
+from latentdiff.stage_one.adversarial import Adversarial
+from latentdiff.stage_two.batches import BatchEncoder
 from latentdiff.training import checkpoint, optim
 
 WORDS = ("data.count=16", "data.val_count=4", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=1",
-         "train.keep=99", "train.val_every=99", "train.sample_every=99", "train.ema=0.5", "name=run")  # fmt: skip
+         "train.keep_checkpoints=99", "train.val_every=99", "train.sample_every=99", "train.ema_decay=0.5", "name=run")  # fmt: skip
 BATCH_NORM = ("discriminator.norm=batch", "discriminator.start=2", "discriminator.ramp=1")
 NAN = math.nan
 
@@ -52,12 +52,12 @@ def losses(patch):
 
 def moments(patch):
     """Those of a latent: a row of the cache."""
-    called = Latents.__call__
+    called = BatchEncoder.__call__
 
     def poisoned(latents, batch, step, positions):
         return called(latents, batch | ({"mean": batch["mean"] * NAN} if step == 2 else {}), step, positions)
 
-    patch.setattr(Latents, "__call__", poisoned)
+    patch.setattr(BatchEncoder, "__call__", poisoned)
 
 
 def loss_of_two(patch):
@@ -105,7 +105,7 @@ def test_no_code_is_revived_from_a_broken_picture(runs, monkeypatch):
     vq = (
         "autoencoder.bottleneck=VQ",
         "autoencoder.bottleneck.codebook_size=64",
-        "autoencoder.bottleneck.revive_after=1",
+        "autoencoder.bottleneck.reset_after=1",
     )
     call(*STAGE_ONE, *WORDS, *vq)
     revived = column(runs / "run", "revived")
@@ -140,13 +140,13 @@ def test_moments_that_broke_move_no_weight_and_begin_anew(stage, whose, runs, mo
 
 
 def test_the_critic_has_an_fp16_scale_of_its_own_that_is_resumed(runs, monkeypatch):
-    scales, step = [], Critic.step
+    scales, step = [], Adversarial.step
 
     def noted(critic, number):
         scales.append(critic.scaler.get_scale())
         return step(critic, number)
 
-    monkeypatch.setattr(Critic, "step", noted)
+    monkeypatch.setattr(Adversarial, "step", noted)
     words = (*WORDS, "train.precision=fp16")
     call(*STAGE_ONE, *words, "train.steps=8", "name=whole")
     whole, scales[:] = list(scales), []

@@ -6,7 +6,7 @@ from conftest import STAGE_TWO, assert_same_tensors, call, rows, tensors_of
 
 from latentdiff import load
 
-STUDENT = (*STAGE_TWO, "distill=Distill", "autoencoder=", "objective.loss=huber", "objective.timesteps=uniform",
+STUDENT = (*STAGE_TWO, "distill=Distill", "autoencoder=", "objective.loss=huber", "objective.timestep_sampling=uniform",
            "sampling.sampler=lcm", "sampling.steps=2", "sampling.guidance_scale=1", "name=student", "train.val_every=4",
            "train.sample_every=8", "train.checkpoint_every=4", "train.steps=8",
            "objective.weighting=uncertainty")  # which its teacher did without  # fmt: skip
@@ -34,5 +34,5 @@ def test_a_student_starts_as_its_teacher_learns_resumes_and_draws(unbroken_two, 
 
 def test_a_student_without_a_teacher_or_on_another_schedule_is_refused(unbroken_two, refused):
     assert "distill needs init=RUN" in refused(*STUDENT[:3], *STUDENT[4:])
-    assert "another schedule" in refused(*STUDENT, f"init={unbroken_two}", "schedule.shift=3")
+    assert "another schedule" in refused(*STUDENT, f"init={unbroken_two}", "schedule.snr_shift=3")
     assert "distill.steps is 0" in refused(*STUDENT, f"init={unbroken_two}", "distill.steps=0")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import STAGE_ONE, STAGE_TWO, call, written
 
-from latentdiff.sampling import options
 from latentdiff.evaluation import run, stage_two
+from latentdiff.sampling import options as sampling_options
 from latentdiff.training.distributed import World
 
 SMALL = ("--count", 8, "--prompts", 4, "--features", "autoencoder", "--no-report")
-CLOCKS = ("pictures_per_second", "peak_memory_mib")
+CLOCKS = ("images_per_second", "peak_memory_mib")
 
 
 def figures_of(path) -> dict:
@@ -42,7 +42,7 @@ def test_stage_two_is_measured_by_what_it_draws_and_says_how(unbroken_two, copy_
     figures = json.loads((run / "evaluation.json").read_text())
     assert 0 <= figures["prompt_accuracy_low"] <= figures["prompt_accuracy"] <= figures["prompt_accuracy_high"] <= 1
     assert figures["prompts"] == 4 and "prompt_accuracy_left_out" in figures
-    wanted = "fid kid kid_error precision recall nearest_ratio copies fid_real pictures_per_second peak_memory_mib"
+    wanted = "fid kid kid_error precision recall nearest_ratio copies fid_real images_per_second peak_memory_mib"
     assert set(wanted.split()) <= set(figures) and figures["samples"] == 8
     how = figures["protocol"]["samples"]
     assert how["steps"] == 3 and how["count"] == 8 and how["seed"] == "picture i: 5 + i"
@@ -101,7 +101,7 @@ def test_two_ranks_find_the_figures_of_one(unbroken_two, copy_of):
 
     def measured(name: str, world: World) -> None:
         subject = run.open_subject(str(runs[name]), world)
-        options = options.evaluate_arguments([name, *words])
+        options = sampling_options.evaluate_arguments([name, *words])
         parts = (run.reconstructions, run.prompted, run.samples)
         figures = [part(subject, options, world)[0] for part in parts]
         figures = {n: v for one in figures for n, v in one.items() if n not in CLOCKS}

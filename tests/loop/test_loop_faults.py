@@ -102,7 +102,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
 def test_a_disk_that_is_full_in_mid_checkpoint_leaves_the_last_one(stage, small_disk, monkeypatch, refused, tmp_path):
-    words = (*stage, "data.count=16", "data.val_count=4", "train.steps=9", "train.checkpoint_every=3", "train.keep=9",
+    words = (*stage, "data.count=16", "data.val_count=4", "train.steps=9", "train.checkpoint_every=3", "train.keep_checkpoints=9",
              "train.precision=fp32", "train.val_every=99", "train.sample_every=99", "name=run")  # fmt: skip
     monkeypatch.setenv("LATENTDIFF_RUNS", str(tmp_path / "whole"))
     call(*words)
@@ -122,7 +122,7 @@ def test_a_disk_that_is_full_in_mid_checkpoint_leaves_the_last_one(stage, small_
 
 
 def test_a_disk_that_is_full_in_mid_cache_keeps_its_whole_shards(small_disk, refused, tmp_path, runs):
-    words = (*STAGE_TWO, "train.steps=1", "cache.shard_rows=16", "name=run")
+    words = (*STAGE_TWO, "train.steps=1", "cache.shard_size=16", "name=run")
     call(*words, f"cache.path={tmp_path / 'whole'}")
     shard = (tmp_path / "whole" / "shard_00000.safetensors").stat().st_size // 1024
     disk = small_disk(int(2.5 * shard) + 8)

@@ -25,11 +25,11 @@ def pictures(tmp_path):
         (folder / f"{i:02d}.txt").write_text(f"a {name} wall")
     torn = folder / "13.png"
     torn.write_bytes(torn.read_bytes()[:400])
-    return ("data=Folder", f"data.path={folder}", "data.size=32", "data.max_bad=0.1", "data.val_share=0.1")
+    return ("data=Folder", f"data.path={folder}", "data.size=32", "data.max_bad_fraction=0.1", "data.val_fraction=0.1")
 
 
 def bad(run):
-    return [json.loads(line) for line in (run / "bad_pictures.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "bad_images.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
@@ -44,13 +44,13 @@ def test_a_folder_trains_and_the_torn_picture_is_listed(stage, pictures, runs):
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
 def test_too_many_bad_pictures_stop_the_run_with_the_list(stage, pictures, runs, refused):
-    error = refused(*stage, *pictures, "data.max_bad=0.01", "train.steps=8", "name=run")
-    assert "13.png" in error and "data.max_bad" in error
+    error = refused(*stage, *pictures, "data.max_bad_fraction=0.01", "train.steps=8", "name=run")
+    assert "13.png" in error and "data.max_bad_fraction" in error
 
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
 def test_a_run_needs_no_held_out_pictures(stage, pictures, runs):
-    call(*stage, *pictures[:-1], "data.val_share=0", "train.steps=3", "train.val_every=2", "name=run")
+    call(*stage, *pictures[:-1], "data.val_fraction=0", "train.steps=3", "train.val_every=2", "name=run")
     assert not [row for row in rows(runs / "run") if "val_loss" in row or "psnr" in row]
     assert len(column(runs / "run", "lr")) == 3
 
@@ -64,7 +64,7 @@ def test_flips_and_crops_have_rows_of_their_own_in_the_cache(pictures, runs, tmp
 
 
 def test_a_bad_picture_met_by_a_worker_ends_in_one_line(pictures, runs, refused):
-    words = ("data.max_bad=1", "train.workers=1", "train.steps=8", "name=run")
+    words = ("data.max_bad_fraction=1", "train.num_workers=1", "train.steps=8", "name=run")
     folder = Path(pictures[1].partition("=")[2])
     for path in folder.glob("*.png"):
         path.write_bytes(path.read_bytes()[:200])
@@ -76,7 +76,7 @@ def test_captions_that_are_cut_are_counted_and_told(pictures, runs, capsys):
     folder = Path(pictures[1].partition("=")[2])
     for path in folder.glob("*.txt"):
         path.write_text("a green wall " * 9)
-    call(*STAGE_TWO, *pictures, "conditions.0.length=12", "train.steps=1", "name=run")
+    call(*STAGE_TWO, *pictures, "conditions.0.max_length=12", "train.steps=1", "name=run")
     out = capsys.readouterr().out
     assert "captions have more tokens than conditions' length=12 holds" in out and "length=29 would" in out
     call(*STAGE_TWO, *pictures, "train.steps=1", "name=whole")

@@ -8,16 +8,16 @@ from conftest import STAGE_TWO, assert_same_tensors, call, column, tensors_of
 from PIL import Image
 
 TINY = ("train_classifier", "recipes/classifier/shapes.py", "autoencoder=recipes/autoencoder/tiny.py", "data.count=64",
-        "data.val_count=16", "data.max_objects=1", "cache.shard_rows=32", "cache.batch_size=32", "unet.channels=16",
-        "unet.head_channels=8", "unet.norm_groups=8", "schedule.shift=1", "train.batch_size=8", "train.log_every=1",
+        "data.val_count=16", "data.max_objects=1", "cache.shard_size=32", "cache.batch_size=32", "unet.channels=16",
+        "unet.head_channels=8", "unet.norm_groups=8", "schedule.snr_shift=1", "train.batch_size=8", "train.log_every=1",
         "train.val_every=10", "train.checkpoint_every=10", "train.precision=fp32")  # fmt: skip
 BLIND = (*STAGE_TWO, "conditions=", "sampling.guidance_scale=1", "train.steps=1", "name=blind")
 
 
 def test_a_resumed_classifier_equals_an_unbroken_one(runs):
-    call(*TINY, "train.steps=20", "train.schedule=constant", "name=whole")
-    call(*TINY, "train.steps=10", "train.schedule=constant", "name=parts")
-    call(*TINY, "train.steps=20", "train.schedule=constant", "name=parts")
+    call(*TINY, "train.steps=20", "train.lr_schedule=constant", "name=whole")
+    call(*TINY, "train.steps=10", "train.lr_schedule=constant", "name=parts")
+    call(*TINY, "train.steps=20", "train.lr_schedule=constant", "name=parts")
     last = "checkpoints/step_00000020"
     assert_same_tensors(tensors_of(runs / "whole" / last), tensors_of(runs / "parts" / last))
     assert (runs / "whole" / "model.safetensors").exists() and len(column(runs / "whole", "val_right")) == 2
@@ -46,7 +46,7 @@ def test_a_classifier_guides_a_run_without_classes(runs, tmp_path, refused):
     given = ("--run", "blind", "--output", tmp_path / "none", "--classifier", "judge")
     assert "--class" in refused("sample", *given)
     assert "0 to 3" in refused("sample", *given, "--class", 4)
-    call(*BLIND[:-1], "schedule.shift=3", "name=other")
+    call(*BLIND[:-1], "schedule.snr_shift=3", "name=other")
     assert "schedule" in refused("sample", *given[2:], "--run", "other", "--class", 0)
     assert not (tmp_path / "none").exists()
 

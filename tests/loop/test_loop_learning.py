@@ -45,7 +45,7 @@ def test_overfitting_stage_one_reconstructs_its_pictures(runs):
 def test_finished_latents_have_variance_one(unbroken_one):
     r = read_recipe("recipes/autoencoder/tiny.py", AutoencoderRecipe)
     model, data = latentdiff.load_run(unbroken_one), recipe.open_data(r, "train")
-    x = loader.images(next(loader.in_order(data, range(len(data)), len(data))))
+    x = loader.images(next(loader.sequential_batches(data, range(len(data)), len(data))))
     with torch.no_grad():
         noise = torch.randn(4, *model.encode(x).shape, generator=torch.Generator().manual_seed(0))
         z = torch.cat([model.encode(x, n) for n in noise])
@@ -54,10 +54,10 @@ def test_finished_latents_have_variance_one(unbroken_one):
 
 
 def test_statistics_per_channel_normalise_each_channel(runs):
-    call(*STAGE_ONE, *SMALL, "statistics=channel", "train.steps=3", "name=run")
+    call(*STAGE_ONE, *SMALL, "latent_norm=channel", "train.steps=3", "name=run")
     model = latentdiff.load_run(runs / "run")
     data = recipe.open_data(read_recipe("recipes/autoencoder/tiny.py"), "train")
-    x = loader.images(next(loader.in_order(data, range(16), 16)))
+    x = loader.images(next(loader.sequential_batches(data, range(16), 16)))
     mean_of, logvar = model.moments(x)
     z = model.normalise(mean_of)
     assert torch.allclose(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3)
@@ -89,7 +89,7 @@ def test_the_discriminator_learns_before_it_weighs(runs):
         call(*STAGE_ONE, *SMALL, "train.steps=6", "train.checkpoint_every=3", *words, f"name={name}")
         return [tensors_of(runs / name / "checkpoints" / f"step_0000000{step}") for step in (3, 6)]
 
-    with_it = run("with", "discriminator.learn_from=0", "discriminator.start=4", "discriminator.ramp=1")
+    with_it = run("with", "discriminator.train_from=0", "discriminator.start=4", "discriminator.ramp=1")
     without = run("without", "discriminator=none")
     assert furthest(without[0], with_it[0]) == 0  # it learned, but was not felt
     assert furthest(without[1], with_it[1]) > 1e-4
@@ -110,7 +110,13 @@ def test_a_bad_gradient_reaches_no_weight_and_is_counted(stage, runs, monkeypatc
         return step(optimizer, *rest)
 
     monkeypatch.setattr(optim, "step", poisoned)
-    words = ("train.steps=4", "train.checkpoint_every=1", "train.keep=9", "train.val_every=9", "train.ema=0.5")
+    words = (
+        "train.steps=4",
+        "train.checkpoint_every=1",
+        "train.keep_checkpoints=9",
+        "train.val_every=9",
+        "train.ema_decay=0.5",
+    )
     call(*stage, *SMALL, *words, "name=run")
     points = [tensors_of(path) for path in sorted((runs / "run" / "checkpoints").iterdir())]
     for file in ("model.", "ema.", "optimizer."):
@@ -144,7 +150,7 @@ def test_text_is_used(reader):
     assert column(reader, "text_gap")[-1] > 0.5
     model = latentdiff.load_run(reader)
     r = read_recipe("recipes/diffusion/tiny.py", DiffusionRecipe)
-    batch = next(loader.in_order(recipe.open_data(r, "train"), range(4), 4))
+    batch = next(loader.sequential_batches(recipe.open_data(r, "train"), range(4), 4))
     drawn = model.sample(batch["caption"], steps=10, guidance_scale=1.5, seed=5)
     with torch.no_grad():
         wanted = model.autoencoder.decode(model.autoencoder.encode(loader.images(batch)))
@@ -167,7 +173,7 @@ def test_the_average_trails_the_weights(unbroken_two):
 def test_two_pieces_of_a_batch_equal_one(stage, runs):
     words = ("train.steps=4", "train.precision=fp32", "train.lr=1e-4", "train.val_every=4")
     for pieces in (1, 2):
-        call(*stage, *words, f"train.accumulate={pieces}", f"name=run{pieces}")
+        call(*stage, *words, f"train.grad_accum_steps={pieces}", f"name=run{pieces}")
     a, b = (column(runs / f"run{pieces}", "loss" if stage is STAGE_TWO else "nll") for pieces in (1, 2))
     assert a == pytest.approx(b, rel=1e-4)
     assert furthest(last(runs / "run1"), last(runs / "run2")) < 2e-5
@@ -197,13 +203,13 @@ def test_the_run_keeps_all_that_sampling_needs(unbroken_two):
     for name in ("recipe.json", "metrics.jsonl", "model.safetensors", "tokenizer.json", "autoencoder/recipe.json",
                  "autoencoder/model.safetensors", "samples/00000020.png", "curve.png"):  # fmt: skip
         assert (unbroken_two / name).is_file()
-    assert not (unbroken_two / "bad_pictures.jsonl").exists()
+    assert not (unbroken_two / "bad_images.jsonl").exists()
 
 
 def test_statistics_may_be_those_of_the_data(unbroken_one, runs):
     words = (*SMALL, "train.steps=1", f"autoencoder={unbroken_one}")
     for kind in ("run", "data", "identity"):
-        call(*STAGE_TWO, *words, f"autoencoder.statistics={kind}", f"name={kind}")
+        call(*STAGE_TWO, *words, f"autoencoder.latent_stats={kind}", f"name={kind}")
     own = latentdiff.load_run(unbroken_one).scale
     scales = {kind: latentdiff.load_run(runs / kind).autoencoder.scale for kind in ("run", "data", "identity")}
     assert torch.equal(scales["run"], own)

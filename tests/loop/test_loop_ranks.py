@@ -14,7 +14,7 @@ from latentdiff.training.checkpoint import read_tensors
 WORDS = ("train.precision=fp32", "train.lr=1e-4", "train.val_every=10", "train.checkpoint_every=10",
          "train.sample_every=50", "sampling.steps=2", "data.count=32", "data.val_count=40")  # two batches  # fmt: skip
 # with small losses, so that the adaptive weight stays below its limit
-ONE = ("train.steps=20", "discriminator.learn_from=0", "discriminator.start=2", "discriminator.ramp=2",
+ONE = ("train.steps=20", "discriminator.train_from=0", "discriminator.start=2", "discriminator.ramp=2",
        "discriminator.weight=0.5", "loss.l1=0.01", "loss.perceptual.weight=0.01")  # fmt: skip
 TWO = ("train.steps=50", "objective.weighting=uncertainty")
 

@@ -87,7 +87,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(stage, unbroken, copy
 
 def test_dead_codes_and_codebook_counts_are_resumed(runs):
     vq = (*TWENTY, "autoencoder.bottleneck=VQ", "autoencoder.bottleneck.codebook_size=32",
-          "autoencoder.bottleneck.revive_after=3", "train.log_every=5")  # fmt: skip
+          "autoencoder.bottleneck.reset_after=3", "train.log_every=5")  # fmt: skip
     call(*STAGE_ONE, *vq, "name=whole")
     call(*STAGE_ONE, *vq, "train.steps=10", "name=run")
     call(*STAGE_ONE, *vq, "name=run")
@@ -123,5 +123,5 @@ def test_more_steps_are_recorded_in_the_recipe(unbroken_two, copy_of):
 
 
 def test_the_oldest_checkpoints_are_pruned(runs):
-    call(*STAGE_TWO, "train.steps=8", "train.checkpoint_every=2", "train.keep=2", "name=run")
+    call(*STAGE_TWO, "train.steps=8", "train.checkpoint_every=2", "train.keep_checkpoints=2", "name=run")
     assert [p.name for p in sorted((runs / "run" / "checkpoints").iterdir())] == ["step_00000006", "step_00000008"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from latentdiff.autoencoder import blocks
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL, Gaussian, kl, sample
+from latentdiff.autoencoder.bottleneck import Gaussian, KLConfig, kl, sample
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 TINY = AutoencoderConfig(channels=32, channel_mult=(1, 2), z_channels=3, inner_channels=4)
@@ -99,7 +99,7 @@ def test_a_harmed_autoencoder_does_not_equal_the_original(harm):
 def test_the_posterior_equals_the_original_where_it_is_clamped_too(dtype):
     _, tensors = vectors.case("diag_gauss")
     given, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
-    mean, logvar = Gaussian(KL(), 3).split(given["params"])
+    mean, logvar = Gaussian(KLConfig(), 3).split(given["params"])
     std = sample(torch.zeros_like(mean), logvar, torch.ones_like(mean))
     actual = {"mean": mean, "logvar": logvar, "std": std, "var": std.square(), "kl": kl(mean, logvar)}
     for key, value in actual.items():  # relative: some entries sit on the clamp and are huge

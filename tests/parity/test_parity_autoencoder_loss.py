@@ -9,10 +9,10 @@ import vectors
 from torch import Tensor, nn
 
 from latentdiff.autoencoder.autoencoder import Reconstruction
-from latentdiff.autoencoder.bottleneck import KL, Gaussian
+from latentdiff.autoencoder.bottleneck import Gaussian, KLConfig
 from latentdiff.autoencoder.discriminator import Discriminator, DiscriminatorConfig, generator_loss, hinge, vanilla
 from latentdiff.autoencoder.loss import LossConfig, adaptive_weight, backward, reconstruction_loss
-from latentdiff.autoencoder.perceptual import LPIPS, LPIPSDistance
+from latentdiff.autoencoder.perceptual import LPIPSConfig, LPIPSDistance
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
@@ -90,12 +90,12 @@ def both_players(dtype: torch.dtype, weighs: bool, reduction: str = "sum", norm_
     given, arguments = vectors.inputs(tensors, dtype), meta["config"]
     # the case's output log-variance, a constant in the released models, divides the reconstruction loss
     logvar = generated("gan_losses_kl")["logvar"].to(dtype).item()
-    perceptual = LPIPS(weight=arguments["perceptual_weight"] / math.exp(logvar))
+    perceptual = LPIPSConfig(weight=arguments["perceptual_weight"] / math.exp(logvar))
     config = LossConfig(l1=1 / math.exp(logvar), perceptual=perceptual)
     critic = discriminator(2, dtype, channels=64, scope="discriminator.").train(not norm_in_eval)
     last = nn.Conv2d(4, 3, 3, padding=1, bias=False, dtype=dtype)
     last.weight.data = given["last_layer"]
-    x, gaussian = given["x"], Gaussian(KL(weight=arguments["kl_weight"]), 3)
+    x, gaussian = given["x"], Gaussian(KLConfig(weight=arguments["kl_weight"]), 3)
 
     _, kl_terms = gaussian(*gaussian.split(given["moments"].requires_grad_()), None)
     output = Reconstruction(last(given["feat"]), given["feat"], kl_terms)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.conditioning.cond import Cond
-from latentdiff.convert.compvis import key_map
 from latentdiff.convert.__main__ import main
+from latentdiff.convert.compvis import key_map
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.load import load_run
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from latentdiff.config import UserError
 from latentdiff.convert.compvis import key_map
 from latentdiff.diffusion.guidance import blend_known
-from latentdiff.diffusion.loss import Objective, weight
+from latentdiff.diffusion.loss import ObjectiveConfig, weight
 from latentdiff.diffusion.parameterization import solve, target
 from latentdiff.diffusion.samplers import Denoise, ddim
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, timesteps
@@ -47,7 +47,7 @@ def test_the_weights_of_the_bound_equal_the_original(name: str) -> None:
     """lvlb_weights of eps; the original's element 0 is element 1."""
     config, want = variant(name)
     t = torch.arange(config.timesteps)
-    plain, bound = (weight(Objective(elbo=elbo), t, Schedule(config)) for elbo in (0.0, 1.0))
+    plain, bound = (weight(ObjectiveConfig(elbo_weight=elbo), t, Schedule(config)) for elbo in (0.0, 1.0))
     assert torch.allclose((bound - plain).float(), want["lvlb_weights"], rtol=1e-3)  # theirs: from float32 tables
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.diffusion.parameterization import MIX, solve
+from latentdiff.diffusion.parameterization import TARGET_COEFFS, solve
 from latentdiff.diffusion.samplers import Denoise, sample
 from latentdiff.diffusion.samplers import ipndm as our_ipndm
 from latentdiff.diffusion.samplers import plms as our_plms
@@ -129,7 +129,7 @@ def test_heun_equals_that_of_diffusers_in_its_coordinates(kind: str, steps: int)
 def test_a_sampler_of_the_straight_path_equals_that_of_diffusers(name, their_name, steps: int, shift: float) -> None:
     """Their timestep is the share of noise times T, and they shift their last one twice; the network is asked by it."""
     scheduler = getattr(diffusers, f"FlowMatch{their_name}DiscreteScheduler")(shift=shift)
-    path = Schedule(ScheduleConfig(kind="flow", shift=shift))
+    path = Schedule(ScheduleConfig(kind="flow", snr_shift=shift))
     velocity = lambda x, t: solve("flow", network(x, path.sigma(t) * path.T), x, path.alpha(t), path.sigma(t))  # noqa: E731
     ts = torch.linspace(1, scheduler.sigma_min, steps, dtype=torch.float64) * path.T - 1
     assert shift != 1 or torch.allclose(ts, timesteps(steps, path, "linspace"), atol=1e-6)
@@ -141,4 +141,4 @@ def test_a_sampler_of_the_straight_path_equals_that_of_diffusers(name, their_nam
 
 
 def test_every_parameterisation_of_ours_is_compared() -> None:
-    assert set(MIX) == set(KINDS) | {"flow"}
+    assert set(TARGET_COEFFS) == set(KINDS) | {"flow"}

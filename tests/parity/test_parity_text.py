@@ -4,15 +4,17 @@ import pytest
 import torch
 import vectors
 
-from latentdiff.conditioning.label import Label, LabelCondition
-from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.conditioning.label import LabelCondition, LabelConfig
+from latentdiff.conditioning.text import TextCondition, TextConfig
 from latentdiff.convert.compvis import key_map
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
 def encoder(dtype: torch.dtype, heads: int = 8) -> TextCondition:
-    config = Text(dim=64, depth=2, heads=heads, head_dim=512 // heads, length=12, vocab_size=100, mask_padding=False)
+    config = TextConfig(
+        dim=64, depth=2, heads=heads, head_dim=512 // heads, max_length=12, vocab_size=100, mask_padding=False
+    )
     module = TextCondition(config, pad_id=0, empty=torch.zeros(12, dtype=torch.int64))
     weights = key_map.text_from_original(vectors.weights(vectors.case("bert_tiny")[0]))
     module.load_state_dict(weights | {"empty": module.empty})
@@ -40,7 +42,7 @@ def test_the_text_map_turns_back_bit_for_bit() -> None:
 @DTYPES
 def test_the_class_embedding_equals_the_original(dtype: torch.dtype) -> None:
     meta, tensors = vectors.case("class_embedder")
-    module = LabelCondition(Label(classes=11, dim=16, dropout=0.0))
+    module = LabelCondition(LabelConfig(classes=11, dim=16, dropout=0.0))
     module.load_state_dict(vectors.weights(meta))
     given, want = vectors.inputs(tensors, dtype)["class_label"], vectors.outputs(tensors, dtype)["c"]
     shown = torch.zeros(3, dtype=torch.bool)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.parameterization import MIX, check, solve, target
+from latentdiff.diffusion.parameterization import TARGET_COEFFS, check, solve, target
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 
 VP = ("scaled_linear", "linear", "sqrt", "cosine", "sigmoid")
@@ -83,14 +83,14 @@ def test_zero_terminal_snr_ends_without_signal_and_begins_as_before(kind: str) -
 
 @pytest.mark.parametrize("kind", [*VP, "flow"])
 def test_shift_multiplies_noise_over_signal(kind: str) -> None:
-    plain, shifted = (Schedule(ScheduleConfig(kind=kind, shift=shift)) for shift in (1.0, 3.0))
+    plain, shifted = (Schedule(ScheduleConfig(kind=kind, snr_shift=shift)) for shift in (1.0, 3.0))
     t = WHOLE[:-1]
     ratio = (shifted.sigma(t) / shifted.alpha(t)) / (plain.sigma(t) / plain.alpha(t))
     assert torch.allclose(ratio, torch.full_like(t, 3.0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "cosine", "flow"])
-@pytest.mark.parametrize("kind", MIX)
+@pytest.mark.parametrize("kind", TARGET_COEFFS)
 def test_solving_the_target_gives_x0_and_eps_back(kind: str, schedule: str) -> None:
     path = Schedule(ScheduleConfig(kind=schedule))
     t = torch.tensor([0, 1.5, 300, 700.25, 980], dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_solving_the_target_gives_x0_and_eps_back(kind: str, schedule: str) -> N
     assert torch.allclose(got[0], x0, atol=1e-9) and torch.allclose(got[1], eps, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", MIX)
+@pytest.mark.parametrize("kind", TARGET_COEFFS)
 @pytest.mark.parametrize("schedule", ["scaled_linear", "zero", "flow"])
 def test_a_prediction_is_refused_exactly_where_it_says_nothing_about_x0(kind: str, schedule: str) -> None:
     zero = schedule == "zero"

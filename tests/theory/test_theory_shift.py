@@ -26,7 +26,7 @@ def test_a_shift_of_the_straight_path_multiplies_sigma_by_alpha() -> None:
     moved = shifted(ts, schedule, 3.0)
     difference = (schedule.log_snr(ts) - schedule.log_snr(moved))[1:]
     assert torch.allclose(difference, torch.full_like(difference, 2 * math.log(3)), atol=1e-3)
-    trained = Schedule(ScheduleConfig(kind="flow", shift=3.0))  # what the same shift in training would visit
+    trained = Schedule(ScheduleConfig(kind="flow", snr_shift=3.0))  # what the same shift in training would visit
     assert torch.allclose(schedule.sigma(moved), trained.sigma(ts), atol=1e-5)
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.training.log import Log, clock, plan, read_metrics
-from latentdiff.training.settings import Train
 from latentdiff.training.distributed import World
+from latentdiff.training.log import Log, clock, plan, read_metrics
+from latentdiff.training.settings import TrainConfig
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 def log_at(folder, first=0, **train):
-    log = Log(folder, ALONE, first, Train(**{"steps": 100, "log_every": 2, "batch_size": 4} | train))
+    log = Log(folder, SINGLE_PROCESS, first, TrainConfig(**{"steps": 100, "log_every": 2, "batch_size": 4} | train))
     log.start()
     return log
 
@@ -73,7 +73,7 @@ def test_repeated_trouble_stops_with_plain_words(tmp_path):
 
 def test_nothing_is_written_before_the_start(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 9, "seconds": 2.0}\n')
-    log = Log(tmp_path, ALONE, 4, Train())
+    log = Log(tmp_path, SINGLE_PROCESS, 4, TrainConfig())
     log.say("a line")
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
     log.start()
@@ -103,7 +103,7 @@ def test_validation_is_no_training_time(tmp_path, monkeypatch):
 
 
 def test_only_the_first_rank_writes_and_speaks(tmp_path, capsys):
-    log = Log(tmp_path, World(1, 1, torch.device("cpu")), 0, Train(log_every=1))
+    log = Log(tmp_path, World(1, 1, torch.device("cpu")), 0, TrainConfig(log_every=1))
     log.start()
     log.add(loss=tensor(1))
     log.report(1)
@@ -135,7 +135,7 @@ def test_wandb_gets_every_row_and_is_finished(tmp_path, monkeypatch):
     got, asked = [], {}
     run = SimpleNamespace(log=lambda values, step: got.append((step, values)), finish=lambda: got.append("finished"))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: asked.update(options) or run))
-    log = Log(tmp_path / "mine", ALONE, 0, Train(log_every=1), "wandb")
+    log = Log(tmp_path / "mine", SINGLE_PROCESS, 0, TrainConfig(log_every=1), "wandb")
     assert not asked  # a run that is refused leaves no trace there either
     (tmp_path / "mine").mkdir()
     log.start()
@@ -149,7 +149,7 @@ def test_wandb_gets_every_row_and_is_finished(tmp_path, monkeypatch):
 
 def test_tensorboard_gets_every_row_on_disk(tmp_path):
     pytest.importorskip("tensorboard")
-    log = Log(tmp_path, ALONE, 0, Train(log_every=1), "tensorboard")
+    log = Log(tmp_path, SINGLE_PROCESS, 0, TrainConfig(log_every=1), "tensorboard")
     log.start()
     log.add(loss=tensor(2))
     log.report(1)

@@ -6,11 +6,13 @@ from torch import nn
 
 from latentdiff.config import UserError
 from latentdiff.training import muon, optim
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 
 def settings(**changes):
-    return Train(**{"optimizer": "muon", "lr": 0.01, "clip": 0.0, "weight_decay": 0.1, "precision": "fp32"} | changes)
+    return TrainConfig(
+        **{"optimizer": "muon", "lr": 0.01, "clip": 0.0, "weight_decay": 0.1, "precision": "fp32"} | changes
+    )
 
 
 def network():
@@ -129,4 +131,4 @@ def test_a_network_without_hidden_matrices_trains_as_with_adamw():
 
 def test_an_unknown_optimiser_is_named():
     with pytest.raises(UserError, match="train.optimizer is 'lion'; it must be adamw or muon"):
-        Train(optimizer="lion")
+        TrainConfig(optimizer="lion")

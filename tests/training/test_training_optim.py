@@ -8,7 +8,7 @@ from torch import nn
 
 from latentdiff.training import optim
 from latentdiff.training.ema import EMA
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 
 def network():
@@ -17,7 +17,7 @@ def network():
 
 
 def settings(**changes):
-    return Train(**{"lr": 0.1, "clip": 0.0, "steps": 100} | changes)
+    return TrainConfig(**{"lr": 0.1, "clip": 0.0, "steps": 100} | changes)
 
 
 def backward(model, seed, poison=None):
@@ -38,9 +38,9 @@ def test_the_rate_warms_up_and_stays():
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 VECTOR = json.loads((FIXTURES / "vectors" / "lr_schedulers.json").read_text())
 RELEASED = {  # the two schedules of the released models, as the original release computes them
-    "churches_linear": Train(steps=500_000, lr=1.0, warmup=10_000, lr_start=1e-6),
-    "inpainting_cosine": Train(
-        steps=360_000, lr=0.1, schedule="cosine", warmup=1000, lr_start=0.01, decay_steps=50_000, lr_end=0.001
+    "churches_linear": TrainConfig(steps=500_000, lr=1.0, warmup_steps=10_000, lr_start=1e-6),
+    "inpainting_cosine": TrainConfig(
+        steps=360_000, lr=0.1, lr_schedule="cosine", warmup_steps=1000, lr_start=0.01, lr_decay_end=50_000, lr_end=0.001
     ),
 }
 

@@ -8,5 +8,5 @@ base = load("kl-f8.py")
 recipe = replace(
     base,
     data=replace(base.data, path="data/imagenet"),
-    train=replace(base.train, batch_size=24, accumulate=2, lr=1.08e-4),
+    train=replace(base.train, batch_size=24, grad_accum_steps=2, lr=1.08e-4),
 )

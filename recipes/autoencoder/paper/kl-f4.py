@@ -5,27 +5,27 @@ the base rate 4.5e-6 times the batch of one GPU, since how many there were is no
 """
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL
+from latentdiff.autoencoder.bottleneck import KLConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.autoencoder.loss import LossConfig
-from latentdiff.autoencoder.perceptual import LPIPS
-from latentdiff.data.folder import Folder
+from latentdiff.autoencoder.perceptual import LPIPSConfig
+from latentdiff.data.folder import FolderConfig
 from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 recipe = AutoencoderRecipe(
-    data=Folder(path="data/openimages", size=256, crop="random"),
-    autoencoder=AutoencoderConfig(channel_mult=(1, 2, 4), z_channels=3, bottleneck=KL(weight=1e-6)),
-    loss=LossConfig(l1=1.0, perceptual=LPIPS(weight=1.0)),
-    discriminator=DiscriminatorConfig(norm="batch", weight=0.5, learn_from=50001, start=50001, ramp=0),
-    train=Train(
+    data=FolderConfig(path="data/openimages", size=256, crop="random"),
+    autoencoder=AutoencoderConfig(channel_mult=(1, 2, 4), z_channels=3, bottleneck=KLConfig(weight=1e-6)),
+    loss=LossConfig(l1=1.0, perceptual=LPIPSConfig(weight=1.0)),
+    discriminator=DiscriminatorConfig(norm="batch", weight=0.5, train_from=50001, start=50001, ramp=0),
+    train=TrainConfig(
         steps=176_991,
         batch_size=10,
         lr=4.5e-5,
         betas=(0.5, 0.9),
         weight_decay=0.0,
-        clip=0.0,
-        ema=0.0,  # the first stages were not averaged
+        grad_clip=0.0,
+        ema_decay=0.0,  # the first stages were not averaged
         precision="fp32",
     ),
 )

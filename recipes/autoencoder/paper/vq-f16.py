@@ -8,6 +8,6 @@ base = load("vq-f8.py")
 recipe = replace(
     base,
     autoencoder=replace(base.autoencoder, channel_mult=(1, 1, 2, 2, 4), attention_levels=(4,), z_channels=8),
-    discriminator=replace(base.discriminator, weight=0.75, learn_from=250001, start=250001),
+    discriminator=replace(base.discriminator, weight=0.75, train_from=250001, start=250001),
     train=replace(base.train, steps=1_101_166, batch_size=14, lr=6.3e-5),
 )

@@ -8,6 +8,6 @@ base = load("vq-f4.py")
 recipe = replace(
     base,
     autoencoder=replace(base.autoencoder, mid_attention=False),
-    discriminator=replace(base.discriminator, learn_from=11, start=11),
+    discriminator=replace(base.discriminator, train_from=11, start=11),
     train=replace(base.train, steps=658_131),
 )

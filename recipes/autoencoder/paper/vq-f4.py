@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
-from latentdiff.autoencoder.bottleneck import VQ
+from latentdiff.autoencoder.bottleneck import VQConfig
 from latentdiff.config import load
 
 base = load("kl-f4.py")
 recipe = replace(
     base,
     # beta is on the codebook term, where the released models were trained with it; no code was ever replaced
-    autoencoder=replace(base.autoencoder, bottleneck=VQ(codebook_size=8192, beta=0.25, legacy=True, revive_after=0)),
-    discriminator=replace(base.discriminator, weight=0.75, learn_from=0, start=0),
+    autoencoder=replace(
+        base.autoencoder, bottleneck=VQConfig(codebook_size=8192, beta=0.25, legacy=True, reset_after=0)
+    ),
+    discriminator=replace(base.discriminator, weight=0.75, train_from=0, start=0),
     train=replace(base.train, steps=533_066, batch_size=8, lr=3.6e-5),
 )

@@ -8,6 +8,6 @@ base = load("vq-f8.py")
 recipe = replace(
     base,
     autoencoder=replace(base.autoencoder, bottleneck=replace(base.autoencoder.bottleneck, codebook_size=256)),
-    discriminator=replace(base.discriminator, layers=3, weight=0.75, learn_from=250001, start=250001),
+    discriminator=replace(base.discriminator, layers=3, weight=0.75, train_from=250001, start=250001),
     train=replace(base.train, steps=1_608_649),
 )

@@ -14,6 +14,6 @@ recipe = replace(
         z_channels=4,
         bottleneck=replace(base.autoencoder.bottleneck, codebook_size=16384),
     ),
-    discriminator=replace(base.discriminator, layers=2, weight=0.6, learn_from=1, start=1),
+    discriminator=replace(base.discriminator, layers=2, weight=0.6, train_from=1, start=1),
     train=replace(base.train, steps=971_043, batch_size=10, lr=4.5e-5),
 )

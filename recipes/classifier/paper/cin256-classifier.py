@@ -16,5 +16,5 @@ recipe = ClassifierRecipe(
     unet=cin.unet,
     schedule=cin.schedule,
     # not published; as guided-diffusion trains its classifiers
-    train=replace(cin.train, steps=300_000, batch_size=256, lr=3e-4, schedule="linear"),
+    train=replace(cin.train, steps=300_000, batch_size=256, lr=3e-4, lr_schedule="linear"),
 )

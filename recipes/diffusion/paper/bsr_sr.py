@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import LowRes
+from latentdiff.conditioning.spatial import LowResConfig
 from latentdiff.config import load
-from latentdiff.data.degrade import Degrade
+from latentdiff.data.degrade import DegradeConfig
 
 base = load("celeba256.py")
 recipe = replace(
     base,
     data=replace(base.data, path="data/openimages", crop="random"),
-    fields=(Degrade(scale=4, kind="bsr"),),
-    conditions=(LowRes(),),
+    derived_fields=(DegradeConfig(scale=4, kind="bsr"),),
+    conditions=(LowResConfig(),),
     # the release's attention_resolutions [16, 8] are factors, of which only 8 exists here
     unet=replace(base.unet, channels=160, channel_mult=(1, 2, 2, 4), attention_levels=(3,)),
     schedule=replace(base.schedule, beta_end=0.0155),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.label import Label
+from latentdiff.conditioning.label import LabelConfig
 from latentdiff.config import load
 
 base = load("cin256.py")
@@ -10,8 +10,8 @@ recipe = replace(
     base,
     autoencoder="vq-f4-autoencoder",
     # a 1001st row stands for "no class"; how often it was trained is not published
-    conditions=(Label(classes=1000, dim=512, dropout=0.1),),
+    conditions=(LabelConfig(classes=1000, dim=512, dropout=0.1),),
     unet=replace(base.unet, channels=192, channel_mult=(1, 2, 3, 5), attention_levels=(1, 2, 3)),
-    train=replace(base.train, steps=178_000, batch_size=1200, lr=1e-4, ema=0.0),
+    train=replace(base.train, steps=178_000, batch_size=1200, lr=1e-4, ema_decay=0.0),
     sampling=replace(base.sampling, steps=250, eta=0.0, guidance_scale=1.5),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.label import Label
+from latentdiff.conditioning.label import LabelConfig
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
 
@@ -11,7 +11,7 @@ recipe = replace(
     base,
     autoencoder="vq-f8-autoencoder",
     data=replace(base.data, path="data/imagenet"),
-    conditions=(Label(classes=1000, dim=512, dropout=0.0),),
+    conditions=(LabelConfig(classes=1000, dim=512, dropout=0.0),),
     # one head of full width, as when it was trained: later code reads its config as heads of 32 channels
     unet=UNetConfig(channels=256, channel_mult=(1, 2, 4), attention_levels=(0, 1, 2), num_heads=1),
     train=replace(base.train, steps=4_800_000, batch_size=64, lr=6.4e-5),

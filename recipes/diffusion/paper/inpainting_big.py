@@ -2,33 +2,33 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import Masked
+from latentdiff.conditioning.spatial import MaskedConfig
 from latentdiff.config import load
-from latentdiff.data.masks import Masks
+from latentdiff.data.masks import MasksConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import Objective
+from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(
     base,
     autoencoder="vq-f4-noattn-autoencoder",
     data=replace(base.data, path="data/places", crop="random"),
-    fields=(Masks(),),
-    conditions=(Masked(),),
+    derived_fields=(MasksConfig(),),
+    conditions=(MaskedConfig(),),
     unet=UNetConfig(
         channels=256, channel_mult=(1, 2, 3, 4), attention_levels=(1, 2, 3), num_heads=8, resblock_updown=True
     ),
     schedule=replace(base.schedule, beta_end=0.0205),
-    objective=Objective(loss="l1"),  # as the released config; the paper's text says L2
+    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
     train=replace(
         base.train,
         steps=360_000,
         batch_size=128,
         lr=1.28e-5,  # table 15 gives the base rate, 1e-6; times the batch, times the schedule's highest factor, 0.1
-        schedule="cosine",
-        warmup=1000,
+        lr_schedule="cosine",
+        warmup_steps=1000,
         lr_start=0.01,
-        decay_steps=50_000,
+        lr_decay_end=50_000,
         lr_end=0.001,
     ),
 )

@@ -2,21 +2,21 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.layout import Layout
+from latentdiff.conditioning.layout import LayoutConfig
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import Objective
+from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(
     base,
     data=replace(base.data, path="data/openimages"),
-    conditions=(Layout(classes=601, objects=30, dim=512, depth=16, vocab_size=8192, dropout=0.0),),
+    conditions=(LayoutConfig(classes=601, objects=30, dim=512, depth=16, vocab_size=8192, dropout=0.0),),
     # one head of full width, as when it was trained: later code reads its config as heads of 32 channels
     unet=UNetConfig(
         channels=128, channel_mult=(1, 2, 3, 4), attention_levels=(1, 2, 3), num_heads=1, transformer_depth=3
     ),
     schedule=replace(base.schedule, beta_end=0.0205),
-    objective=Objective(loss="l1"),  # as the released config; the paper's text says L2
+    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
     train=replace(base.train, steps=4_400_000, batch_size=24, lr=4.8e-5),
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import Objective
+from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(
@@ -21,6 +21,6 @@ recipe = replace(
         resblock_updown=True,
     ),
     schedule=replace(base.schedule, beta_end=0.0155),
-    objective=Objective(loss="l1"),  # as the released config; the paper's text says L2
-    train=replace(base.train, steps=500_000, batch_size=96, lr=5e-5, warmup=10_000, lr_start=1e-6),  # not scaled
+    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
+    train=replace(base.train, steps=500_000, batch_size=96, lr=5e-5, warmup_steps=10_000, lr_start=1e-6),  # not scaled
 )

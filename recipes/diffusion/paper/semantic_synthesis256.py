@@ -2,19 +2,19 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import Semantic
+from latentdiff.conditioning.spatial import SemanticConfig
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import Objective
+from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(
     base,
     data=replace(base.data, path="data/landscapes", crop="random"),
-    conditions=(Semantic(classes=182, channels=3),),
+    conditions=(SemanticConfig(classes=182, channels=3),),
     # the release's attention_resolutions [32, 16, 8] are factors, of which none exists here: only the middle attends
     unet=UNetConfig(channels=128, channel_mult=(1, 4, 8), attention_levels=(), num_heads=8),
     schedule=replace(base.schedule, beta_end=0.0205),
-    objective=Objective(loss="l1"),  # as the released config; the paper's text says L2
+    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
     train=replace(base.train, steps=360_000, lr=4.8e-5),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import load
 from latentdiff.diffusion.unet import UNetConfig
 
@@ -11,7 +11,7 @@ recipe = replace(
     base,
     data=replace(base.data, path="data/cc3m"),
     # padding is read as any other word; no caption was hidden
-    conditions=(Text(dim=640, depth=32, mask_padding=False, dropout=0.0),),
+    conditions=(TextConfig(dim=640, depth=32, mask_padding=False, dropout=0.0),),
     # one head of full width, as when it was trained: later code reads its config as heads of 32 channels
     unet=UNetConfig(channels=192, channel_mult=(1, 2, 3, 5), attention_levels=(1, 2, 3), num_heads=1),
     train=replace(base.train, steps=400_000, batch_size=28, lr=5.6e-5),  # how many steps is not published

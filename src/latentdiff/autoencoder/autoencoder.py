@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsample, norm
-from latentdiff.autoencoder.bottleneck import KL, MODULES, VQ, Identity, sample, upcast
+from latentdiff.autoencoder.bottleneck import MODULES, IdentityConfig, KLConfig, VQConfig, sample, upcast
 from latentdiff.autoencoder.equivariance import Warp, same
-from latentdiff.config import UserError
+from latentdiff.config import UserError, short_name
 
 Through = Callable[[nn.Module, Tensor], Tensor]  # an encoder or a decoder, and what it is given -> its output
 
@@ -28,7 +28,7 @@ class AutoencoderConfig:
     mid_attention: bool = True  # attention in the middle of encoder and decoder
     z_channels: int = 4  # channels of the latent
     inner_channels: int = 0  # between the networks and the 1x1 convolutions around the latent; 0: as many as it has
-    bottleneck: KL | VQ | Identity = KL()  # what holds the latent together: KL, VQ or Identity
+    bottleneck: KLConfig | VQConfig | IdentityConfig = KLConfig()  # what holds the latent together: KL, VQ or Identity
     norm_groups: int = 32  # groups of the group norms; must divide every width
     dropout: float = 0.0  # inside the residual blocks
 
@@ -141,7 +141,7 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Identity() if pixels else nn.Conv2d(moments * inner, moments * z, 1)
         self.post_quant_conv = nn.Identity() if pixels else nn.Conv2d(z, inner, 1)
         self.apply(_keep_size)
-        if isinstance(config.bottleneck, KL) and not pixels:
+        if isinstance(config.bottleneck, KLConfig) and not pixels:
             # a posterior that starts at std 1 hides the latent from the decoder for hundreds of steps
             nn.init.constant_(self.quant_conv.bias[config.z_channels :], START_LOGVAR)
         self.register_buffer("shift", torch.zeros(config.z_channels, 1, 1))
@@ -213,10 +213,10 @@ def _keep_size(module: nn.Module) -> None:
 def check(config: AutoencoderConfig) -> None:
     """Refuse what cannot be built."""
     mults, levels = config.channel_mult, range(len(config.channel_mult))
-    if not mults and (config.z_channels != 3 or not isinstance(config.bottleneck, Identity)):
+    if not mults and (config.z_channels != 3 or not isinstance(config.bottleneck, IdentityConfig)):
         raise UserError(
             f"channel_mult is empty (pixel space), with z_channels {config.z_channels} and bottleneck "
-            f"{type(config.bottleneck).__name__}; pixel space wants z_channels=3 and bottleneck=Identity"
+            f"{short_name(type(config.bottleneck))}; pixel space wants z_channels=3 and bottleneck=Identity"
         )
     for width in sorted({config.channels * mult for mult in (1, *mults)} if mults else ()):
         if width % config.norm_groups:

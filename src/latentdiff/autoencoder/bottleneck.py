@@ -11,21 +11,21 @@ from latentdiff import rng
 
 
 @dataclass(frozen=True)
-class KL:
+class KLConfig:
     weight: float = 1e-6  # of the KL term, which is summed over a picture as the reconstruction loss is (the paper's)
 
 
 @dataclass(frozen=True)
-class VQ:
+class VQConfig:
     codebook_size: int = 8192  # how many codes
     beta: float = 0.25  # of the slower of the two terms: the codebook's if legacy, else the commitment's
     legacy: bool = True  # beta on the codebook term, as the released models were trained; false: on the commitment
     weight: float = 1.0  # of both terms together, beside the mean of the reconstruction loss
-    revive_after: int = 1000  # steps without use until a code is replaced by an encoder output; 0: never
+    reset_after: int = 1000  # steps without use until a code is replaced by an encoder output; 0: never
 
 
 @dataclass(frozen=True)
-class Identity:
+class IdentityConfig:
     pass
 
 
@@ -40,7 +40,7 @@ class Gaussian(nn.Module):
     moments = 2  # channels that the encoder gives per latent channel
     reduction = "sum"  # of the reconstruction loss that belongs to the weight (see KL.weight)
 
-    def __init__(self, config: KL, channels: int) -> None:
+    def __init__(self, config: KLConfig, channels: int) -> None:
         super().__init__()
         self.config = config
 
@@ -66,7 +66,7 @@ class Codebook(nn.Module):
     moments = 1
     reduction = "mean"
 
-    def __init__(self, config: VQ, channels: int) -> None:
+    def __init__(self, config: VQConfig, channels: int) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.codebook_size, channels)
@@ -116,7 +116,7 @@ class PassThrough(nn.Module):
     moments = 1
     reduction = "mean"
 
-    def __init__(self, config: Identity, channels: int) -> None:
+    def __init__(self, config: IdentityConfig, channels: int) -> None:
         super().__init__()
 
     def split(self, moments: Tensor) -> tuple[Tensor, None]:
@@ -132,7 +132,7 @@ class PassThrough(nn.Module):
         return torch.zeros(())
 
 
-MODULES = {KL: Gaussian, VQ: Codebook, Identity: PassThrough}
+MODULES = {KLConfig: Gaussian, VQConfig: Codebook, IdentityConfig: PassThrough}
 
 
 def sample(mean: Tensor, logvar: Tensor | None, noise: Tensor | None) -> Tensor:
@@ -167,14 +167,14 @@ def usage(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def revive(codebook: Codebook, idle: Tensor, counts: Tensor, latents: Tensor, seed: int, step: int) -> Tensor:
-    """Replace codes that were idle for `revive_after` steps by encoder outputs; returns which rows, bool [n].
+    """Replace codes that were idle for `reset_after` steps by encoder outputs; returns which rows, bool [n].
 
     idle: int [n], steps without use, brought up to date here; the caller keeps it. counts: [n], of all ranks together.
     latents: [B, C, h, w], the same on all ranks. Which latent goes where depends on (seed, step) alone, so the ranks
     stay equal. The caller resets the moments and averages of the rows. Nothing here waits for the device.
     """
     idle.copy_(torch.where(counts > 0, 0, idle + 1))
-    dead = idle >= (codebook.config.revive_after or math.inf)
+    dead = idle >= (codebook.config.reset_after or math.inf)
     weight = codebook.embedding.weight
     pool = latents.movedim(1, -1).flatten(0, -2).to(weight.dtype)  # [N, C]
     key = torch.tensor([rng.key(seed, step, "revive")], device=weight.device)

@@ -20,7 +20,7 @@ class DiscriminatorConfig:
     loss: str = "hinge"  # hinge or vanilla
     weight: float = 0.5  # of the adversarial term, on top of the adaptive weight; 0: no discriminator
     start: float = 50001  # when the autoencoder begins to feel it: a step, or below 1 a fraction of the training
-    learn_from: float | None = None  # when the discriminator begins to learn, likewise; none: at 0.9 of start
+    train_from: float | None = None  # when the discriminator begins to learn, likewise; none: at 0.9 of start
     ramp: float = 0.05  # how long its weight then rises until it is full, likewise; 0: at once
 
 
@@ -80,17 +80,17 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def plan(config: DiscriminatorConfig, steps: int) -> tuple[float, float, float]:
-    """learn_from, start and ramp in steps of a training of `steps`."""
-    values = (config.start if config.learn_from is None else config.learn_from, config.start, config.ramp)
-    learn_from, start, ramp = (value if value >= 1 else value * steps for value in values)
-    if config.learn_from is None:
-        learn_from = 0.9 * start
-    if learn_from > start:
+    """train_from, start and ramp in steps of a training of `steps`."""
+    values = (config.start if config.train_from is None else config.train_from, config.start, config.ramp)
+    train_from, start, ramp = (value if value >= 1 else value * steps for value in values)
+    if config.train_from is None:
+        train_from = 0.9 * start
+    if train_from > start:
         raise UserError(
-            f"discriminator.learn_from is step {learn_from:g} and discriminator.start step {start:g}; "
-            "a discriminator must not weigh before it learns: lower learn_from"
+            f"discriminator.train_from is step {train_from:g} and discriminator.start step {start:g}; "
+            "a discriminator must not weigh before it learns: lower train_from"
         )
-    return learn_from, start, ramp
+    return train_from, start, ramp
 
 
 def learns_at(config: DiscriminatorConfig, step: int, steps: int) -> bool:

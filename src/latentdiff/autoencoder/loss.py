@@ -8,7 +8,7 @@ from torch import Tensor, autograd, nn
 
 from latentdiff.autoencoder.autoencoder import Reconstruction
 from latentdiff.autoencoder.bottleneck import upcast
-from latentdiff.autoencoder.perceptual import LPIPS, MultiScale
+from latentdiff.autoencoder.perceptual import LPIPSConfig, MultiScaleConfig
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -17,7 +17,9 @@ Reduce = Callable[[Tensor], Tensor]
 class LossConfig:
     l1: float = 1.0  # weight of the absolute error
     l2: float = 0.0  # weight of the squared error
-    perceptual: LPIPS | MultiScale | None = LPIPS()  # LPIPS; MultiScale needs no trained weights; none
+    perceptual: LPIPSConfig | MultiScaleConfig | None = (
+        LPIPSConfig()
+    )  # LPIPS; MultiScale needs no trained weights; none
     equivariance: float = 0.0  # share of steps in which latent and picture are turned and shrunk alike (EQ-VAE)
 
 

@@ -18,7 +18,7 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mea
 
 
 @dataclass(frozen=True)
-class LPIPS:
+class LPIPSConfig:
     backbone: str = "vgg16"  # vgg16, as in the paper, or squeezenet, ten times as quick
     backbone_weights: str = ""  # its ImageNet weights; empty: $LATENTDIFF_WEIGHTS, torchvision's cache, download
     heads: str = ""  # file of the LPIPS heads; empty: $LATENTDIFF_WEIGHTS, the package lpips, download
@@ -26,7 +26,7 @@ class LPIPS:
 
 
 @dataclass(frozen=True)
-class MultiScale:
+class MultiScaleConfig:
     scales: int = 3  # how many sizes, each half the one before, whose edges are compared
     weight: float = 1.0  # beside the pixel terms
 
@@ -100,11 +100,11 @@ def unit(f: Tensor) -> Tensor:
     return f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10)
 
 
-def build(config: LPIPS | MultiScale | None) -> LPIPSDistance | MultiScaleDistance | None:
+def build(config: LPIPSConfig | MultiScaleConfig | None) -> LPIPSDistance | MultiScaleDistance | None:
     """The distance that a recipe asks for; finds or fetches weights. UserError where they cannot be had."""
     if config is None:
         return None
-    if isinstance(config, MultiScale):
+    if isinstance(config, MultiScaleConfig):
         return MultiScaleDistance(config.scales)
     if config.backbone not in TAPS:
         raise UserError(f"loss.perceptual.backbone is {config.backbone!r}; it must be one of {', '.join(TAPS)}")

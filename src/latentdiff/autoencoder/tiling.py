@@ -22,8 +22,7 @@ from latentdiff.autoencoder.autoencoder import Decoder, Encoder
 from latentdiff.autoencoder.blocks import Attention, Downsample, ResBlock, Upsample
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.config import UserError
-from latentdiff.layers import attention, to_image, to_tokens
-from latentdiff.layers import blend
+from latentdiff.layers import attention, blend, to_image, to_tokens
 
 Network = Encoder | Decoder | nn.Identity  # the last: pixel space
 SPILLED = 4096  # places of the latent in a strip that waits in a file

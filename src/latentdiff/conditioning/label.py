@@ -10,11 +10,11 @@ from latentdiff.config import UserError
 
 
 @dataclass(frozen=True)
-class Label:
+class LabelConfig:
     classes: int = 1000  # labels are 0 to classes - 1
     dim: int = 512  # width of the vector of a class
     dropout: float = 0.1  # share of labels hidden in training, for classifier-free guidance; 0: no vector for "hidden"
-    door: str = "context"  # context (cross-attention, as in the paper) or vector (added to the time embedding)
+    input: str = "context"  # context (cross-attention, as in the paper) or vector (added to the time embedding)
 
 
 class LabelCondition(nn.Module):
@@ -22,13 +22,13 @@ class LabelCondition(nn.Module):
 
     concat_channels = 0
 
-    def __init__(self, config: Label) -> None:
+    def __init__(self, config: LabelConfig) -> None:
         super().__init__()
-        if config.door not in ("context", "vector"):
-            raise UserError(f"the door of a label is {config.door!r}; it can be context or vector")
-        self.dropout, self.classes, self.door = config.dropout, config.classes, config.door
-        self.context_dim = config.dim if config.door == "context" else 0
-        self.vector_dim = config.dim if config.door == "vector" else 0
+        if config.input not in ("context", "vector"):
+            raise UserError(f"the door of a label is {config.input!r}; it can be context or vector")
+        self.dropout, self.classes, self.door = config.dropout, config.classes, config.input
+        self.context_dim = config.dim if config.input == "context" else 0
+        self.vector_dim = config.dim if config.input == "vector" else 0
         self.embedding = nn.Embedding(config.classes + (config.dropout > 0), config.dim)
 
     def forward(self, batch: dict, drop: Tensor) -> Cond:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from latentdiff.conditioning.cond import Cond
 from latentdiff.conditioning.text import Block
 from latentdiff.config import UserError
-from latentdiff.layers import place_embedding
+from latentdiff.layers import sincos_pos_embed_2d
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayoutConfig:
     classes: int = 601  # of boxes, numbered 0 to classes - 1
     objects: int = 30  # boxes of a picture; of more, the largest are kept
     dim: int = 512  # width of the transformer and of the context that it gives
@@ -26,7 +26,9 @@ class Layout:
     heads: int = 8  # of every attention
     head_dim: int = 64  # width of a head; heads x head_dim need not be dim
     vocab_size: int = 8192  # tokens: sqrt(vocab_size) rows and columns of corners, which share numbers with the classes
-    whole: bool = True  # two tokens more, which say that the whole picture is shown, as the released model wants
+    whole_image_tokens: bool = (
+        True  # two tokens more, which say that the whole picture is shown, as the released model wants
+    )
     dropout: float = 0.1  # share of layouts hidden in training, for classifier-free guidance
 
 
@@ -39,22 +41,26 @@ class LayoutCondition(nn.Module):
     concat_channels = 0
     vector_dim = 0
 
-    def __init__(self, config: Layout) -> None:
+    def __init__(self, config: LayoutConfig) -> None:
         super().__init__()
         if config.classes >= config.vocab_size:
             raise UserError(
                 f"a layout's classes={config.classes} need as many tokens and one more; vocab_size={config.vocab_size}"
             )
         self.dropout, self.context_dim, self.objects = config.dropout, config.dim, config.objects
-        self.side, self.none, self.whole = math.isqrt(config.vocab_size - 1), config.vocab_size - 1, config.whole
+        self.side, self.none, self.whole = (
+            math.isqrt(config.vocab_size - 1),
+            config.vocab_size - 1,
+            config.whole_image_tokens,
+        )
         self.tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.positions = nn.Embedding(3 * config.objects + 2 * config.whole, config.dim)
+        self.positions = nn.Embedding(3 * config.objects + 2 * config.whole_image_tokens, config.dim)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.head_dim) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         if config.dim % 4 == 0:  # corners begin as the sines of their places: neighbours alike, none to learn by heart
             with torch.no_grad():
                 cells = self.tokens.weight[: self.side**2]
-                cells += 2**0.5 * place_embedding(self.side, self.side, config.dim, like=cells)
+                cells += 2**0.5 * sincos_pos_embed_2d(self.side, self.side, config.dim, like=cells)
 
     def forward(self, batch: dict, drop: Tensor) -> Cond:
         tokens = self.tokenize(batch["boxes"], drop)

@@ -9,24 +9,24 @@ from latentdiff.config import UserError
 
 
 @dataclass(frozen=True)
-class Given:
-    door: str = "context"  # the field that is read, and where it goes: context, concat or vector
-    size: int = 768  # width of its tokens (context) or of the vector; channels (concat)
+class PrecomputedConfig:
+    input: str = "context"  # the field that is read, and where it goes: context, concat or vector
+    dim: int = 768  # width of its tokens (context) or of the vector; channels (concat)
 
 
-class GivenCondition(nn.Module):
+class PrecomputedCondition(nn.Module):
     """batch["context"] [B, L, size], ["concat"] [B, size, h, w] or ["vector"] [B, size] -> Cond. Never hidden."""
 
     dropout = 0.0
 
-    def __init__(self, config: Given) -> None:
+    def __init__(self, config: PrecomputedConfig) -> None:
         super().__init__()
-        if config.door not in ("context", "concat", "vector"):
-            raise UserError(f"the door of a given condition is {config.door!r}; it can be context, concat or vector")
-        self.door = config.door
-        self.context_dim = config.size if config.door == "context" else 0
-        self.concat_channels = config.size if config.door == "concat" else 0
-        self.vector_dim = config.size if config.door == "vector" else 0
+        if config.input not in ("context", "concat", "vector"):
+            raise UserError(f"the door of a given condition is {config.input!r}; it can be context, concat or vector")
+        self.door = config.input
+        self.context_dim = config.dim if config.input == "context" else 0
+        self.concat_channels = config.dim if config.input == "concat" else 0
+        self.vector_dim = config.dim if config.input == "vector" else 0
 
     def forward(self, batch: dict, drop: Tensor) -> Cond:
         if self.door not in batch:

@@ -13,19 +13,19 @@ Encode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Semantic:
+class SemanticConfig:
     classes: int = 182  # of the map, numbered 0 to classes - 1
     channels: int = 3  # that a map becomes
     dropout: float = 0.0  # share of maps hidden in training, for classifier-free guidance
 
 
 @dataclass(frozen=True)
-class LowRes:
+class LowResConfig:
     dropout: float = 0.0  # share of small pictures hidden in training, for classifier-free guidance
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedConfig:
     dropout: float = 0.0  # share of masked pictures hidden in training, for classifier-free guidance
     every_pixel: bool = False  # of mask and picture, 4 factor² channels; the original shows one of a cell, of the mask
 
@@ -41,7 +41,7 @@ class SemanticCondition(nn.Module):
     context_dim = 0
     vector_dim = 0
 
-    def __init__(self, config: Semantic, factor: int) -> None:
+    def __init__(self, config: SemanticConfig, factor: int) -> None:
         super().__init__()
         self.dropout, self.concat_channels, self.factor = config.dropout, config.channels, factor
         self.channel_mapper = nn.Conv2d(config.classes, config.channels, 1, bias=False)
@@ -63,7 +63,7 @@ class LowResCondition(nn.Module):
     context_dim = 0
     vector_dim = 0
 
-    def __init__(self, config: LowRes, ratio: float) -> None:
+    def __init__(self, config: LowResConfig, ratio: float) -> None:
         super().__init__()
         self.dropout, self.ratio = config.dropout, ratio
 
@@ -87,7 +87,7 @@ class MaskedCondition(nn.Module):
     context_dim = 0
     vector_dim = 0
 
-    def __init__(self, config: Masked, z_channels: int, factor: int, encode: Encode) -> None:
+    def __init__(self, config: MaskedConfig, z_channels: int, factor: int, encode: Encode) -> None:
         super().__init__()
         self.dropout, self.every_pixel = config.dropout, config.every_pixel
         self.concat_channels = z_channels + (4 * factor**2 if config.every_pixel else 1)

@@ -11,20 +11,22 @@ from latentdiff.layers import Attention
 
 
 @dataclass(frozen=True)
-class Text:
+class TextConfig:
     dim: int = 1280  # width of the transformer and of the context that it gives
     depth: int = 32  # transformer blocks
     heads: int = 8  # of every attention
     head_dim: int = 64  # width of a head; heads x head_dim need not be dim
-    length: int = 77  # tokens of a caption; longer ones are cut
+    max_length: int = 77  # tokens of a caption; longer ones are cut
     vocab_size: int = 30522  # tokens that the tokenizer may know
     dropout: float = 0.1  # share of captions hidden in training, for classifier-free guidance
     tokenizer: str = ""  # a vocab.txt or tokenizer.json; empty: one is trained on the captions
     mask_padding: bool = True  # padding is not attended to; false as in the original release
 
     def __post_init__(self) -> None:
-        if self.length < 3:
-            raise UserError(f"Text's length is {self.length}; it must be at least 3: [CLS], [SEP] and a token between")
+        if self.max_length < 3:
+            raise UserError(
+                f"Text's length is {self.max_length}; it must be at least 3: [CLS], [SEP] and a token between"
+            )
 
 
 class TextCondition(nn.Module):
@@ -36,12 +38,12 @@ class TextCondition(nn.Module):
     concat_channels = 0
     vector_dim = 0
 
-    def __init__(self, config: Text, pad_id: int, empty: Tensor) -> None:
+    def __init__(self, config: TextConfig, pad_id: int, empty: Tensor) -> None:
         super().__init__()
         self.dropout, self.context_dim = config.dropout, config.dim
         self.pad_id, self.mask_padding = pad_id, config.mask_padding
         self.tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.positions = nn.Embedding(config.length, config.dim)
+        self.positions = nn.Embedding(config.max_length, config.dim)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.head_dim) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         self.register_buffer("empty", empty.clone())

@@ -18,16 +18,16 @@ import inspect
 from collections.abc import Callable
 
 from latentdiff import cli
-from latentdiff.sampling.options import Parser
 from latentdiff.config import UserError
+from latentdiff.sampling.options import Parser
 
 cli.answer_help(__doc__)
 
 COMMANDS = {  # each is a function of this package: its parameters are the command's words, keywords are --options
-    "compvis": "compvis_import.import_checkpoint",
-    "compvis-export": "compvis_export.export_run",
-    "diffusers-import": "diffusers_import.import_folder",
-    "diffusers-export": "diffusers_export.export_run",
+    "compvis": "compvis.import_.import_checkpoint",
+    "compvis-export": "compvis.export.export_run",
+    "diffusers-import": "diffusers.import_.import_folder",
+    "diffusers-export": "diffusers.export.export_run",
     "info": "info.show",
 }
 
@@ -35,7 +35,7 @@ COMMANDS = {  # each is a function of this package: its parameters are the comma
 def main(words: list[str]) -> None:
     if not words or words[0] not in COMMANDS:
         raise UserError(f"convert needs one of {', '.join(COMMANDS)}; --help says what they do")
-    module, _, name = COMMANDS[words[0]].partition(".")
+    module, _, name = COMMANDS[words[0]].rpartition(".")
     command = getattr(importlib.import_module(f"latentdiff.convert.{module}"), name)
     command(**arguments(command, words))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentdiff.config import UserError, hash_of
+from latentdiff.config import UserError, hash_of, short_name
 from latentdiff.convert.compvis import key_map, zoo
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
@@ -51,7 +51,7 @@ def _run(folder: Path) -> Facts:
     facts: Facts = [("kind", f"a run of latentdiff, stage {'two: diffusion' if two else 'one: autoencoder'}")]
     facts += [("pictures", f"{width}x{height}"), ("recipe", hash_of(recipe)), ("steps asked for", recipe.train.steps)]
     if two:
-        facts += [("conditions", ", ".join(type(c).__name__ for c in recipe.conditions) or "none")]
+        facts += [("conditions", ", ".join(short_name(type(c)) for c in recipe.conditions) or "none")]
         facts += [("prediction", f"{recipe.objective.prediction}, schedule {recipe.schedule.kind}")]
     steps = [
         path.name.removeprefix("step_").lstrip("0") for path in checkpoint.list_checkpoints(folder / "checkpoints")

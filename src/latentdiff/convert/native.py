@@ -13,11 +13,11 @@ import torch
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import upcast
+from latentdiff.build import weights_metadata
 from latentdiff.config import UserError
 from latentdiff.convert import stream
 from latentdiff.convert.diffusers.folder import Weights
 from latentdiff.data.tokenizer import CaptionTokenizer
-from latentdiff.training.modelspec import about
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint
 
@@ -74,5 +74,5 @@ def _write(folder: Path, made: Native, hashed: str = "") -> str:
         hashed = network.weights_hash()
     folder.mkdir(exist_ok=True)
     checkpoint.write_json(folder / "recipe.json", config.to_dict(recipe))
-    stream.write(folder / "model.safetensors", made.weights, about(recipe, made.step, hashed) | made.notes)
+    stream.write(folder / "model.safetensors", made.weights, weights_metadata(recipe, made.step, hashed) | made.notes)
     return hashed

@@ -19,16 +19,16 @@ import sys
 from posixpath import basename, splitext
 from typing import Any
 
-from latentdiff.config import UserError
-from latentdiff.data.coco import KINDS, Coco
+from latentdiff.config import UserError, short_name
+from latentdiff.data.coco import KINDS, CocoConfig
 from latentdiff.data.findings import Finding, of_files, of_splits
-from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.listing import scan
+from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.data.image import EXTENSIONS
+from latentdiff.data.listing import scan
 from latentdiff.data.survey import Survey, looks
-from latentdiff.data.tar import Tars, TarsDataset
+from latentdiff.data.tar import TarConfig, TarDataset
 
-DATASETS = {Folder: FolderDataset, Coco: FolderDataset, Tars: TarsDataset}
+DATASETS = {FolderConfig: FolderDataset, CocoConfig: FolderDataset, TarConfig: TarDataset}
 
 
 def main(words: list[str]) -> int:
@@ -49,9 +49,9 @@ def main(words: list[str]) -> int:
     for split, data in opened.items():
         count = min(options.sample or len(data), len(data))
         surveys[split] = Survey(looks(data, count, split, options.threads))
-    max_bad = Folder().max_bad
+    max_bad = FolderConfig().max_bad_fraction
     found = [*of_files(opened["train"]), *of_splits(opened, surveys, options.size, max_bad)]
-    report = {"path": options.path, "kind": type(config).__name__, "splits": {}}
+    report = {"path": options.path, "kind": short_name(type(config)), "splits": {}}
     for split, survey in surveys.items():
         report["splits"][split] = {"pictures": len(opened[split]), **survey.to_dict(opened[split].label_names)}
     text = (
@@ -64,20 +64,20 @@ def main(words: list[str]) -> int:
     return int(any(finding.problem for finding in found))
 
 
-def recognise(path: str, caption: str = "text") -> Folder | Coco | Tars:
+def recognise(path: str, caption: str = "text") -> FolderConfig | CocoConfig | TarConfig:
     """The configuration that reads what lies there."""
     if os.path.isfile(path) and path.lower().endswith(".tar"):
-        return Tars(path, max_bad=1.0, caption=caption)
+        return TarConfig(path, max_bad_fraction=1.0, caption=caption)
     if not os.path.isdir(path):
         what = "is neither a folder nor a .tar" if os.path.exists(path) else "does not exist"
         raise UserError(f"{path} {what}; give a folder of pictures, of .tar shards, or with COCO's annotations")
     names = list(scan(path))
     if any(name.lower().endswith(".tar") for name in names) and not any(map(_is_picture, names)):
-        return Tars(path, max_bad=1.0, caption=caption)
+        return TarConfig(path, max_bad_fraction=1.0, caption=caption)
     tables = any(basename(name) in ("metadata.jsonl", "metadata.csv") for name in names)
     if not tables and any(name.endswith(".json") and basename(name).startswith(KINDS) for name in names):
-        return Coco(path, max_bad=1.0)
-    return Folder(path, max_bad=1.0, caption=caption)
+        return CocoConfig(path, max_bad_fraction=1.0)
+    return FolderConfig(path, max_bad_fraction=1.0, caption=caption)
 
 
 def _is_picture(name: str) -> bool:

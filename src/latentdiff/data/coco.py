@@ -9,21 +9,21 @@ from posixpath import basename, dirname, normpath, splitext
 from typing import Any
 
 from latentdiff.config import UserError
-from latentdiff.data.listing import SPLITS, Listing, scan, split_of, texts
 from latentdiff.data.image import EXTENSIONS
+from latentdiff.data.listing import SPLITS, Listing, scan, split_of, texts
 
 KINDS = ("captions", "instances")
 
 
 @dataclass(frozen=True)
-class Coco:
+class CocoConfig:
     path: str = "data/coco"  # folder with annotations/captions_train2017.json, instances_...json, and train2017/ ...
     size: int = 256  # height and width in pixels that pictures are resized to cover and cropped to
     width: int = 0  # width, where it is not as the height (0: as size)
     crop: str = "center"  # center | random: which part of a picture that has another shape
     flip: bool = False  # mirror half of the views; makes captions that say left or right untrue
-    val_share: float = 0.02  # held out for validation by a hash of the name, where no annotations are for val
-    max_bad: float = 0.05  # stop when more than this share of the pictures cannot be read
+    val_fraction: float = 0.02  # held out for validation by a hash of the name, where no annotations are for val
+    max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
 
 
 def list_coco(root: str) -> Listing:

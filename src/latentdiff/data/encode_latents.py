@@ -15,16 +15,24 @@ from torch import Tensor
 
 from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.latent_cache import SUMMARY, Cache, LatentCache, aside, id_hash, shard_names, write_json
+from latentdiff.data.image import BadImage
+from latentdiff.data.latent_cache import (
+    SUMMARY,
+    LatentCache,
+    LatentCacheConfig,
+    aside,
+    id_hash,
+    shard_names,
+    write_json,
+)
 from latentdiff.data.loader import collate
-from latentdiff.data.image import BadPicture
 
 Moments = tuple[Tensor, Tensor | None]
 
 
 def open_cache(
     folder: Path,
-    config: Cache,
+    config: LatentCacheConfig,
     data: Any,
     weights: str,
     encode: Callable[[dict], Moments],
@@ -37,7 +45,7 @@ def open_cache(
     """
     identity = {
         "autoencoder": weights, "data": data.fingerprint(), "copies": config.copies,
-        "rows": len(data) * config.copies, "shard_rows": config.shard_rows,
+        "rows": len(data) * config.copies, "shard_size": config.shard_size,
     }  # fmt: skip
     _compare(folder / "manifest.json", identity)
     there = set(os.listdir(folder)) if folder.exists() else set()
@@ -84,9 +92,11 @@ def _compare(path: Path, identity: dict) -> None:
             )
 
 
-def _write_shard(folder: Path, shard: int, identity: dict, config: Cache, data: Any, encode: Callable) -> None:
+def _write_shard(
+    folder: Path, shard: int, identity: dict, config: LatentCacheConfig, data: Any, encode: Callable
+) -> None:
     """Encode one shard's rows and write them aside, then rename: a shard that has its name is complete."""
-    rows = range(shard * config.shard_rows, min((shard + 1) * config.shard_rows, identity["rows"]))
+    rows = range(shard * config.shard_size, min((shard + 1) * config.shard_size, identity["rows"]))
     parts, start, size = [], rows.start, config.batch_size
     while start < rows.stop:
         chunk = range(start, min(start + size, rows.stop))
@@ -137,7 +147,7 @@ def _encode_rows(rows: range, identity: dict, data: Any, encode: Callable) -> di
         try:
             items.append(data.item(r // identity["copies"], keys[-1]) | {"bad": []})
             ok.append(True)
-        except BadPicture:
+        except BadImage:
             ok.append(False)
     moments = {}
     for name, values in zip(("mean", "logvar"), encode(collate(items)) if items else ()):

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from latentdiff.config import UserError
-from latentdiff.data.degrade import Degrade, degrade
-from latentdiff.data.masks import Masks, random_mask
-from latentdiff.data.image import BadPicture, View
+from latentdiff.data.degrade import DegradeConfig, degrade
+from latentdiff.data.image import BadImage, CropParams
+from latentdiff.data.masks import MasksConfig, random_mask
 
 MADE: dict[type, Callable[[Any, np.ndarray, int], dict]] = {  # what is made from the picture
-    Degrade: lambda config, image, key: {"low_res": degrade(config, image, key)},
-    Masks: lambda config, image, key: {"mask": random_mask(config, *image.shape[:2], key)},
+    DegradeConfig: lambda config, image, key: {"low_res": degrade(config, image, key)},
+    MasksConfig: lambda config, image, key: {"mask": random_mask(config, *image.shape[:2], key)},
 }
 BESIDE = {  # field -> what a picture's row in the metadata must name, and an example
     "caption": "a text: x.txt beside x.jpg, or a column that data.caption names",
@@ -31,10 +31,12 @@ BESIDE = {  # field -> what a picture's row in the metadata must name, and an ex
 LEAST = 0.2  # share of a box that a crop must show
 
 
-class Fields:
+class ConditionFields:
     """A data set whose items have `wanted`; classes: field -> how many classes its condition knows."""
 
-    def __init__(self, data: Any, wanted: Sequence[str], makers: Sequence[Degrade | Masks], classes: dict[str, int]):
+    def __init__(
+        self, data: Any, wanted: Sequence[str], makers: Sequence[DegradeConfig | MasksConfig], classes: dict[str, int]
+    ):
         self.data, self.wanted, self.makers, self.classes = data, tuple(wanted), tuple(makers), classes
 
     def __len__(self) -> int:
@@ -66,15 +68,15 @@ def needs_picture(wanted: Sequence[str], record: dict) -> bool:
 
 
 def check_classes(name: str, value: Any, count: int) -> None:
-    """BadPicture when a label, a box or a map has a class that the condition does not know."""
+    """BadImage when a label, a box or a map has a class that the condition does not know."""
     kinds = np.asarray(value)
     kinds = kinds[:, 4] if name == "boxes" else kinds
     if kinds.size and (kinds.max() >= count or kinds.min() < 0):
         worst = int(kinds.max() if kinds.max() >= count else kinds.min())
-        raise BadPicture(f"its {name} has class {worst}; the condition's classes={count} allows 0 to {count - 1}")
+        raise BadImage(f"its {name} has class {worst}; the condition's classes={count} allows 0 to {count - 1}")
 
 
-def follow_boxes(objects: dict, view: View) -> np.ndarray:
+def follow_boxes(objects: dict, view: CropParams) -> np.ndarray:
     """COCO's boxes in pixels of the file -> float32 [n, 5]: x0 y0 x1 y1 in shares of the crop, and the class.
 
     A box is cut at the crop's edge, and left out where hardly any of it is to be seen. The largest come first.
@@ -84,7 +86,7 @@ def follow_boxes(objects: dict, view: View) -> np.ndarray:
         kinds = np.array(objects["categories"], np.float64).reshape(-1, 1)
         joined = np.concatenate([corners, kinds], axis=1)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadPicture(f"its objects cannot be read ({error}); they need {BESIDE['boxes']}") from None
+        raise BadImage(f"its objects cannot be read ({error}); they need {BESIDE['boxes']}") from None
     x, y, width, height = joined[:, :4].T * view.scale
     x0, x1 = _cut(x - view.left, width, view.width, view.flip)
     y0, y1 = _cut(y - view.top, height, view.height, False)
@@ -100,7 +102,7 @@ def _cut(start: np.ndarray, length: np.ndarray, side: int, flip: bool) -> tuple[
     return (1 - ends[1], 1 - ends[0]) if flip else ends
 
 
-def follow_map(path: str, view: View) -> np.ndarray:
+def follow_map(path: str, view: CropParams) -> np.ndarray:
     """A map of class numbers, an image as large as the picture's file -> uint8 or int32 [H, W] of the crop."""
     return np.asarray(view.cut(open_map(path), Image.Resampling.NEAREST))
 
@@ -113,13 +115,13 @@ def open_map(path: str | os.PathLike) -> Image.Image:
             if image.mode == "1":
                 return image.convert("L").point(lambda v: v // 255)
             if image.mode not in ("L", "P", "I", "I;16"):
-                raise BadPicture(f"map {path} is {image.mode}; it must be gray or have a palette: a number per pixel")
+                raise BadImage(f"map {path} is {image.mode}; it must be gray or have a palette: a number per pixel")
             return Image.fromarray(np.asarray(image).astype(np.int32 if "I" in image.mode else np.uint8))
     except OSError as error:
-        raise BadPicture(f"map {path} cannot be read: {error.strerror or 'is no picture'}") from None
+        raise BadImage(f"map {path} cannot be read: {error.strerror or 'is no picture'}") from None
 
 
-def stacked(name: str, values: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
+def stack_field(name: str, values: Tensor | Sequence[np.ndarray | Tensor]) -> Tensor:
     """A field of several pictures as one tensor; boxes [n, 5] -> [B, most n, 5], filled up with class -1."""
     if isinstance(values, Tensor):
         return values

@@ -6,8 +6,8 @@ from posixpath import splitext
 from typing import Any, NamedTuple
 
 from latentdiff.data.folder import FolderDataset
-from latentdiff.data.listing import SPLITS, Listing, scan
 from latentdiff.data.image import EXTENSIONS
+from latentdiff.data.listing import SPLITS, Listing, scan
 from latentdiff.data.survey import Survey
 
 SHOWN = 5  # examples of each
@@ -26,7 +26,7 @@ def of_splits(opened: dict[str, Any], surveys: dict[str, Survey], size: int, max
     """What the pictures and captions themselves show."""
     train = surveys["train"]
     for split, survey in surveys.items():
-        stop = f"they are left out in training, which stops where more than data.max_bad = {max_bad} of all are bad"
+        stop = f"they are left out in training, which stops where more than data.max_bad_fraction = {max_bad} of all are bad"
         yield from _some(True, survey.unreadable, f"of {split} cannot be read", f"mend or remove them; {stop}")
         for why, ids in survey.silent.items() if opened[split].has_captions else ():
             mend = "write one; such pictures train the model without a prompt"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.coco import Coco, list_coco
+from latentdiff.data.coco import CocoConfig, list_coco
+from latentdiff.data.image import CROPS, BadImage, fit, open_image, refuse_too_many
 from latentdiff.data.listing import Listing, list_pictures, texts
-from latentdiff.data.image import CROPS, BadPicture, fit, open_rgb, refuse_too_many
 
 RESERVED = {  # of an item; a column of such a name is not read
     "id", "image", "view", "key", "index", "bad", "tokens", "mean", "logvar", "label", "caption", "boxes", "low_res",
@@ -18,15 +18,15 @@ RESERVED = {  # of an item; a column of such a name is not read
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderConfig:
     path: str = "data"  # folder of pictures, perhaps with train/ val/ test/, and metadata.jsonl, .csv or x.txt
     size: int = 256  # height and width in pixels that pictures are resized to cover and cropped to
     width: int = 0  # width, where it is not as the height (0: as size)
     crop: str = "center"  # center | random: which part of a picture that has another shape
     flip: bool = False  # mirror half of the views; makes captions that say left or right untrue
     caption: str = "text"  # metadata column with the caption or a list of them; several columns: text,text_long
-    val_share: float = 0.02  # held out for validation by a hash of the name, where there is no val/ folder
-    max_bad: float = 0.05  # stop when more than this share of the pictures cannot be read
+    val_fraction: float = 0.02  # held out for validation by a hash of the name, where there is no val/ folder
+    max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
 
 
 class FolderDataset:
@@ -37,7 +37,7 @@ class FolderDataset:
     .category_names  of boxes, where annotations say them
     """
 
-    def __init__(self, config: Folder | Coco, split: str):
+    def __init__(self, config: FolderConfig | CocoConfig, split: str):
         check_preprocessing(config)
         check_path(config.path)
         assert split in ("train", "val", "test"), f"there is no split {split!r}"
@@ -47,7 +47,7 @@ class FolderDataset:
         self.bad, self.orphans, self.label_names = listing.bad, listing.orphans, listing.label_names
         self.category_names = listing.category_names
         total = sum(map(len, listing.splits.values()))
-        refuse_too_many(self.bad, total + len(self.bad), config.max_bad)
+        refuse_too_many(self.bad, total + len(self.bad), config.max_bad_fraction)
         self.ids = self._ids(split)
         self.home = listing.homes.get(split, listing.homes["train"])
         if not self.ids and split != "val":
@@ -71,16 +71,16 @@ class FolderDataset:
         """Where a file lies that a column of the metadata names, such as map_file_name; never outside the folder."""
         inside = os.path.normpath(os.path.join(self.home, name))
         if os.path.isabs(inside) or inside.startswith(".."):
-            raise BadPicture(f"its metadata names {name!r}, which is outside the folder")
+            raise BadImage(f"its metadata names {name!r}, which is outside the folder")
         return os.path.join(self.config.path, inside)
 
     def content(self, i: int) -> bytes:
-        """The bytes of picture i; BadPicture if there are none."""
+        """The bytes of picture i; BadImage if there are none."""
         try:
             with open(self.file(i), "rb") as file:
                 return file.read()
         except OSError as error:
-            raise BadPicture(error.strerror) from None
+            raise BadImage(error.strerror) from None
 
     def record(self, i: int, key: int) -> dict:
         """Metadata columns, id, label (int) and caption, where there are any; `key` alone chooses among captions.
@@ -100,7 +100,7 @@ class FolderDataset:
 
     def item(self, i: int, key: int) -> dict:
         """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
-        image, view = fit(open_rgb(self.file(i)), self.height, self.width, self.config.crop, key, self.config.flip)
+        image, view = fit(open_image(self.file(i)), self.height, self.width, self.config.crop, key, self.config.flip)
         return self.record(i, key) | {"image": image, "view": view}
 
     def texts(self, i: int) -> list[str]:
@@ -138,7 +138,7 @@ class FolderDataset:
         return digest.hexdigest()[:32]
 
     def _ids(self, split: str) -> list[str]:
-        splits, share = self.listing.splits, self.config.val_share
+        splits, share = self.listing.splits, self.config.val_fraction
         if "val" in splits or split == "test" or not share:
             return splits.get(split, [])
         # by hash, so that a picture keeps its side when others come; a small folder gives at least one
@@ -149,7 +149,7 @@ class FolderDataset:
     def _why(self) -> str:
         if self.listing.rows:
             columns = ", ".join(sorted(self.listing.columns)) or "none"
-            if isinstance(self.config, Coco):
+            if isinstance(self.config, CocoConfig):
                 return f"there is no captions_*.json beside its annotations; these have {columns}"
             return f"its metadata has no column {self.config.caption!r} (data.caption); its columns are {columns}"
         why = "it needs a metadata.jsonl or metadata.csv (file_name, text), or x.txt beside x.jpg"
@@ -174,10 +174,10 @@ def check_preprocessing(config: object) -> None:
         raise UserError(f"data.crop={config.crop!r} is none of {', '.join(CROPS)}")
     if not 1 <= config.size <= 2**14 or not 0 <= config.width <= 2**14:
         raise UserError(f"data.size={config.size} data.width={config.width}: use pixels, such as data.size=256")
-    if not 0 <= config.val_share < 1:
-        raise UserError(f"data.val_share={config.val_share} is no share from 0 to below 1")
-    if not 0 <= config.max_bad <= 1:
-        raise UserError(f"data.max_bad={config.max_bad} is no share from 0 to 1")
+    if not 0 <= config.val_fraction < 1:
+        raise UserError(f"data.val_fraction={config.val_fraction} is no share from 0 to below 1")
+    if not 0 <= config.max_bad_fraction <= 1:
+        raise UserError(f"data.max_bad_fraction={config.max_bad_fraction} is no share from 0 to 1")
 
 
 def check_path(path: str) -> None:
@@ -187,8 +187,8 @@ def check_path(path: str) -> None:
         raise UserError(f"data.path={path!r} {what} (looked for {os.path.abspath(path)})")
 
 
-def _list(config: Folder | Coco) -> Listing:
-    return list_coco(config.path) if isinstance(config, Coco) else list_pictures(config.path, config.caption)
+def _list(config: FolderConfig | CocoConfig) -> Listing:
+    return list_coco(config.path) if isinstance(config, CocoConfig) else list_pictures(config.path, config.caption)
 
 
 def _nothing(path: str, split: str, folder: str, bad: list[tuple[str, str]]) -> str:

@@ -33,11 +33,11 @@ TURN = {  # EXIF orientation -> what undoes it; ImageOps.exif_transpose stumbles
 CROPS = ("center", "random")
 
 
-class BadPicture(Exception):
+class BadImage(Exception):
     """A picture that cannot be used; its text is the reason, in one line."""
 
 
-class View(NamedTuple):
+class CropParams(NamedTuple):
     """Which part of a picture was taken: x' = x·scale - left, y' = y·scale - top, then mirrored if `flip`."""
 
     scale: float  # resized pixels per pixel of the file (after its EXIF turn)
@@ -57,43 +57,43 @@ class View(NamedTuple):
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
 
 
-def choose_view(size: tuple[int, int], height: int, width: int, crop: str, key: int, flip: bool) -> View:
+def choose_crop(size: tuple[int, int], height: int, width: int, crop: str, key: int, flip: bool) -> CropParams:
     """A view of a picture of `size` (width, height): `key` alone places a random crop, and its lowest bit flips."""
     scale = max(height / size[1], width / size[0])
     slack = (max(0, int(size[1] * scale) - height), max(0, int(size[0] * scale) - width))
     places = {"center": lambda n, name: n // 2, "random": lambda n, name: rng.key(key, name) % (n + 1)}
     top, left = (places[crop](n, name) for n, name in zip(slack, ("top", "left")))
-    return View(scale, top, left, height, width, flip and key & 1 == 1)
+    return CropParams(scale, top, left, height, width, flip and key & 1 == 1)
 
 
-def fit(image: Image.Image, height: int, width: int, crop: str, key: int, flip: bool) -> tuple[np.ndarray, View]:
+def fit(image: Image.Image, height: int, width: int, crop: str, key: int, flip: bool) -> tuple[np.ndarray, CropParams]:
     """RGB picture -> uint8 [height, width, 3] and the view it shows, so that boxes and maps can follow."""
-    view = choose_view(image.size, height, width, crop, key, flip)
+    view = choose_crop(image.size, height, width, crop, key, flip)
     return np.array(view.cut(image)), view
 
 
-def open_rgb(source: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Opens any picture as RGB: EXIF turn, transparency on white, first frame. Whatever goes wrong is a BadPicture."""
+def open_image(source: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Opens any picture as RGB: EXIF turn, transparency on white, first frame. Whatever goes wrong is a BadImage."""
     try:
         with Image.open(source, formats=FORMATS) as image:
             image.load()  # before its EXIF is asked for: PNG may carry that at the end
             return to_rgb(_turn(image))
     except Exception as error:  # damaged files raise anything, from SyntaxError to struct.error
-        raise BadPicture(reason(error)) from None
+        raise BadImage(reason(error)) from None
 
 
 def check_header(source: str | os.PathLike | BinaryIO) -> None:
-    """BadPicture if the file is not even the beginning of a picture; decodes nothing."""
+    """BadImage if the file is not even the beginning of a picture; decodes nothing."""
     try:
         Image.open(source, formats=FORMATS).close()
     except Exception as error:
-        raise BadPicture(reason(error)) from None
+        raise BadImage(reason(error)) from None
 
 
-class BadList:
+class BadImageList:
     """The pictures of a run that could not be read: a JSON-lines file, made when the first one is met.
 
-    Each rank writes a file of its own (bad_pictures.jsonl, bad_pictures.rank1.jsonl ...), so that no line is ever
+    Each rank writes a file of its own (bad_images.jsonl, bad_images.rank1.jsonl ...), so that no line is ever
     garbled, and reads what the others add to theirs, so that all of them together are judged.
     """
 
@@ -158,7 +158,7 @@ def refuse_too_many(bad: list[tuple[str, str]], total: int, max_bad: float, wher
         return
     head = "".join(f"\n  {id}: {reason}" for id, reason in bad[:10])
     more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
-    count = f"{len(bad)} of {total} pictures cannot be used, more than data.max_bad = {max_bad}"
+    count = f"{len(bad)} of {total} pictures cannot be used, more than data.max_bad_fraction = {max_bad}"
     raise UserError(f"{count}: mend or remove them, or raise it{where}{head}{more}")
 
 

@@ -17,21 +17,21 @@ import torch
 
 from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.image import BadPicture
+from latentdiff.data.image import BadImage
 
 SUMMARY = "summary.json"  # of all shards, their sizes and sums, so that none need be opened at the start
 
 
 @dataclass(frozen=True)
-class Cache:
+class LatentCacheConfig:
     enabled: bool = True  # encode every picture once, before training
     path: str = ""  # where it lies; empty: beside the runs, by its content, shared by runs with the same autoencoder
     copies: int = 1  # rows per picture, each with a crop (and flip) of its own
-    shard_rows: int = 8192  # rows per file
+    shard_size: int = 8192  # rows per file
     batch_size: int = 256  # pictures encoded at once; halved when the device's memory does not suffice
 
     def __post_init__(self) -> None:
-        for name in ("copies", "shard_rows", "batch_size"):
+        for name in ("copies", "shard_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"cache.{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -41,7 +41,7 @@ class LatentCache:
 
     def __init__(self, folder: Path, manifest: dict) -> None:
         self.folder, self.manifest = folder, manifest
-        self.copies, self.shard_rows = manifest["copies"], manifest["shard_rows"]
+        self.copies, self.shard_size = manifest["copies"], manifest["shard_size"]
         self.names, self.opened = shard_names(manifest), {}
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class LatentCache:
 
     def row(self, r: int) -> dict[str, np.ndarray]:
         """mean [C, h, w], logvar [C, h, w] (KL only), and the key that chose the crop and the flip."""
-        shard, place = divmod(r, self.shard_rows)
+        shard, place = divmod(r, self.shard_size)
         return self.shard(shard).row(place)
 
     def shard(self, i: int) -> "_Shard":
@@ -107,7 +107,7 @@ class CachedLatents:
             raise UserError(f"{where} belongs to another picture than {self.id(r)}; delete that folder")
         if not row.pop("ok"):
             self.data.item(i, key)  # says why it cannot be read
-            raise BadPicture("could not be read when the latent cache was made; delete the cache to try again")
+            raise BadImage("could not be read when the latent cache was made; delete the cache to try again")
         shown = self.data.item(i, row["key"]) if self.pixels else {}
         return shown | self.data.record(i, key) | row
 
@@ -151,7 +151,7 @@ def id_hash(item_id: str) -> int:
 
 
 def shard_names(manifest: dict) -> list[str]:
-    return [f"shard_{shard:05d}.safetensors" for shard in range(-(-manifest["rows"] // manifest["shard_rows"]))]
+    return [f"shard_{shard:05d}.safetensors" for shard in range(-(-manifest["rows"] // manifest["shard_size"]))]
 
 
 def write_json(path: Path, content: Any) -> None:

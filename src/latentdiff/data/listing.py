@@ -11,7 +11,7 @@ from posixpath import normpath, splitext
 from sys import intern
 
 from latentdiff.config import UserError
-from latentdiff.data.image import EXTENSIONS, BadPicture, check_header
+from latentdiff.data.image import EXTENSIONS, BadImage, check_header
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 TABLES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv"}  # what captions are often kept in
@@ -89,7 +89,7 @@ def is_picture(root: str, name: str) -> bool:
         return extension in EXTENSIONS
     try:
         check_header(os.path.join(root, name))
-    except BadPicture:
+    except BadImage:
         return False
     return True
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.image import BadPicture
+from latentdiff.data.image import BadImage
 
 
 def micro_batches(rank: int, size: int, batch_size: int, accumulate: int) -> list[range]:
@@ -21,7 +21,7 @@ def micro_batches(rank: int, size: int, batch_size: int, accumulate: int) -> lis
     pieces = size * accumulate
     if batch_size % pieces:
         raise UserError(
-            f"train.batch_size={batch_size} cannot be shared by {size} ranks x train.accumulate={accumulate}; "
+            f"train.batch_size={batch_size} cannot be shared by {size} ranks x train.grad_accum_steps={accumulate}; "
             f"use a multiple of {pieces}"
         )
     piece = batch_size // pieces
@@ -49,7 +49,7 @@ class Stream(Dataset):
             try:
                 item = self.data.item(index, rng.key(self.seed, step, position, "item"))
                 return item | {"bad": bad}
-            except BadPicture as error:
+            except BadImage as error:
                 bad.append((self.data.id(index), str(error)))
                 index = rng.key(self.seed, step, position, "replace", attempt) % len(self.data)
         raise UserError(f"100 items in a row cannot be read, the last one {bad[-1][0]}: {bad[-1][1]}")
@@ -100,14 +100,14 @@ def _end_workers() -> None:
         worker.kill()
 
 
-def in_order(data: Any, indices: range, batch_size: int) -> Iterator[dict]:
+def sequential_batches(data: Any, indices: range, batch_size: int) -> Iterator[dict]:
     """Every item once, in order, centre crops; items that cannot be read are left out (named in "bad")."""
     for start in range(indices.start, indices.stop, batch_size):
         items, bad = [], []
         for index in range(start, min(start + batch_size, indices.stop)):
             try:
                 items.append(data.item(index, rng.key("in order", index)) | {"index": index})
-            except BadPicture as error:
+            except BadImage as error:
                 bad.append((data.id(index), str(error)))
         if items:
             yield collate([item | {"bad": []} for item in items]) | {"bad": bad}
@@ -138,7 +138,7 @@ def images(batch: dict, device: torch.device | None = None) -> Tensor:
     return image.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-class First:
+class Subset:
     """The first n items of a data set: what --overfit trains on."""
 
     def __init__(self, data: Any, n: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from latentdiff.data.image import FORMATS, BadPicture, open_rgb
+from latentdiff.data.image import FORMATS, BadImage, open_image
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
 from latentdiff.training.progress import watched
 
@@ -38,13 +38,13 @@ def look(data: Any, i: int) -> Look:
     id = data.id(i)
     try:
         content = data.content(i)
-        size = open_rgb(BytesIO(content)).size
+        size = open_image(BytesIO(content)).size
         with Image.open(BytesIO(content), formats=FORMATS) as header:
             kind, mode = header.format, header.mode
         captions, digest = data.texts(i), hashlib.blake2b(content, digest_size=16).digest()
         silence = "" if captions else data.silence(i)
         return Look(id, "", kind, mode, size, digest, tuple(captions), silence, data.record(i, 0).get("label"))
-    except BadPicture as error:
+    except BadImage as error:
         return Look(id, str(error))
 
 

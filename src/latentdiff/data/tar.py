@@ -14,23 +14,23 @@ import numpy as np
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
 from latentdiff.data.folder import RESERVED, check_preprocessing, choose, lines
+from latentdiff.data.image import BadImage, fit, open_image, refuse_too_many
 from latentdiff.data.listing import label_number, texts
-from latentdiff.data.image import BadPicture, fit, open_rgb, refuse_too_many
 from latentdiff.data.tar_shards import of_split, open_shards
 
 MOST_CAPTIONS = 500_000  # that a tokenizer learns from
 
 
 @dataclass(frozen=True)
-class Tars:
+class TarConfig:
     path: str = "data"  # a .tar, or a folder of them; the word train, val or test in a name (or folder) is its split
     size: int = 256  # height and width in pixels that pictures are resized to cover and cropped to
     width: int = 0  # width, where it is not as the height (0: as size)
     crop: str = "center"  # center | random: which part of a picture that has another shape
     flip: bool = False  # mirror half of the views; makes captions that say left or right untrue
     caption: str = "text"  # field of key.json with the caption or a list of them; where it has none, key.txt is read
-    val_share: float = 0.02  # held out for validation by a hash of the name, where no shard is for val
-    max_bad: float = 0.05  # stop when more than this share of the pictures cannot be read
+    val_fraction: float = 0.02  # held out for validation by a hash of the name, where no shard is for val
+    max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
     index: str = ""  # folder for the index; empty: .latentdiff beside the shards, or ~/.cache/latentdiff
 
 
@@ -45,17 +45,17 @@ class Sample(NamedTuple):
         try:
             return tar_index.read_part(self.path, self.row, part)
         except OSError as error:
-            raise BadPicture(f"its shard cannot be read: {error.strerror}") from None
+            raise BadImage(f"its shard cannot be read: {error.strerror}") from None
 
 
-class TarsDataset:
+class TarDataset:
     """One split of the shards. Memory grows with the shards (about 1 KB each), not with the pictures.
 
     .label_names  "0", "1" ...: what key.cls counts     .bad  [(id, reason)] found without opening a picture
     .orphans      none     .has_captions
     """
 
-    def __init__(self, config: Tars, split: str):
+    def __init__(self, config: TarConfig, split: str):
         check_preprocessing(config)
         assert split in ("train", "val", "test"), f"there is no split {split!r}"
         self.config, self.orphans = config, []
@@ -63,8 +63,8 @@ class TarsDataset:
         spans, facts = open_shards(config.path, config.index)
         self.bad = [tuple(entry) for about in facts for entry in about["bad"]]
         total = sum(len(span.rows) for span in spans)
-        refuse_too_many(self.bad, total + len(self.bad), config.max_bad)
-        self.spans = of_split(spans, split, config.val_share)
+        refuse_too_many(self.bad, total + len(self.bad), config.max_bad_fraction)
+        self.spans = of_split(spans, split, config.val_fraction)
         self.ends = list(accumulate(len(span.rows) for span in self.spans))
         if not self.ends and split != "val":
             names = ", ".join(span.shard for span in spans[:8])
@@ -80,7 +80,7 @@ class TarsDataset:
         return self._sample(i).id
 
     def content(self, i: int) -> bytes:
-        """The bytes of picture i; BadPicture if there are none."""
+        """The bytes of picture i; BadImage if there are none."""
         return self._sample(i).read("image")
 
     def record(self, i: int, key: int) -> dict:
@@ -90,7 +90,7 @@ class TarsDataset:
     def item(self, i: int, key: int) -> dict:
         """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
         sample = self._sample(i)
-        image = open_rgb(BytesIO(sample.read("image")))
+        image = open_image(BytesIO(sample.read("image")))
         image, view = fit(image, self.height, self.width, self.config.crop, key, self.config.flip)
         return self._record(sample, key) | {"image": image, "view": view}
 
@@ -150,16 +150,16 @@ class TarsDataset:
     def _says(self, i: int) -> list[str]:
         try:
             return self.texts(i)
-        except BadPicture:
+        except BadImage:
             return []
 
 
 def _columns(sample: Sample) -> dict:
-    """What key.json says; BadPicture when it says nothing that can be read."""
+    """What key.json says; BadImage when it says nothing that can be read."""
     try:
         columns = json.loads(sample.read("json") or b"{}")
     except (ValueError, RecursionError) as error:
-        raise BadPicture(f"its json cannot be read: {error}"[:200]) from None
+        raise BadImage(f"its json cannot be read: {error}"[:200]) from None
     if not isinstance(columns, dict):
-        raise BadPicture('its json is no object such as {"text": ...}')
+        raise BadImage('its json is no object such as {"text": ...}')
     return columns

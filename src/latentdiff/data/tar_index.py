@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from latentdiff import rng
-from latentdiff.data.image import EXTENSIONS, BadPicture, check_header
+from latentdiff.data.image import EXTENSIONS, BadImage, check_header
 
 VERSION = "1"
 PARTS = ("image", "txt", "json", "cls")
@@ -195,6 +195,6 @@ def _is_picture(path: str, member: tarfile.TarInfo) -> bool:
         file.seek(member.offset_data)
         try:
             check_header(BytesIO(file.read(member.size)))
-        except BadPicture:
+        except BadImage:
             return False
     return True

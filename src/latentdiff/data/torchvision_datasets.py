@@ -14,15 +14,15 @@ from PIL import Image
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.folder import check_preprocessing, choose
+from latentdiff.data.image import BadImage, fit, reason, to_rgb
 from latentdiff.data.listing import texts
-from latentdiff.data.image import BadPicture, fit, reason, to_rgb
 
 SPELLINGS = {"train": ("train", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
 TARGETS = ("targets", "labels", "_labels", "y")  # where its classes keep their numbers
 
 
 @dataclass(frozen=True)
-class Torchvision:
+class TorchvisionConfig:
     name: str = "CIFAR10"  # of a class in torchvision.datasets
     path: str = "data"  # its root
     download: bool = False  # fetch it when it is not there; do this once, with one process
@@ -30,8 +30,8 @@ class Torchvision:
     width: int = 0  # width, where it is not as the height (0: as size)
     crop: str = "center"  # center | random: which part of a picture that has another shape
     flip: bool = False  # mirror half of the views
-    val_share: float = 0.02  # held out for validation by a hash of the number, where the set has no val
-    max_bad: float = 0.05  # stop when more than this share of the pictures cannot be read
+    val_fraction: float = 0.02  # held out for validation by a hash of the number, where the set has no val
+    max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
 
 
 class TorchvisionDataset:
@@ -40,7 +40,7 @@ class TorchvisionDataset:
     .label_names  the classes     .bad, .orphans  none     .has_captions
     """
 
-    def __init__(self, config: Torchvision, split: str):
+    def __init__(self, config: TorchvisionConfig, split: str):
         check_preprocessing(config)
         assert split in ("train", "val", "test"), f"there is no split {split!r}"
         self.config, self.split, self.bad, self.orphans = config, split, [], []
@@ -52,7 +52,7 @@ class TorchvisionDataset:
             raise UserError(f"data.name={config.name!r} has no split to {split} on")
         self.rows = range(len(self.data))
         if self.part == "train" and val is None:
-            self.rows = _held_out(len(self.data), config.val_share, split == "val")
+            self.rows = _held_out(len(self.data), config.val_fraction, split == "val")
         self.label_names = [_name(name) for name in getattr(self.data, "classes", None) or ()]
         self.targets = next((t for t in (getattr(self.data, name, None) for name in TARGETS) if t is not None), None)
         self.has_captions = len(self) > 0 and "caption" in self._record(0, self._target(0), 0)
@@ -96,7 +96,7 @@ class TorchvisionDataset:
             picture, target = self.data[self.rows[i]]
             return to_rgb(picture), target
         except Exception as error:  # files of any kind, read by code of any kind
-            raise BadPicture(reason(error)) from None
+            raise BadImage(reason(error)) from None
 
     def _target(self, i: int) -> Any:
         return self._pair(i)[1] if self.targets is None else self.targets[self.rows[i]]
@@ -110,7 +110,7 @@ class TorchvisionDataset:
         return record | ({"caption": choose(choices, key)} if choices else {})
 
 
-def _open(config: Torchvision, split: str) -> Any:
+def _open(config: TorchvisionConfig, split: str) -> Any:
     """The set itself; None where it has no such split."""
     from torchvision import datasets
 

@@ -13,7 +13,7 @@ from latentdiff.layers import to_tokens
 
 
 @dataclass(frozen=True)
-class Align:
+class AlignConfig:
     path: str = ""  # a TorchScript file: pictures [B, 3, H, W] in [-1, 1] -> features [B, dim, h, w] of any size
     dim: int = 768  # channels of its features
     weight: float = 0.5  # of the term beside the loss
@@ -22,7 +22,7 @@ class Align:
 class Alignment(nn.Module):
     """h [B, C, h, w] of the U-Net's middle, features [B, dim, h', w'] -> one minus their mean cosine, [B]."""
 
-    def __init__(self, config: Align, channels: int) -> None:
+    def __init__(self, config: AlignConfig, channels: int) -> None:
         super().__init__()
         self.weight = config.weight
         self.project = nn.Sequential(nn.Linear(channels, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
@@ -33,7 +33,7 @@ class Alignment(nn.Module):
         return self.weight * (1 - cosine.mean(1))
 
 
-def open_teacher(config: Align, device: torch.device) -> Callable[[Tensor], Tensor]:
+def open_teacher(config: AlignConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
     """The frozen network of a file, pictures -> features; a file that is none, or gives others, is refused."""
 
     @torch.no_grad()

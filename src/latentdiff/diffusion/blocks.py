@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff.conditioning.cond import Cond
-from latentdiff.layers import Attention, Held, attention, place_embedding, to_image, to_tokens, zero
+from latentdiff.layers import Attention, KVCache, attention, sincos_pos_embed_2d, to_image, to_tokens, zero
 
 
 class Stage(nn.ModuleDict):
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
         tokens = to_tokens(self.norm(x))  # [B, h·w, C]
         if self.positions:
-            tokens = tokens + place_embedding(*x.shape[2:], x.shape[1], like=tokens)
+            tokens = tokens + sincos_pos_embed_2d(*x.shape[2:], x.shape[1], like=tokens)
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         return x + to_image(self.out(attention(q, k, v, self.heads)), *x.shape[2:])
 
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
         tokens = self.proj_in(to_tokens(self.norm(x)))  # [B, h·w, C]
         if self.positions:
-            tokens = tokens + place_embedding(*x.shape[2:], x.shape[1], like=tokens)
+            tokens = tokens + sincos_pos_embed_2d(*x.shape[2:], x.shape[1], like=tokens)
         for block in self.blocks:
             tokens = block(tokens, cond.context, cond.context_mask)
         return x + to_image(self.proj_out(tokens), *x.shape[2:])
@@ -119,7 +119,7 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(width, heads, width // heads, context_dim, gain=1.0)
         self.ff = GEGLU(width)
 
-    def forward(self, x: Tensor, context: Tensor | Held, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | KVCache, mask: Tensor | None) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, h)
         x = x + self.attn2(self.norm2(x), context, mask)

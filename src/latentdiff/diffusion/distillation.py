@@ -11,7 +11,7 @@ from latentdiff.diffusion.schedule import Schedule, column
 
 
 @dataclass(frozen=True)
-class Distill:
+class DistillConfig:
     """The teacher is the run that `init` names; the student starts from its weights."""
 
     guidance_scale: float = 2.0  # the teacher's; the student learns the guided path and is drawn from with 1

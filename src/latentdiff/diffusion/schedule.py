@@ -17,7 +17,7 @@ class ScheduleConfig:
     beta_end: float = 0.012  # noise added by the last step
     cosine_s: float = 0.008  # offset of the cosine schedule
     zero_terminal_snr: bool = False  # the last step holds no signal at all (Lin et al. 2023); needs prediction v or x0
-    shift: float = 1.0  # multiplies sigma / alpha everywhere; about sqrt(numbers in a latent / 4096) for large ones
+    snr_shift: float = 1.0  # multiplies sigma / alpha everywhere; about sqrt(numbers in a latent / 4096) for large ones
 
 
 def _cosine_betas(c: ScheduleConfig) -> np.ndarray:
@@ -52,8 +52,8 @@ class Schedule:
     def __init__(self, config: ScheduleConfig) -> None:
         if config.kind != "flow" and config.kind not in BETAS:
             raise UserError(f"schedule.kind is {config.kind!r}; it can be {', '.join(BETAS)} or flow")
-        if config.shift <= 0:
-            raise UserError(f"schedule.shift is {config.shift}; it must be above 0 (1 changes nothing)")
+        if config.snr_shift <= 0:
+            raise UserError(f"schedule.snr_shift is {config.snr_shift}; it must be above 0 (1 changes nothing)")
         self.config = config
         self.T = config.timesteps
         self.flow = config.kind == "flow"
@@ -88,7 +88,7 @@ class Schedule:
         t = t.to(torch.float64)
         if self.flow:
             s = (t + 1) / self.T  # share of noise on the straight path, 1/T..1
-            return 2 * (torch.log1p(-s) - torch.log(s) - np.log(self.config.shift))
+            return 2 * (torch.log1p(-s) - torch.log(s) - np.log(self.config.snr_shift))
         return _interpolate(self._table(t.device), t)
 
     def _table(self, device: torch.device) -> Tensor:
@@ -108,7 +108,7 @@ def _log_snr_table(config: ScheduleConfig) -> Tensor:
         alphas = np.sqrt(alphas_cumprod)
         alphas_cumprod = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2
     with np.errstate(divide="ignore"):
-        log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod) - 2 * np.log(config.shift)
+        log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod) - 2 * np.log(config.snr_shift)
     return torch.from_numpy(log_snr)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from latentdiff.diffusion import distillation
-from latentdiff.diffusion.distillation import Distill
+from latentdiff.diffusion.distillation import DistillConfig
 from latentdiff.diffusion.samplers import Denoise
 from latentdiff.model import LatentDiffusion
 
@@ -13,7 +13,7 @@ from latentdiff.model import LatentDiffusion
 class Teacher:
     """Neither trained nor averaged nor saved with the student, who only holds on to it."""
 
-    def __init__(self, model: LatentDiffusion, config: Distill) -> None:
+    def __init__(self, model: LatentDiffusion, config: DistillConfig) -> None:
         self.model, self.steps = model.requires_grad_(False), config.steps
         self.settings = replace(model.sampling, guidance_scale=config.guidance_scale)
         model.check(self.settings)

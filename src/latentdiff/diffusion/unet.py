@@ -23,7 +23,6 @@ from latentdiff.diffusion.blocks import (
     halve,
     same,
 )
-from latentdiff.diffusion.rope_transformer import ModernBlock, ModernTransformer
 from latentdiff.layers import timestep_embedding, zero
 
 
@@ -40,12 +39,13 @@ class UNetConfig:
     scale_shift_norm: bool = False  # the timestep scales and shifts the second norm; otherwise it is added before it
     resblock_updown: bool = False  # residual blocks change the size; otherwise convolutions do
     norm_groups: int = 32  # of every GroupNorm
-    blocks: str = "classic"  # attention as released (classic), or with RMSNorm, rotations and SwiGLU (modern)
-    positions: bool = False  # attention is told the places, as sines: "above" is learnt far sooner; not as released
-    patch: int = (
+    pos_embed: bool = False  # attention is told the places, as sines: "above" is learnt far sooner; not as released
+    patch_size: int = (
         1  # side of the squares that the first level takes as one place: for pixels, which are many; not as released
     )
-    recompute: bool = False  # stages are computed again in the backward pass: far less memory, a third more time
+    gradient_checkpointing: bool = (
+        False  # stages are computed again in the backward pass: far less memory, a third more time
+    )
 
     def heads(self, width: int) -> int:
         """Heads of an attention over `width` channels."""
@@ -55,7 +55,7 @@ class UNetConfig:
 class UNet(nn.Module):
     """z_t [B, C, h, w], t [B] (whole or not), cond -> [B, out_channels, h, w]; concat channels count in in_channels.
 
-    h and w must be multiples of config.patch.
+    h and w must be multiples of config.patch_size.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class UNet(nn.Module):
         width, c_emb = config.channels, layers.c_emb
         self.time = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.vector = nn.Linear(vector_dim, c_emb) if vector_dim else None
-        self.conv_in = nn.Conv2d(in_channels * config.patch**2, width, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * config.patch_size**2, width, 3, padding=1)
         self.down, skips = layers.down(width)
         self.middle = layers.middle(skips[-1])
         self.up = layers.up(skips)
         c = layers.widths[0]
         self.norm_out = nn.GroupNorm(config.norm_groups, c)
-        self.conv_out = zero(nn.Conv2d(c, out_channels * config.patch**2, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(c, out_channels * config.patch_size**2, 3, padding=1))
 
     def forward(self, z_t: Tensor, t: Tensor, cond: Cond = Cond(), middle: list | None = None) -> Tensor:  # noqa: B008
         """middle: a list that is given what the middle made, [B, C, h / 2^n, w / 2^n]."""
@@ -87,7 +87,7 @@ class UNet(nn.Module):
         emb = self.embed(t, cond.vector, z_t.dtype)
         self.check(*z_t.shape[2:])
         h = z_t if cond.concat is None else torch.cat([z_t, cond.concat], dim=1)
-        h = self.conv_in(F.pixel_unshuffle(h, self.config.patch))
+        h = self.conv_in(F.pixel_unshuffle(h, self.config.patch_size))
         skips = [h]
         for stage in self.down:
             h = self.run(stage, h, emb, cond)
@@ -98,23 +98,25 @@ class UNet(nn.Module):
         for stage in self.up:
             skip = skips.pop()
             h = self.run(stage, torch.cat([fit(h, skip), skip], dim=1), emb, cond)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.config.patch)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.config.patch_size)
 
     def check(self, height: int, width: int) -> None:
         """Refuse a latent, or a tile of one, that patches do not fill."""
-        if height % self.config.patch or width % self.config.patch:
-            raise UserError(f"unet.patch is {self.config.patch}; it must divide the latent's sides, {height}x{width}")
+        if height % self.config.patch_size or width % self.config.patch_size:
+            raise UserError(
+                f"unet.patch_size is {self.config.patch_size}; it must divide the latent's sides, {height}x{width}"
+            )
 
     def hold(self, cond: Cond) -> Cond:
         """The condition with its context as keys and values, for many calls with the same one: they are made once."""
         if not self.context_dim:
             return cond
-        attend = [block.attn2 for block in self.modules() if isinstance(block, (TransformerBlock, ModernBlock))]
+        attend = [block.attn2 for block in self.modules() if isinstance(block, TransformerBlock)]
         return replace(cond, context={layer: layer.hold(cond.context) for layer in attend})
 
     def run(self, stage: Stage, h: Tensor, emb: Tensor, cond: Cond) -> Tensor:
         """One stage, of which nothing but its input is kept for the backward pass where the config says so."""
-        if self.config.recompute and torch.is_grad_enabled():
+        if self.config.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(stage, h, emb, cond, use_reentrant=False)
         return stage(h, emb, cond)
 
@@ -171,14 +173,12 @@ class Layers:
         config = self.config
         return ResBlock(c_in, c_out, self.c_emb, config.norm_groups, config.dropout, config.scale_shift_norm, resample)
 
-    def attention(self, c: int) -> SelfAttention | Transformer | ModernTransformer:
+    def attention(self, c: int) -> SelfAttention | Transformer:
         config = self.config
-        if config.blocks == "modern":
-            return ModernTransformer(c, config.heads(c), self.context_dim, config.transformer_depth, config.positions)
         if self.context_dim:
             depth = config.transformer_depth
-            return Transformer(c, config.heads(c), self.context_dim, depth, config.norm_groups, config.positions)
-        return SelfAttention(c, config.heads(c), config.norm_groups, config.positions)
+            return Transformer(c, config.heads(c), self.context_dim, depth, config.norm_groups, config.pos_embed)
+        return SelfAttention(c, config.heads(c), config.norm_groups, config.pos_embed)
 
 
 def _check(config: UNetConfig) -> None:
@@ -189,19 +189,15 @@ def _check(config: UNetConfig) -> None:
         raise UserError("unet.channel_mult is empty; it needs one multiple per level")
     if set(config.attention_levels) - levels:
         raise UserError(f"unet.attention_levels is {config.attention_levels}; the levels are 0 to {len(widths) - 1}")
-    if config.patch < 1:
-        raise UserError(f"unet.patch is {config.patch}; it must be 1 (every place by itself) or more")
+    if config.patch_size < 1:
+        raise UserError(f"unet.patch_size is {config.patch_size}; it must be 1 (every place by itself) or more")
     if any(width % config.norm_groups for width in (config.channels, *widths)):
         raise UserError(
             f"unet.norm_groups is {config.norm_groups}; it must divide {config.channels} and all of {widths}"
         )
     name = "head_channels" if config.head_channels else "num_heads"
     attending = [widths[level] for level in sorted({*config.attention_levels, len(widths) - 1})]
-    if config.blocks not in ("classic", "modern"):
-        raise UserError(f"unet.blocks is {config.blocks!r}; it must be classic or modern")
     if any(width % getattr(config, name) for width in attending):
         raise UserError(f"unet.{name} is {getattr(config, name)}; it must divide the widths that attend, {attending}")
-    if config.positions and any(width % 4 for width in attending):
-        raise UserError(f"unet.positions needs widths that divide by 4; these attend: {attending}")
-    if config.blocks == "modern" and any(width // config.heads(width) % 4 for width in attending):
-        raise UserError(f"unet.{name} is {getattr(config, name)}; with blocks=modern a head's width must divide by 4")
+    if config.pos_embed and any(width % 4 for width in attending):
+        raise UserError(f"unet.pos_embed needs widths that divide by 4; these attend: {attending}")

@@ -30,5 +30,5 @@ MEANING = {
     "lpips_in_hole": "perceptual distance to the true picture, in the hole alone",
     "psnr_to_truth": "dB, of the drawn against the true picture", "ssim_to_truth": "likeness to the true picture",
     "lpips_to_truth": "perceptual distance to the true picture",
-    "pictures_per_second": "drawn, by all ranks together", "peak_memory_mib": "of the process, or of the device",
+    "images_per_second": "drawn, by all ranks together", "peak_memory_mib": "of the process, or of the device",
 }  # fmt: skip

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from latentdiff.config import UserError
 from latentdiff.data import loader
 from latentdiff.training import checkpoint, optim
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 WIDTHS = (3, 32, 64, 128, 128)
-TRAIN = Train(steps=700, batch_size=64, lr=2e-3, schedule="cosine", warmup=50, device="cpu")
+TRAIN = TrainConfig(steps=700, batch_size=64, lr=2e-3, lr_schedule="cosine", warmup_steps=50, device="cpu")
 LOOKED_AT = 2000  # items whose captions decide which words are learned
 
 
-class Judge(nn.Module):
+class FeatureNet(nn.Module):
     """Label and caption words of a picture: [B, 3, size, size] -> features [B, 128], their logits."""
 
     def __init__(self, labels: int, words: list[str], size: int) -> None:
@@ -59,24 +59,24 @@ def can_learn(data: Any) -> bool:
     return labels > 1 or len(words) > 1
 
 
-def train(data: Any, size: int) -> Judge:
+def train(data: Any, size: int) -> FeatureNet:
     """A judge of the data set; the same wherever it is trained, up to the rounding of the machine."""
     with torch.random.fork_rng(devices=[]):  # whoever draws next is not disturbed
         torch.manual_seed(0)
-        judge = Judge(*_vocabulary(data), size)
+        judge = FeatureNet(*_vocabulary(data), size)
         optimizer, everything = optim.build(judge, TRAIN), range(TRAIN.batch_size)
         for step, batch in enumerate(loader.batches(data, 0, TRAIN.batch_size, [everything], 0, TRAIN.steps)):
             _loss(judge, batch).backward()
             optim.step(optimizer, TRAIN, optim.rate(TRAIN, step))
     judge.eval().requires_grad_(False)
-    some = loader.in_order(data, range(min(len(data), LOOKED_AT)), 100)
+    some = loader.sequential_batches(data, range(min(len(data), LOOKED_AT)), 100)
     h = torch.cat([judge(resize(loader.images(batch), size)) for batch in some])
     judge.mean.copy_(h.mean(0))
     judge.std.copy_(h.std(0).clamp(min=1e-6))
     return judge
 
 
-def _loss(judge: Judge, batch: dict) -> Tensor:
+def _loss(judge: FeatureNet, batch: dict) -> Tensor:
     h, (label, words) = judge(resize(loader.images(batch), judge.size)), judge.targets(batch)
     loss = h.new_zeros(())
     if label is not None:
@@ -86,17 +86,17 @@ def _loss(judge: Judge, batch: dict) -> Tensor:
     return loss
 
 
-def save(judge: Judge, path: Path) -> None:
+def save(judge: FeatureNet, path: Path) -> None:
     about = {"latentdiff.judge": json.dumps({"labels": judge.labels, "words": judge.words, "size": judge.size})}
     checkpoint.write_tensors(path, judge.state_dict(), about)
 
 
-def load(path: Path) -> Judge:
+def load(path: Path) -> FeatureNet:
     """UserError where the file is no judge."""
     tensors = checkpoint.read_tensors(path)
     try:
         about = json.loads(checkpoint.read_metadata(path)["latentdiff.judge"])
-        judge = Judge(about["labels"], about["words"], about["size"])
+        judge = FeatureNet(about["labels"], about["words"], about["size"])
         judge.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold features that evaluate.py made ({error})") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.folder import Folder, FolderDataset
+from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.evaluation.features import Extractor
 from latentdiff.training.distributed import World
 
@@ -23,7 +23,7 @@ class Features(NamedTuple):
     logits: Tensor | None  # [N, K]
 
 
-class Stored:
+class ImageDir:
     """The pictures 00000.png, 00001.png, ... of a folder, as a data set."""
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -42,7 +42,7 @@ class Stored:
 
 def open_folder(path: str, height: int, width: int) -> FolderDataset:
     """Any folder of pictures, each resized to cover height x width and cropped in the middle, as in training."""
-    data = FolderDataset(Folder(path=path, size=height, width=width, val_share=0.0), "train")
+    data = FolderDataset(FolderConfig(path=path, size=height, width=width, val_fraction=0.0), "train")
     if len(data) < 2:
         raise UserError(f"{path} holds {len(data)} picture(s); sets of pictures are compared, so it needs more")
     return data
@@ -50,7 +50,7 @@ def open_folder(path: str, height: int, width: int) -> FolderDataset:
 
 def size_of_first(path: str) -> tuple[int, int]:
     """Height and width of a folder's first picture."""
-    image = FolderDataset(Folder(path=path, size=8, val_share=0.0), "train")
+    image = FolderDataset(FolderConfig(path=path, size=8, val_fraction=0.0), "train")
     with Image.open(image.file(0)) as first:
         return first.height, first.width
 
@@ -82,7 +82,7 @@ def over(data: Any, count: int, world: World, look: Callable[[dict], Tensor], ba
     Items that cannot be read are left out.
     """
     found = {}
-    for batch in loader.in_order(data, world.share_of(count), batch_size):
+    for batch in loader.sequential_batches(data, world.share_of(count), batch_size):
         found |= zip(batch["index"].tolist(), look(batch).float())
     # every rank needs a picture to know how wide a row is
     if world.agree(int(not found)):

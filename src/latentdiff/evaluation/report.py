@@ -12,18 +12,18 @@ from PIL import Image
 from latentdiff import config, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.data import loader
-from latentdiff.evaluation import distances, sample_images, run, html, image_sets, stage_one
+from latentdiff.evaluation import distances, html, image_sets, run, sample_images, stage_one
 from latentdiff.evaluation.descriptions import CARDS, MEANING
-from latentdiff.evaluation.run import Subject
-from latentdiff.training.log import read_metrics
+from latentdiff.evaluation.run import EvalRun
 from latentdiff.training.distributed import World
+from latentdiff.training.log import read_metrics
 
 CURVES = ("loss", "val_loss", "text_gap", "nll", "psnr", "ssim", "lpips", "kl", "perplexity", "disc_loss", "grad_norm")
 GUIDANCE, STEPS = (1.0, 2.0, 4.0, 8.0), (5, 10, 20, 50)
 
 
 @torch.no_grad()
-def write(path: Path, subject: Subject, figures: dict, protocol: dict, options: Namespace) -> None:
+def write(path: Path, subject: EvalRun, figures: dict, protocol: dict, options: Namespace) -> None:
     """The page; by one process."""
     parts = [glance(subject, figures), *curves(subject.folder), reconstructions(subject, options)]
     if not isinstance(subject.model, Autoencoder):
@@ -34,7 +34,7 @@ def write(path: Path, subject: Subject, figures: dict, protocol: dict, options: 
     aside.replace(path)
 
 
-def glance(subject: Subject, figures: dict) -> str:
+def glance(subject: EvalRun, figures: dict) -> str:
     kind = "autoencoder" if isinstance(subject.model, Autoencoder) else "latent diffusion model"
     height, width = recipe.size_of(subject.recipe)
     size = sum(p.numel() for p in subject.model.parameters())
@@ -54,10 +54,10 @@ def curves(folder: Path) -> Iterator[str]:
         yield html.section("Training", "As logged: thin as measured, thick as a running mean.", body)
 
 
-def reconstructions(subject: Subject, options: Namespace, count: int = 8) -> str:
+def reconstructions(subject: EvalRun, options: Namespace, count: int = 8) -> str:
     """Held-out pictures, what becomes of them, and the difference."""
     data = recipe.open_data(subject.recipe, options.split)
-    x = loader.images(next(loader.in_order(data, range(min(count, len(data))), count)), device_of(subject))
+    x = loader.images(next(loader.sequential_batches(data, range(min(count, len(data))), count)), device_of(subject))
     y = stage_one.again(subject.autoencoder, x)
     rows = [("picture", html.images(x)), ("reconstruction", html.images(y)),
             ("difference × 4", html.images((y - x).abs() * 4 - 1))]  # fmt: skip
@@ -65,7 +65,7 @@ def reconstructions(subject: Subject, options: Namespace, count: int = 8) -> str
     return html.section("Reconstructions", about, html.strips(rows, [f"{i}" for i in range(len(x))]))
 
 
-def training_strips(subject: Subject, prompts: int = 6, steps: int = 7) -> Iterator[str]:
+def training_strips(subject: EvalRun, prompts: int = 6, steps: int = 7) -> Iterator[str]:
     """The fixed prompts of samples/<step>.png, cut out of the grids that training left: a row each, over the steps."""
     files = sorted(p for p in (subject.folder / "samples").glob("*.png") if p.stem.isdigit())
     if len(files) < 1:
@@ -73,7 +73,7 @@ def training_strips(subject: Subject, prompts: int = 6, steps: int = 7) -> Itera
     files = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, min(steps, len(files)))})]
     height, width = recipe.size_of(subject.recipe)
     cut = [cells(Image.open(file).convert("RGB"), height, width) for file in files]
-    named = subject.recipe.preview or captions(subject, "val")
+    named = subject.recipe.preview_prompts or captions(subject, "val")
     rows = [(named[i] if i < len(named) else f"picture {i}", [some[i] for some in cut])
             for i in range(min(prompts, *map(len, cut)))]  # fmt: skip
     about = "The same prompts from the same noise, drawn while the model was trained."
@@ -92,7 +92,7 @@ def cells(sheet: Image.Image, height: int, width: int, gap: int = 2) -> list[np.
     return [np.ascontiguousarray(some) for some in found]
 
 
-def drawn(subject: Subject, options: Namespace, count: int = 32) -> Iterator[str]:
+def drawn(subject: EvalRun, options: Namespace, count: int = 32) -> Iterator[str]:
     """The first pictures, not chosen, and beside some of them the most similar training pictures."""
     world = World(0, 1, device_of(subject))
     stored, wanted, *_ = run.drawn_ones(subject, options, world)
@@ -114,11 +114,11 @@ def drawn(subject: Subject, options: Namespace, count: int = 32) -> Iterator[str
     yield html.section("Nearest neighbours", about, html.strips(rows, ["drawn", *(f"{i + 1}." for i in range(5))]))
 
 
-def settings_grid(subject: Subject, options: Namespace, count: int = 2) -> Iterator[str]:
+def settings_grid(subject: EvalRun, options: Namespace, count: int = 2) -> Iterator[str]:
     """The same prompt and noise over guidance (rows) and steps (columns)."""
     model, r = subject.model, subject.recipe
     data = recipe.with_fields(r, recipe.open_data(r, options.split))
-    wanted = sample_images.Wanted(data, recipe.reads(r), (), count, options.seed)
+    wanted = sample_images.SampleSpec(data, recipe.reads(r), (), count, options.seed)
     batch, seeds = wanted.batch(range(count)), [options.seed + i for i in range(count)]
     scales = GUIDANCE if model.conditioner.can_hide else (1.0,)
     made = {}
@@ -168,12 +168,12 @@ def whole_recipe(r: object) -> str:
     return html.section("Recipe", "What differs from the defaults.", body)
 
 
-def captions(subject: Subject, split: str) -> list[str]:
+def captions(subject: EvalRun, split: str) -> list[str]:
     """What training's previews were drawn from where the recipe names no prompts: the first of the held-out data."""
     data = recipe.open_data(subject.recipe, split)
-    batch = next(loader.in_order(data, range(min(16, len(data))), 64), {})
+    batch = next(loader.sequential_batches(data, range(min(16, len(data))), 64), {})
     return batch.get("caption", [])
 
 
-def device_of(subject: Subject) -> torch.device:
+def device_of(subject: EvalRun) -> torch.device:
     return next(subject.autoencoder.buffers()).device

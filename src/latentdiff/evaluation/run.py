@@ -11,18 +11,18 @@ import numpy as np
 from latentdiff import load, recipe
 from latentdiff.autoencoder import perceptual, pretrained
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.autoencoder.perceptual import LPIPS, LPIPSDistance
+from latentdiff.autoencoder.perceptual import LPIPSConfig, LPIPSDistance
 from latentdiff.config import UserError
-from latentdiff.data.shapes.dataset import Shapes, prompts
-from latentdiff.model import LatentDiffusion, Sampling
-from latentdiff.evaluation import distances, sample_images, features, image_sets, stage_one, stage_two
+from latentdiff.data.shapes.dataset import ShapesConfig, prompts
+from latentdiff.evaluation import distances, features, image_sets, sample_images, stage_one, stage_two
 from latentdiff.evaluation.clip_score import Clip
-from latentdiff.evaluation.sample_images import Wanted
-from latentdiff.evaluation.image_sets import Stored
+from latentdiff.evaluation.image_sets import ImageDir
+from latentdiff.evaluation.sample_images import SampleSpec
+from latentdiff.model import LatentDiffusion, SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import image_grid, run_dir
-from latentdiff.training.log import read_metrics
 from latentdiff.training.distributed import World
+from latentdiff.training.log import read_metrics
 from latentdiff.training.precision import precision
 
 PROMPT_SEED = 20_000_000  # scenes of their own: neither training nor validation draws from it
@@ -32,7 +32,7 @@ REFERENCE = 5  # real pictures at most, as a multiple of the drawn ones
 Report = tuple[dict, dict]  # figures, protocol
 
 
-class Subject(NamedTuple):
+class EvalRun(NamedTuple):
     """The run that is measured."""
 
     folder: Path
@@ -43,27 +43,27 @@ class Subject(NamedTuple):
     backbone: str  # of lpips
 
 
-def open_subject(name: str, world: World) -> Subject:
+def open_subject(name: str, world: World) -> EvalRun:
     folder = run_dir.find_run(name)
     r = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
     model = world.place(load.load_run(folder, world.device))
     alone = isinstance(model, Autoencoder)
     if not alone:
-        model.lowered(precision("auto", world.device))  # as drawing computes
+        model.cast_weights(precision("auto", world.device))  # as drawing computes
     first_stage = r if alone else run_dir.read_recipe(folder / "autoencoder", AutoencoderRecipe)
     lpips, backbone = find_lpips(first_stage)
     lpips = None if lpips is None else lpips.to(world.device)
-    return Subject(folder, r, model, model if alone else model.autoencoder, lpips, backbone)
+    return EvalRun(folder, r, model, model if alone else model.autoencoder, lpips, backbone)
 
 
 def find_lpips(r: AutoencoderRecipe) -> tuple[LPIPSDistance | None, str]:
     """The distance that the autoencoder was trained with, else one whose weights are at hand; its backbone's name."""
-    if isinstance(r.loss.perceptual, LPIPS):
+    if isinstance(r.loss.perceptual, LPIPSConfig):
         return perceptual.build(r.loss.perceptual), r.loss.perceptual.backbone
     for backbone, files in pretrained.FILES.items():
         heads = f"lpips_v0.1_{pretrained.HEADS[backbone][0]}_lin.safetensors"
         if any((pretrained.folder() / name).is_file() for name in files) and (pretrained.folder() / heads).is_file():
-            return perceptual.build(LPIPS(backbone)), backbone
+            return perceptual.build(LPIPSConfig(backbone)), backbone
     return None, ""
 
 
@@ -72,7 +72,7 @@ def newest_step(folder: Path) -> int:
     return rows[-1]["step"] if rows else 0
 
 
-def reconstructions(subject: Subject, options: Namespace, world: World) -> Report:
+def reconstructions(subject: EvalRun, options: Namespace, world: World) -> Report:
     """What the autoencoder loses; of a stage-one run also what its latents are like."""
     data = recipe.open_data(subject.recipe, options.split)
     if not len(data):
@@ -93,15 +93,15 @@ def reconstructions(subject: Subject, options: Namespace, world: World) -> Repor
     return figures, protocol
 
 
-def prompted(subject: Subject, options: Namespace, world: World) -> Report:
+def prompted(subject: EvalRun, options: Namespace, world: World) -> Report:
     """Text to drawn shapes: what a reader finds of what was asked for."""
     r, model = subject.recipe, subject.model
-    if model.tokenizer is None or not isinstance(r.data, Shapes):
+    if model.tokenizer is None or not isinstance(r.data, ShapesConfig):
         return {}, {}
     figures, settings = {}, chosen(model, options)
     for suffix, left_out, n in (("", False, options.prompts), ("_left_out", True, options.prompts // 2)):
         captions = prompts(r.data, n, PROMPT_SEED, left_out=left_out)
-        wanted = Wanted(None, ("caption",), tuple(captions), n, 0)
+        wanted = SampleSpec(None, ("caption",), tuple(captions), n, 0)
         drawn, _ = draw(subject, wanted, settings, f"prompts{suffix}", options, world)
         figures |= stage_two.accuracy(drawn, captions, suffix)
         if world.is_main:
@@ -112,7 +112,7 @@ def prompted(subject: Subject, options: Namespace, world: World) -> Report:
     return figures, {"prompts": {"prompt_seed": PROMPT_SEED, "seed": "picture i: i"} | asdict(settings)}
 
 
-def samples(subject: Subject, options: Namespace, world: World) -> Report:
+def samples(subject: EvalRun, options: Namespace, world: World) -> Report:
     """What is drawn, or lies in --samples, against real pictures."""
     r, size = subject.recipe, recipe.size_of(subject.recipe)
     train, held_out = recipe.open_data(r, "train"), recipe.open_data(r, options.split)
@@ -120,7 +120,10 @@ def samples(subject: Subject, options: Namespace, world: World) -> Report:
     real = image_sets.open_folder(options.reference, *size) if options.reference else train
     n = min(len(real), REFERENCE * wanted.count)
     extractor = find_features(subject, options, world)
-    ours, theirs = image_sets.extract(extractor, drawn, wanted.count, world), image_sets.extract(extractor, real, n, world)
+    ours, theirs = (
+        image_sets.extract(extractor, drawn, wanted.count, world),
+        image_sets.extract(extractor, real, n, world),
+    )
     figures = {"samples": wanted.count, "reference": n} | stage_two.compare(ours, theirs)
     if len(held_out) > 1:
         others = image_sets.extract(extractor, held_out, min(len(held_out), wanted.count), world)
@@ -137,13 +140,13 @@ def samples(subject: Subject, options: Namespace, world: World) -> Report:
     return figures | cost, {"features": extractor.about, "samples": source, "reference": reference}
 
 
-def drawn_ones(subject: Subject, options: Namespace, world: World) -> tuple[Any, Wanted, Sampling, dict]:
+def drawn_ones(subject: EvalRun, options: Namespace, world: World) -> tuple[Any, SampleSpec, SamplingConfig, dict]:
     """The pictures of --samples, or those that the run draws; what they are to show, how, and what they cost."""
     r, settings, captions = subject.recipe, chosen(subject.model, options), read_prompts(options, subject.model)
     data = recipe.open_data(r, options.split)
     data = recipe.with_fields(r, data if len(data) else recipe.open_data(r, "train"))
     count = options.count or len(captions) or COUNT
-    wanted = Wanted(data, recipe.reads(r), captions, count, options.seed)
+    wanted = SampleSpec(data, recipe.reads(r), captions, count, options.seed)
     if options.samples:
         drawn = image_sets.open_folder(options.samples, *recipe.size_of(r))
         return drawn, wanted._replace(count=min(len(drawn), count)), settings, {}
@@ -166,8 +169,8 @@ def folders(options: Namespace, world: World) -> Report:
 
 
 def draw(
-    subject: Subject, wanted: Wanted, settings: Sampling, name: str, options: Namespace, world: World
-) -> tuple[Stored, dict]:
+    subject: EvalRun, wanted: SampleSpec, settings: SamplingConfig, name: str, options: Namespace, world: World
+) -> tuple[ImageDir, dict]:
     """A folder of drawn pictures in the run's folder, named by all that they depend on; what is there is kept."""
     depends = (settings, wanted.captions, wanted.seed, options.split, options.batch_size)
     depends += ("known pixels stay",) if "mask" in wanted.reads else ()  # as they once did not
@@ -175,17 +178,17 @@ def draw(
     if options.summary and world.is_main:  # its seconds are to be true
         shutil.rmtree(folder, ignore_errors=True)
     world.barrier()
-    return Stored(folder, wanted.count), sample_images.fill(
+    return ImageDir(folder, wanted.count), sample_images.fill(
         folder, subject.model, wanted, settings, world, options.batch_size
     )
 
 
-def find_features(subject: Subject, options: Namespace, world: World) -> features.Extractor:
+def find_features(subject: EvalRun, options: Namespace, world: World) -> features.Extractor:
     data = recipe.open_data(subject.recipe, "train")
     return features.find(options.features, data, subject.autoencoder, subject.folder, world)
 
 
-def chosen(model: LatentDiffusion, options: Namespace) -> Sampling:
+def chosen(model: LatentDiffusion, options: Namespace) -> SamplingConfig:
     """The run's own settings, but for those of the command line."""
     names = ("sampler", "steps", "guidance_scale")
     settings = replace(model.sampling, **{n: v for n in names if (v := getattr(options, n)) is not None})

@@ -11,18 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from latentdiff import rng
-from latentdiff.training import progress
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.fields import stacked
-from latentdiff.data.image import BadPicture
-from latentdiff.model import LatentDiffusion, Sampling
-from latentdiff.training import image_grid
+from latentdiff.data.fields import stack_field
+from latentdiff.data.image import BadImage
+from latentdiff.model import LatentDiffusion, SamplingConfig
+from latentdiff.training import image_grid, progress
 from latentdiff.training.distributed import World
 from latentdiff.training.precision import autocast, precision
 
 
-class Wanted(NamedTuple):
+class SampleSpec(NamedTuple):
     """What picture i shows: the conditions of an item of a data set, or a caption of a list; its seed is seed + i."""
 
     data: Any
@@ -41,7 +40,7 @@ class Wanted(NamedTuple):
         for place in range(i, i + 100):
             try:
                 return self.data.item(place % len(self.data), rng.key(self.seed, "wanted", i))
-            except BadPicture:
+            except BadImage:
                 continue
         raise UserError("100 pictures in a row cannot be read")
 
@@ -49,12 +48,12 @@ class Wanted(NamedTuple):
 def fields(model: LatentDiffusion, reads: tuple[str, ...], batch: dict) -> dict:
     """What the conditions of a model read of a batch, on its device."""
     device = next(model.parameters()).device
-    found = {name: stacked(name, batch[name]).to(device) for name in reads if name != "caption"}
+    found = {name: stack_field(name, batch[name]).to(device) for name in reads if name != "caption"}
     return found | ({"tokens": model.tokenizer.encode(batch["caption"]).to(device)} if "caption" in reads else {})
 
 
 @torch.no_grad()
-def draw(model: LatentDiffusion, given: dict, seeds: list[int], settings: Sampling) -> Tensor:
+def draw(model: LatentDiffusion, given: dict, seeds: list[int], settings: SamplingConfig) -> Tensor:
     """Pictures [B, 3, H, W] within [-1, 1], in the precision that training uses on this device; what a masked picture
     shows stays."""
     device = next(model.parameters()).device
@@ -65,7 +64,7 @@ def draw(model: LatentDiffusion, given: dict, seeds: list[int], settings: Sampli
 
 
 def fill(
-    folder: Path, model: LatentDiffusion, wanted: Wanted, settings: Sampling, world: World, batch_size: int
+    folder: Path, model: LatentDiffusion, wanted: SampleSpec, settings: SamplingConfig, world: World, batch_size: int
 ) -> dict[str, float]:
     """Draw what is not in the folder yet, as 00000.png, ...; what it cost, nothing where all was there.
 
@@ -88,7 +87,7 @@ def fill(
     total, mean = world.sum(seconds).tolist()
     pace = total / max(mean / world.size, 1e-9)  # ranks have equal shares, so their mean time is the time
     world.barrier()
-    return {"pictures_per_second": pace, "peak_memory_mib": _memory(world)} if total else {}
+    return {"images_per_second": pace, "peak_memory_mib": _memory(world)} if total else {}
 
 
 def _path(folder: Path, i: int) -> Path:

@@ -13,9 +13,9 @@ from latentdiff.data import loader
 from latentdiff.data.shapes.reader import prompt_accuracy, wilson
 from latentdiff.evaluation import distances, image_sets, stage_one
 from latentdiff.evaluation.clip_score import Clip
-from latentdiff.evaluation.sample_images import Wanted
 from latentdiff.evaluation.image_metrics import psnr, ssim
-from latentdiff.evaluation.image_sets import Features, Stored
+from latentdiff.evaluation.image_sets import Features, ImageDir
+from latentdiff.evaluation.sample_images import SampleSpec
 from latentdiff.training.distributed import World
 
 
@@ -38,7 +38,7 @@ def in_real_pictures(held_out: Features, real: Features) -> dict[str, float]:
     return {f"{name}_real": value for name, value in compare(held_out, real).items() if name in kept}
 
 
-def clip_score(clip: Clip, drawn: Stored, wanted: Wanted, world: World) -> dict[str, float]:
+def clip_score(clip: Clip, drawn: ImageDir, wanted: SampleSpec, world: World) -> dict[str, float]:
     """How well the pictures fit the captions that they were drawn from."""
     if "caption" not in wanted.reads:
         raise UserError("--clip is for runs that draw from text")
@@ -51,7 +51,7 @@ def clip_score(clip: Clip, drawn: Stored, wanted: Wanted, world: World) -> dict[
     return {"clip_score": image_sets.over(drawn, wanted.count, world, look).double().mean().item()}
 
 
-def against_truth(drawn: Stored, wanted: Wanted, distance: nn.Module | None, world: World) -> dict[str, float]:
+def against_truth(drawn: ImageDir, wanted: SampleSpec, distance: nn.Module | None, world: World) -> dict[str, float]:
     """Where the condition is a small or a masked picture, the drawn one has a true one to be held against.
 
     Inpainted pictures show what was known as it was (LatentDiffusion.finished) and are measured in the hole as well.
@@ -78,9 +78,9 @@ def against_truth(drawn: Stored, wanted: Wanted, distance: nn.Module | None, wor
     return dict(zip(names, means))
 
 
-def accuracy(drawn: Stored, captions: list[str], suffix: str) -> dict[str, Any]:
+def accuracy(drawn: ImageDir, captions: list[str], suffix: str) -> dict[str, Any]:
     """The share of drawn shapes in which a reader finds all that the prompt names and nothing else."""
-    batches = loader.in_order(drawn, range(len(captions)), 100)
+    batches = loader.sequential_batches(drawn, range(len(captions)), 100)
     result = prompt_accuracy((image.numpy() for batch in batches for image in batch["image"]), captions)
     right, n = sum(result.correct), len(captions)
     low, high = wilson(right, n)

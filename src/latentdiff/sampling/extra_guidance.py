@@ -5,18 +5,18 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from latentdiff.sampling import inputs
 from latentdiff.autoencoder import perceptual
 from latentdiff.classifier import load_classifier, towards
 from latentdiff.conditioning.spatial import to_signed
 from latentdiff.config import UserError
 from latentdiff.diffusion import guidance
 from latentdiff.diffusion.samplers import Denoise
-from latentdiff.sampling.image_guidance import resembles, squares
 from latentdiff.model import LatentDiffusion
+from latentdiff.sampling import inputs
+from latentdiff.sampling.image_guidance import resembles, squares
 
 
-class Steering:
+class ExtraGuidance:
     """Reads and checks its options once; a call gives what LatentDiffusion.draw takes as `around` for a batch."""
 
     def __init__(self, model: LatentDiffusion, options: Namespace) -> None:
@@ -27,7 +27,7 @@ class Steering:
         self.target = to_signed(inputs.picture("guide", options.guide)[None]) if options.guide else None
         self.distance = squares
         if options.guide_by == "lpips":
-            self.distance = perceptual.build(perceptual.LPIPS()).to(next(model.unet.parameters()).device)
+            self.distance = perceptual.build(perceptual.LPIPSConfig()).to(next(model.unet.parameters()).device)
         elif options.guide_by != "l2":
             raise UserError(f"--guide-by {options.guide_by}: it must be l2 or lpips")
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentdiff.sampling import requirements
 from latentdiff.config import UserError
 from latentdiff.data import fields
-from latentdiff.data.image import BadPicture, View, fit, open_rgb
+from latentdiff.data.image import BadImage, CropParams, fit, open_image
 from latentdiff.model import LatentDiffusion
+from latentdiff.sampling import requirements
 
-WHOLE = View(1.0, 0, 0, 1, 1, False)  # of a picture whose boxes are in shares of it
+WHOLE = CropParams(1.0, 0, 0, 1, 1, False)  # of a picture whose boxes are in shares of it
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def _size(row: dict, found: dict[str, Tensor], model: LatentDiffusion) -> tuple[
         if name in found:
             sides[name] = tuple(scale * side for side in found[name].shape[:2])
     if len(set(sides.values())) > 1:
-        told = ", ".join(f"{requirements.option(name)} asks for {width}x{height}" for name, (height, width) in sides.items())
+        told = ", ".join(
+            f"{requirements.option(name)} asks for {width}x{height}" for name, (height, width) in sides.items()
+        )
         raise UserError(f"the inputs are of different sizes: {told}")
     for name, size in sides.items():
         for side in size:
@@ -149,7 +151,7 @@ def _checked(option: str, path: str, read: Callable[[], np.ndarray], field: str,
     try:
         value = read()
         fields.check_classes(field, value, classes)
-    except BadPicture as error:
+    except BadImage as error:
         raise UserError(f"--{option} {path}: {error}") from None
     return value
 
@@ -157,8 +159,8 @@ def _checked(option: str, path: str, read: Callable[[], np.ndarray], field: str,
 def picture(option: str, path: str) -> Tensor:
     """uint8 [H, W, 3]."""
     try:
-        return torch.from_numpy(np.array(open_rgb(path)))
-    except BadPicture as error:
+        return torch.from_numpy(np.array(open_image(path)))
+    except BadImage as error:
         raise UserError(f"--{option} {path} {error}") from None
 
 
@@ -197,7 +199,7 @@ def check_masks(jobs: list[Job]) -> None:
 def start_image(path: str, height: int, width: int) -> Tensor:
     """--init-image -> [1, 3, height, width] in [-1, 1]: resized to cover and cropped, as pictures are in training."""
     try:
-        image, _ = fit(open_rgb(path), height, width, "center", 0, False)
-    except BadPicture as error:
+        image, _ = fit(open_image(path), height, width, "center", 0, False)
+    except BadImage as error:
         raise UserError(f"--init-image {path} {error}") from None
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1

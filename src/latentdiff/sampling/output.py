@@ -11,7 +11,7 @@ from latentdiff.config import UserError
 from latentdiff.training import image_grid
 
 
-class Writer:
+class ImageWriter:
     """00012-s7.png with the parameters inside, samples.jsonl, grid.png; the counter goes on, nothing is overwritten."""
 
     def __init__(self, output: Path, about: dict) -> None:

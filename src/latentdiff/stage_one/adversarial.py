@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from latentdiff.autoencoder import discriminator
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig
 from latentdiff.training import optim
-from latentdiff.training.settings import Train
 from latentdiff.training.distributed import World
 from latentdiff.training.precision import autocast, precision
+from latentdiff.training.settings import TrainConfig
 
 
-class Critic:
+class Adversarial:
     """Without a discriminator (config None, or weight 0) `network` is None and every method does nothing."""
 
-    def __init__(self, config: DiscriminatorConfig | None, train: Train, world: World) -> None:
+    def __init__(self, config: DiscriminatorConfig | None, train: TrainConfig, world: World) -> None:
         self.config, self.train, self.world, self.network = config, train, world, None
         if config is None or config.weight == 0:
             return

@@ -5,16 +5,16 @@ from torch import Tensor
 
 from latentdiff.autoencoder import bottleneck
 from latentdiff.autoencoder.bottleneck import Codebook
-from latentdiff.training.state import Learner
 from latentdiff.training.distributed import World
+from latentdiff.training.state import TrainState
 
 RECENT = 100  # steps
 
 
-class Codes:
+class CodebookResetter:
     """Where the bottleneck of learner.model is no codebook, nothing is counted and nothing revived."""
 
-    def __init__(self, learner: Learner, seed: int, world: World) -> None:
+    def __init__(self, learner: TrainState, seed: int, world: World) -> None:
         self.learner, self.seed, self.world, self.codebook = learner, seed, world, learner.model.quantize
         self.on = isinstance(self.codebook, Codebook) and self.codebook.embedding.weight.requires_grad
         if self.on:

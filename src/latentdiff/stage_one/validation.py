@@ -6,20 +6,17 @@ Both look at the averaged weights, which are what the run leaves.
 import torch
 from torch import Tensor, nn
 
-from latentdiff import rng, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.autoencoder.bottleneck import VQ
+from latentdiff.autoencoder.bottleneck import VQConfig
 from latentdiff.autoencoder.perceptual import LPIPSDistance
 from latentdiff.data import loader
-from latentdiff.data.image import BadList
-from latentdiff.model import LatentDiffusion
-from latentdiff.stage_two.batches import Latents
+from latentdiff.data.image import BadImageList
 from latentdiff.evaluation.image_metrics import psnr, ssim
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.recipe import AutoencoderRecipe
 from latentdiff.training import image_grid
 from latentdiff.training.diagnostics import Health, Rule
-from latentdiff.training.log import Log
 from latentdiff.training.distributed import World
+from latentdiff.training.log import Log
 from latentdiff.training.precision import autocast, precision
 
 ITEMS = 256  # held-out items that are looked at
@@ -29,12 +26,12 @@ STAGE_ONE = (
     Rule("disc_right", 0.0, 0.97, "for {steps} steps the discriminator has been right {value:.0%} of the time: it wins "
          "and its gradient says little; fewer discriminator.channels or layers, or a smaller weight, would help"),
     Rule("disc_right", 0.52, 1.0, "for {steps} steps the discriminator has been right {value:.0%} of the time: it "
-         "guesses and tells the autoencoder nothing; let it learn earlier (discriminator.learn_from), at a larger "
+         "guesses and tells the autoencoder nothing; let it learn earlier (discriminator.train_from), at a larger "
          "train.lr, or give it more channels; or save its time with discriminator=none"),
     Rule("logits_real", -20, 20, "for {steps} steps the discriminator's logits have been far from 0 ({value:.0f}): it "
          "runs away; lower train.lr"),
     Rule("code_recent", 0.2, 1.0, "for {steps} steps only {value:.0%} of the codebook has been in use; a smaller "
-         "autoencoder.bottleneck.codebook_size or revive_after would help"),
+         "autoencoder.bottleneck.codebook_size or reset_after would help"),
     Rule("latent_std", 0.05, 50, "for {steps} steps the latents' standard deviation has been {value:.3g}, where 0.1 to "
          "10 is usual; change autoencoder.bottleneck.weight (a larger one draws it towards 1)"),
     Rule("idle_channels", 0, 0.5, "for {steps} steps {value:.0%} of the latent channels have held noise alone; lower "
@@ -44,18 +41,18 @@ STAGE_ONE = (
 )  # fmt: skip
 
 
-class ReconstructionWatch:
+class ReconstructionValidator:
     """Stage one: PSNR, SSIM and LPIPS of held-out pictures, and a grid of reconstructions."""
 
     PICTURES = 8
 
     def __init__(
-        self, r: AutoencoderRecipe, world: World, held_out, distance: nn.Module | None, bad: BadList, log: Log
+        self, r: AutoencoderRecipe, world: World, held_out, distance: nn.Module | None, bad: BadImageList, log: Log
     ) -> None:
         self.r, self.world, self.log, self.bad = r, world, log, bad
         self.dtype = precision(r.train.precision, world.device)
         self.lpips = distance if isinstance(distance, LPIPSDistance) else None
-        self.batches = list(loader.in_order(held_out, range(min(ITEMS, len(held_out))), BATCH))
+        self.batches = list(loader.sequential_batches(held_out, range(min(ITEMS, len(held_out))), BATCH))
         self.batches = self.batches[world.rank :: world.size]
         self.best = max((row["psnr"] for row in log.rows if row.get("psnr")), default=-1.0)
         self.health = Health(STAGE_ONE, r.train.steps, log.say)
@@ -90,7 +87,7 @@ class ReconstructionWatch:
     def report(self, step: int, values: dict[str, float], sums: Tensor) -> None:
         mean, squares, noise = sums[1:] / sums[0]
         spread = squares - mean**2  # per channel
-        if not isinstance(self.r.autoencoder.bottleneck, VQ):
+        if not isinstance(self.r.autoencoder.bottleneck, VQConfig):
             values["latent_std"] = spread.mean().sqrt().item()
             values["idle_channels"] = (spread < 0.1 * (spread + noise)).double().mean().item()
         self.log.validation(step, values)

@@ -5,20 +5,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff import build, rng, recipe
+from latentdiff import build, recipe, rng
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.data import latent_cache as latent_cache
 from latentdiff.data import encode_latents, fields, loader
+from latentdiff.data import latent_cache as latent_cache
 from latentdiff.data.tokenizer import CaptionTokenizer
 from latentdiff.diffusion.alignment import open_teacher
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import run_dir
-from latentdiff.training.log import Log
 from latentdiff.training.distributed import World
+from latentdiff.training.log import Log
 from latentdiff.training.precision import autocast, precision
 
 
-class Latents:
+class BatchEncoder:
     """`rows` is the data set to read from; a call turns one of its batches into z and what the conditions read."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Latents:
 
     def fields(self, batch: dict) -> dict:
         """What the conditions read, on the device."""
-        found = {name: self.sent(fields.stacked(name, batch[name])) for name in self.wanted if name != "caption"}
+        found = {name: self.sent(fields.stack_field(name, batch[name])) for name in self.wanted if name != "caption"}
         if self.tokenizer is not None:
             found["tokens"] = self.sent(self.tokenizer.encode(batch["caption"]))
         return found

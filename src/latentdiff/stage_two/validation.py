@@ -4,23 +4,17 @@ Both look at the averaged weights, which are what the run leaves.
 """
 
 import torch
-from torch import Tensor, nn
 
-from latentdiff import rng, recipe
-from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.autoencoder.bottleneck import VQ
-from latentdiff.autoencoder.perceptual import LPIPSDistance
+from latentdiff import recipe, rng
 from latentdiff.data import loader
-from latentdiff.data.image import BadList
 from latentdiff.model import LatentDiffusion
-from latentdiff.stage_two.batches import Latents
-from latentdiff.evaluation.image_metrics import psnr, ssim
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.recipe import DiffusionRecipe
+from latentdiff.stage_two.batches import BatchEncoder
 from latentdiff.training import image_grid
 from latentdiff.training.diagnostics import Health, Rule
-from latentdiff.training.log import Log
 from latentdiff.training.distributed import World
-from latentdiff.training.precision import autocast, precision
+from latentdiff.training.log import Log
+from latentdiff.training.precision import autocast
 
 ITEMS = 256  # held-out items that are looked at
 BATCH = 32  # of them at once
@@ -28,20 +22,23 @@ BATCH = 32  # of them at once
 STAGE_TWO = (
     Rule("text_gap", 0.0003, float("inf"), "for {steps} steps others' captions have done as well as the true ones "
          "(text_gap {value:.5f}): the text is not used yet; are the captions right, and do they differ?"),
-    STAGE_ONE[-1],
+    Rule("skipped", 0, 0.2, "for {steps} steps {value:.0%} of the gradients have not been finite; lower train.lr, or "
+         "use train.precision=fp32"),
 )  # fmt: skip
 
 
-class DenoisingWatch:
+class DenoisingValidator:
     """Stage two: the loss and the text gap on held-out data, and fixed prompts drawn from fixed noise."""
 
     PICTURES = 16
 
-    def __init__(self, r: DiffusionRecipe, world: World, latents: Latents, held_out, log: Log) -> None:
+    def __init__(self, r: DiffusionRecipe, world: World, latents: BatchEncoder, held_out, log: Log) -> None:
         self.r, self.world, self.latents, self.log = r, world, latents, log
-        self.batches = list(loader.in_order(recipe.with_fields(r, held_out), range(min(ITEMS, len(held_out))), BATCH))
+        self.batches = list(
+            loader.sequential_batches(recipe.with_fields(r, held_out), range(min(ITEMS, len(held_out))), BATCH)
+        )
         captions = [c for b in self.batches for c in b.get("caption", [])]
-        self.prompts = list(r.preview) or captions[: self.PICTURES] or [""]
+        self.prompts = list(r.preview_prompts) or captions[: self.PICTURES] or [""]
         self.best = min((row["val_loss"] for row in log.rows if row.get("val_loss")), default=float("inf"))
         self.health = Health(STAGE_TWO, r.train.steps, log.say)
 

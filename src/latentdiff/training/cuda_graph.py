@@ -12,7 +12,7 @@ from latentdiff.config import UserError
 USUAL = 3  # calls before the one that is recorded: what is chosen, compiled or allocated once then is
 
 
-class Replayed:
+class CudaGraph:
     """function(*inputs), on CUDA recorded as a graph at its fourth call in a row with inputs of the same shapes and
     types, and from then on played back: the same kernels work on what the inputs hold.
 

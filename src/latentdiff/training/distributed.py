@@ -85,7 +85,7 @@ class World:
         return range(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 def start(device: str = "auto", deterministic: bool = False, timeout: float = 30) -> World:

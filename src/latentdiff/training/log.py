@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from latentdiff.config import UserError
-from latentdiff.training.settings import Train
 from latentdiff.training.distributed import World
+from latentdiff.training.settings import TrainConfig
 
 # on screen
 SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm", "lr", "images_per_second")
@@ -23,7 +23,9 @@ SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm"
 class Log:
     """Collects numbers on the device and reads them once per report, so that no step waits for the host."""
 
-    def __init__(self, folder: Path, world: World, first: int, train: Train, report_to: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, world: World, first: int, train: TrainConfig, report_to: str | None = None
+    ) -> None:
         self.folder, self.path, self.world, self.train = folder, folder / "metrics.jsonl", world, train
         self.sums: dict[str, Tensor] = {}
         self.first, self.report_to = first, report_to

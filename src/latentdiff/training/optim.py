@@ -6,25 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.training import muon
-from latentdiff.training.settings import Train
-from latentdiff.training.distributed import ALONE, World
+from latentdiff.training.distributed import SINGLE_PROCESS, World
 from latentdiff.training.precision import precision
+from latentdiff.training.settings import TrainConfig
 
 
-def rate(train: Train, step: int) -> float:
+def rate(train: TrainConfig, step: int) -> float:
     """The learning rate at a step counted from 0: warm-up, full for a while, then constant, cosine or linear."""
-    if step < train.warmup:
+    if step < train.warmup_steps:
         start = train.lr_start
-        return train.lr * (start + (1 - start) * step / train.warmup if start else (step + 1) / train.warmup)
-    end = train.decay_steps or train.steps
-    begin = max(train.warmup, round(train.decay_from * end))
+        return train.lr * (
+            start + (1 - start) * step / train.warmup_steps if start else (step + 1) / train.warmup_steps
+        )
+    end = train.lr_decay_end or train.steps
+    begin = max(train.warmup_steps, round(train.lr_decay_start * end))
     done = min(1.0, max(0, step - begin) / max(1, end - begin))
-    share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.schedule]
-    floor = 1.0 if train.schedule == "constant" else train.lr_end
+    share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.lr_schedule]
+    floor = 1.0 if train.lr_schedule == "constant" else train.lr_end
     return train.lr * (floor + (1 - floor) * share)
 
 
-def build(module: nn.Module, train: Train) -> torch.optim.AdamW:
+def build(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """train.optimizer over what trains in `module`: AdamW (Loshchilov & Hutter 2019), fused, one kernel per type and
     thrice as fast, or Muon."""
     weights = [p for p in module.parameters() if p.requires_grad]
@@ -36,7 +38,7 @@ def build(module: nn.Module, train: Train) -> torch.optim.AdamW:
     ]
     groups, device = [g for g in groups if g["params"]], weights[0].device
     half = precision(train.precision, device) == torch.bfloat16  # float16 has no room for small gradients
-    options = {"fused": True, "capturable": train.graph and device.type == "cuda"}
+    options = {"fused": True, "capturable": train.cuda_graph and device.type == "cuda"}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, train.lr, tuple(train.betas), **options)
     return muon.Muon(groups, train.lr, tuple(train.betas), torch.bfloat16 if half else torch.float32, **options)
@@ -44,10 +46,10 @@ def build(module: nn.Module, train: Train) -> torch.optim.AdamW:
 
 def step(
     optimizer: torch.optim.Optimizer,
-    train: Train,
+    train: TrainConfig,
     lr: float | Tensor,
     scaler: torch.amp.GradScaler | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Tensor:
     """One step, clipped; returns the gradient norm before clipping, a tensor on the device, NaN for a bad step.
 
@@ -62,9 +64,9 @@ def step(
     norm = torch.nn.utils.get_total_norm(gradients)
     found_inf = world.sum((~torch.isfinite(norm + 0 * norm_of_moments(optimizer))).float()).clamp(max=1)
     norm = norm.masked_fill(found_inf > 0, math.nan)
-    if train.clip > 0:
+    if train.grad_clip > 0:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grads_with_norm_(parameters, train.clip, norm)
+        nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, norm)
     optimizer.found_inf = found_inf
     optimizer.step()
     del optimizer.found_inf
@@ -101,7 +103,7 @@ def scale(scaler: torch.amp.GradScaler | None) -> float:
     return 1.0 if scaler is None else scaler.get_scale()
 
 
-def fp16_scaler(train: Train, device: torch.device) -> torch.amp.GradScaler | None:
+def fp16_scaler(train: TrainConfig, device: torch.device) -> torch.amp.GradScaler | None:
     """fp16 gradients underflow without a scaler; no other type needs one."""
     if precision(train.precision, device) != torch.float16:
         return None

@@ -27,7 +27,7 @@ def exponent(width: float) -> float:
     return np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max().item()
 
 
-class PowerEMA:
+class PostHocEMA:
     """One model per width, trailing behind with a share that depends on the step alone."""
 
     def __init__(self, model: nn.Module, widths: tuple[float, ...]) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from latentdiff import config
 from latentdiff.config import UserError
 from latentdiff.training import checkpoint, image_grid
+from latentdiff.training.distributed import World
 from latentdiff.training.log import Log
 from latentdiff.training.settings import FREE_ON_RESUME
-from latentdiff.training.distributed import World
 
 
 def runs_root() -> Path:

@@ -5,10 +5,10 @@ from torch import nn
 
 from latentdiff import recipe
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training.log import Log, plan
-from latentdiff.training.settings import Train
 from latentdiff.training.distributed import World
+from latentdiff.training.log import Log, plan
 from latentdiff.training.precision import precision
+from latentdiff.training.settings import TrainConfig
 
 
 def opening(
@@ -41,21 +41,21 @@ def left_out(data) -> str:
     return words + (f"; {orphans:,} that no metadata names are left out" if orphans else "")
 
 
-def batch(t: Train, world: World) -> str:
-    pieces = world.size * t.accumulate
+def batch(t: TrainConfig, world: World) -> str:
+    pieces = world.size * t.grad_accum_steps
     if pieces == 1:
         return f"{t.batch_size}"
-    return f"{t.batch_size} in all: {world.size} rank(s) x {t.accumulate} piece(s) x {t.batch_size // pieces}"
+    return f"{t.batch_size} in all: {world.size} rank(s) x {t.grad_accum_steps} piece(s) x {t.batch_size // pieces}"
 
 
-def rate(t: Train) -> str:
+def rate(t: TrainConfig) -> str:
     """The rate is what the recipe says, whatever the batch."""
-    end = "" if t.schedule == "constant" else f" to {t.lr * t.lr_end:g}"
-    warmup = f" after {t.warmup} steps of warm-up" if t.warmup else ""
-    return f"{t.lr:g}{warmup}, {t.schedule}{end}; not scaled by the batch"
+    end = "" if t.lr_schedule == "constant" else f" to {t.lr * t.lr_end:g}"
+    warmup = f" after {t.warmup_steps} steps of warm-up" if t.warmup_steps else ""
+    return f"{t.lr:g}{warmup}, {t.lr_schedule}{end}; not scaled by the batch"
 
 
-def device(t: Train, world: World) -> str:
+def device(t: TrainConfig, world: World) -> str:
     kind = str(precision(t.precision, world.device)).removeprefix("torch.")
     if world.device.type == "cuda":
         return f"{torch.cuda.get_device_name(world.device)}, {kind}"

@@ -4,30 +4,32 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.config import UserError
-from latentdiff.training.cuda_graph import Replayed
 from latentdiff.training import optim
-from latentdiff.training.ema import EMA
-from latentdiff.training.post_hoc_ema import PowerEMA
-from latentdiff.training.settings import Train
+from latentdiff.training.cuda_graph import CudaGraph
 from latentdiff.training.distributed import World
+from latentdiff.training.ema import EMA
+from latentdiff.training.post_hoc_ema import PostHocEMA
 from latentdiff.training.precision import autocast, precision
+from latentdiff.training.settings import TrainConfig
 
-ADVICE = "use train.graph=false"
+ADVICE = "use train.cuda_graph=false"
 
 
-class Learner:
+class TrainState:
     """The trained network `model`; `ema.model` is its average, which is watched, kept and used."""
 
-    def __init__(self, model: nn.Module, train: Train, world: World) -> None:
+    def __init__(self, model: nn.Module, train: TrainConfig, world: World) -> None:
         self.model, self.train, self.world, self.device = model, train, world, world.device
-        if train.graph and world.size > 1:
-            raise UserError(f"train.graph is true on {world.size} ranks, which average while they walk; it needs one")
-        self.ema, self.averages = EMA(model, train.ema), PowerEMA(model, train.ema_widths)
+        if train.cuda_graph and world.size > 1:
+            raise UserError(
+                f"train.cuda_graph is true on {world.size} ranks, which average while they walk; it needs one"
+            )
+        self.ema, self.averages = EMA(model, train.ema_decay), PostHocEMA(model, train.ema_widths)
         self.optimizer = optim.build(model, train)
         self.scaler = optim.fp16_scaler(train, world.device)
         self.dtype = precision(train.precision, world.device)
-        self.recorded = train.graph and world.device.type == "cuda"
-        self.moved = Replayed(self.move, advice=ADVICE) if self.recorded else self.move
+        self.recorded = train.cuda_graph and world.device.type == "cuda"
+        self.moved = CudaGraph(self.move, advice=ADVICE) if self.recorded else self.move
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.dtype)

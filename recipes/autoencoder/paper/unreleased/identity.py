@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from latentdiff.autoencoder.bottleneck import Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig
 from latentdiff.config import load
 
 base = load("../kl-f4.py")
-recipe = replace(base, autoencoder=replace(base.autoencoder, channel_mult=(), bottleneck=Identity()))
+recipe = replace(base, autoencoder=replace(base.autoencoder, channel_mult=(), bottleneck=IdentityConfig()))

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.data.degrade import Degrade
+from latentdiff.data.degrade import DegradeConfig
 
 base = load("../bsr_sr.py")
 recipe = replace(
     base,
     data=replace(base.data, path="data/imagenet"),  # the paper leaves out pictures smaller than 256 pixels
-    fields=(Degrade(scale=4, kind="bicubic"),),
+    derived_fields=(DegradeConfig(scale=4, kind="bicubic"),),
     sampling=replace(base.sampling, steps=100),
 )

@@ -10,5 +10,5 @@ recipe = replace(
     data=replace(base.data, size=512),
     init="inpainting_big",
     # half of Places' 1.8 million pictures; batch and rate, not published, are a quarter, for four times the pixels
-    train=replace(base.train, steps=28_000, batch_size=32, lr=3.2e-6, decay_steps=28_000),
+    train=replace(base.train, steps=28_000, batch_size=32, lr=3.2e-6, lr_decay_end=28_000),
 )

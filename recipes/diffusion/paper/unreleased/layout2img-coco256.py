@@ -7,13 +7,13 @@ and loss are those of the released model for OpenImages: its own are not publish
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.data.coco import Coco
+from latentdiff.data.coco import CocoConfig
 
 base = load("../layout2img-openimages256.py")
 recipe = replace(
     base,
     autoencoder="vq-f8-autoencoder",
-    data=Coco(path="data/coco", size=256),
+    data=CocoConfig(path="data/coco", size=256),
     conditions=(replace(base.conditions[0], classes=80),),
     unet=replace(
         base.unet,

@@ -2,14 +2,14 @@
 
 from typing import NamedTuple
 
-from latentdiff.conditioning.label import Label
-from latentdiff.conditioning.layout import Layout
-from latentdiff.conditioning.spatial import LowRes, Masked, Semantic
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.label import LabelConfig
+from latentdiff.conditioning.layout import LayoutConfig
+from latentdiff.conditioning.spatial import LowResConfig, MaskedConfig, SemanticConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.compvis.options import Options
-from latentdiff.data.degrade import Degrade
-from latentdiff.data.masks import Masks
+from latentdiff.data.degrade import DegradeConfig
+from latentdiff.data.masks import MasksConfig
 
 IMAGENET = 1000  # classes; a table of one row more has one for "no class"
 BERT = 30522  # words of bert-base-uncased
@@ -39,7 +39,7 @@ def task_of(params: Options, kind: str, z_channels: int, factor: int) -> Task:
             raise UserError(
                 f"cond_stage_config is the first stage under conditioning_key {key!r}; only concat is known"
             )
-        return Task((Masked(),), (Masks(),), None, z_channels + 1)
+        return Task((MaskedConfig(),), (MasksConfig(),), None, z_channels + 1)
     stage = params.part("cond_stage_config")
     readers = {name: read for (k, name), read in STAGES.items() if k == key}
     if stage.target() not in readers:
@@ -53,13 +53,13 @@ def task_of(params: Options, kind: str, z_channels: int, factor: int) -> Task:
 def _vector(unet: Options) -> Task:
     """A table of labels inside the U-Net, as wide as its time embedding (conditioning_key adm)."""
     classes, width = unet.integer("num_classes"), 4 * unet.integer("model_channels")
-    return Task((Label(classes=classes, dim=width, dropout=0.0, door="vector"),))
+    return Task((LabelConfig(classes=classes, dim=width, dropout=0.0, input="vector"),))
 
 
 def _label(stage: Options, params: Options, factor: int) -> Task:
     rows, dim = stage.integer("n_classes", IMAGENET), stage.integer("embed_dim")
     hides = rows == IMAGENET + 1
-    return Task((Label(classes=rows - hides, dim=dim, dropout=0.1 if hides else 0.0),), (), dim)
+    return Task((LabelConfig(classes=rows - hides, dim=dim, dropout=0.1 if hides else 0.0),), (), dim)
 
 
 def _transformer(stage: Options, params: Options, factor: int) -> Task:
@@ -67,7 +67,7 @@ def _transformer(stage: Options, params: Options, factor: int) -> Task:
     dim, depth, length = stage.integer("n_embed"), stage.integer("n_layer"), stage.integer("max_seq_len", 77)
     vocab_size = stage.integer("vocab_size", BERT)
     if "bbox" not in str(params.get("cond_stage_key", "")):
-        text = Text(dim=dim, depth=depth, length=length, vocab_size=vocab_size, mask_padding=False)
+        text = TextConfig(dim=dim, depth=depth, max_length=length, vocab_size=vocab_size, mask_padding=False)
         return Task((text,), (), dim)
     if length % 3 == 1:
         raise UserError(
@@ -75,7 +75,9 @@ def _transformer(stage: Options, params: Options, factor: int) -> Task:
         )
     objects, rest = divmod(length, 3)
     classes = min(601, vocab_size - 1)  # OpenImages
-    layout = Layout(classes, objects, dim, depth, vocab_size=vocab_size, whole=rest == 2, dropout=0.0)
+    layout = LayoutConfig(
+        classes, objects, dim, depth, vocab_size=vocab_size, whole_image_tokens=rest == 2, dropout=0.0
+    )
     return Task((layout,), (), dim)
 
 
@@ -85,14 +87,14 @@ def _map(stage: Options, params: Options, factor: int) -> Task:
     if 2 ** stage.integer("n_stages", 1) != factor:
         raise UserError(f"{stage.where}.n_stages is {stage.get('n_stages', 1)}; the latent is {factor} times smaller")
     channels = stage.integer("out_channels")
-    return Task((Semantic(stage.integer("in_channels", 3), channels),), (), None, channels)
+    return Task((SemanticConfig(stage.integer("in_channels", 3), channels),), (), None, channels)
 
 
 def _low_res(stage: Options, params: Options, factor: int) -> Task:
     key = params.get("cond_stage_key", "image")
     if key != "LR_image":
         raise UserError(f"cond_stage_key is {key!r} under an Identity; only LR_image is known")
-    return Task((LowRes(),), (Degrade(scale=factor),), None, 3)
+    return Task((LowResConfig(),), (DegradeConfig(scale=factor),), None, 3)
 
 
 STAGES = {  # conditioning_key, class

@@ -7,7 +7,7 @@ import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.conditioning.spatial import Masked
+from latentdiff.conditioning.spatial import MaskedConfig
 from latentdiff.config import UserError
 from latentdiff.convert import stream
 from latentdiff.convert.compvis.key_map import (
@@ -61,12 +61,12 @@ def whole(
     params["unet_config"]["params"] |= {"use_new_attention_order": True} if new_order else {}
     state = {place.name: place.to_theirs(ours[name]) for name, place in model_places(model, new_order).items()}
     state |= vector_table(ours) | unused_head(state)
-    if recipe.train.ema > 0:
+    if recipe.train.ema_decay > 0:
         state |= {average_name(name): value for name, value in state.items() if name.startswith(UNET)}
         updates = int(facts.get("latentdiff.step", 0))
-        state[f"{AVERAGE}decay"] = torch.tensor(recipe.train.ema)
+        state[f"{AVERAGE}decay"] = torch.tensor(recipe.train.ema_decay)
         state[f"{AVERAGE}num_updates"] = torch.tensor(updates, dtype=torch.int32)
-    scale, masked = _statistics(one), any(isinstance(c, Masked) for c in recipe.conditions)
+    scale, masked = _statistics(one), any(isinstance(c, MaskedConfig) for c in recipe.conditions)
     if masked and scale != 1:
         raise UserError(f"the latents are scaled by {scale:g}, which the original release's inpainting does not know")
     state |= schedule_buffers(model.schedule) | {FIRST_STAGE + name: value for name, value in one.items()}
@@ -83,6 +83,6 @@ def _statistics(weights: Weights) -> float:
     if shift.count_nonzero() or (scale != scale.flatten()[0]).any():
         raise UserError(
             "the latents are normalised per channel, and the original release has one number for all; "
-            "train with statistics=scalar, or autoencoder.statistics=run"
+            "train with statistics=scalar, or autoencoder.latent_stats=run"
         )
     return float(str(scale.flatten()[0].numpy()))  # 0.18215, as it was before it was rounded to float32

@@ -7,12 +7,12 @@ import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.conditioning.spatial import Masked
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.spatial import MaskedConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.convert.compvis import config, zoo
+from latentdiff.convert.compvis import model_config, zoo
 from latentdiff.convert.compvis.key_map import AVERAGE, CONDITION, FIRST_STAGE, Place, Weights, model_places
-from latentdiff.convert.compvis.config import Original
+from latentdiff.convert.compvis.model_config import Original
 from latentdiff.convert.compvis.state_dict import State
 from latentdiff.convert.native import Native, refuse_existing, write_run
 from latentdiff.convert.unpickle import open_weights
@@ -28,7 +28,7 @@ def import_checkpoint(
         raise UserError(f"--weights is {weights!r}; it must be ema or raw")
     refuse_existing(folder)  # before long work
     tensors, facts = open_weights(Path(checkpoint))
-    original = config.read_config(Path(config)) if config else zoo.recognise(tensors)
+    original = model_config.read_config(Path(config)) if config else zoo.recognise(tensors)
     if original.names:
         others = f"; {', '.join(original.names[1:])}: the same network" if len(original.names) > 1 else ""
         print(f"recognised: {original.names[0]}{others}")
@@ -43,12 +43,12 @@ def import_checkpoint(
 
 def open_vocabulary(original: Original, vocab: str | None) -> CaptionTokenizer | None:
     conditions = original.diffusion.conditions if original.diffusion else ()
-    text = next((c for c in conditions if isinstance(c, Text)), None)
+    text = next((c for c in conditions if isinstance(c, TextConfig)), None)
     if text is None:
         return None
     if vocab is None:
         raise UserError("this model reads text: give its words with --vocab vocab.txt (bert-base-uncased's, as a rule)")
-    tokenizer = CaptionTokenizer(vocab, text.length)
+    tokenizer = CaptionTokenizer(vocab, text.max_length)
     if tokenizer.vocab_size > text.vocab_size:
         raise UserError(f"--vocab {vocab} has {tokenizer.vocab_size} words; the model knows {text.vocab_size}")
     return tokenizer
@@ -78,7 +78,7 @@ def take(state: State, original: Original, tokenizer: CaptionTokenizer | None) -
     if (
         original.diffusion
         and scale not in (None, 1)
-        and any(isinstance(c, Masked) for c in original.diffusion.conditions)
+        and any(isinstance(c, MaskedConfig) for c in original.diffusion.conditions)
     ):
         raise UserError(
             f"scale_factor is {scale:g} under inpainting; this project scales the masked picture's latent too"
@@ -92,7 +92,7 @@ def take_first_stage(state: State, original: Original, first_stage: Autoencoder)
     """Alone, inside a model, or there twice: as what encodes the condition of inpainting as well."""
     prefix = FIRST_STAGE if original.diffusion or state.has(f"{FIRST_STAGE}encoder.") else ""
     conditions = original.diffusion.conditions if original.diffusion else ()
-    if any(isinstance(c, Masked) for c in conditions):
+    if any(isinstance(c, MaskedConfig) for c in conditions):
         if not state.has(FIRST_STAGE):
             prefix = CONDITION
         state.drop(CONDITION if prefix == FIRST_STAGE else FIRST_STAGE)

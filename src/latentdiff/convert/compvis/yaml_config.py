@@ -3,11 +3,11 @@
 from typing import Any
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL, Identity
-from latentdiff.conditioning.label import Label
-from latentdiff.conditioning.layout import Layout
-from latentdiff.conditioning.spatial import LowRes, Masked, Semantic
-from latentdiff.conditioning.text import Text
+from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig
+from latentdiff.conditioning.label import LabelConfig
+from latentdiff.conditioning.layout import LayoutConfig
+from latentdiff.conditioning.spatial import LowResConfig, MaskedConfig, SemanticConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
 
@@ -33,7 +33,7 @@ def _refuse(what: str) -> None:
 def _first_stage(config: AutoencoderConfig, size: int, interface: bool) -> Config:
     """interface: inside a diffusion model, where a codebook is asked when decoding."""
     path = "ldm.models.autoencoder"
-    if isinstance(config.bottleneck, Identity):
+    if isinstance(config.bottleneck, IdentityConfig):
         if config.channel_mult:
             _refuse("an autoencoder without a bottleneck")
         return {"target": f"{path}.IdentityFirstStage"}
@@ -43,7 +43,7 @@ def _first_stage(config: AutoencoderConfig, size: int, interface: bool) -> Confi
         _refuse("attention on the levels without attention in the middle")
     levels = len(config.channel_mult)
     size = max(1, size >> (levels - 1)) << (levels - 1)  # nominal; the release places attention by it
-    kl = isinstance(config.bottleneck, KL)
+    kl = isinstance(config.bottleneck, KLConfig)
     networks = {
         "double_z": kl,
         "z_channels": config.inner_channels or config.z_channels,
@@ -84,7 +84,7 @@ def _diffusion(recipe: DiffusionRecipe, first_stage: AutoencoderConfig, size: in
         "first_stage_key": "image",
         "image_size": side,
         "channels": first_stage.z_channels,
-        "use_ema": recipe.train.ema > 0,
+        "use_ema": recipe.train.ema_decay > 0,
         "unet_config": _unet(recipe, first_stage.z_channels, side),
         "first_stage_config": _first_stage(first_stage, size, interface=True),
     }
@@ -97,8 +97,8 @@ def _check(recipe: DiffusionRecipe) -> None:
     schedule = recipe.schedule
     if schedule.kind not in SCHEDULES:
         _refuse(f"schedule.kind={schedule.kind}")
-    if schedule.zero_terminal_snr or schedule.shift != 1:
-        _refuse(f"schedule.shift={schedule.shift:g} or zero_terminal_snr={schedule.zero_terminal_snr}")
+    if schedule.zero_terminal_snr or schedule.snr_shift != 1:
+        _refuse(f"schedule.snr_shift={schedule.snr_shift:g} or zero_terminal_snr={schedule.zero_terminal_snr}")
     if recipe.objective.prediction not in ("eps", "x0"):
         _refuse(f"objective.prediction={recipe.objective.prediction}")
     if len(recipe.conditions) > 1:
@@ -112,10 +112,10 @@ def _unet(recipe: DiffusionRecipe, z_channels: int, side: Any) -> Config:
         _refuse(f"unet.norm_groups={unet.norm_groups} (it always has 32)")
     if unet.blocks != "classic":
         _refuse(f"unet.blocks={unet.blocks}")
-    if unet.positions:
-        _refuse("unet.positions=true")
-    if unet.patch != 1:
-        _refuse(f"unet.patch={unet.patch}")
+    if unet.pos_embed:
+        _refuse("unet.pos_embed=true")
+    if unet.patch_size != 1:
+        _refuse(f"unet.patch_size={unet.patch_size}")
     params = {
         "image_size": side,
         "in_channels": z_channels + concat,
@@ -141,9 +141,9 @@ def _doors(recipe: DiffusionRecipe, z_channels: int) -> tuple[Config, int | None
     if not recipe.conditions:
         return {}, None, 0
     c = recipe.conditions[0]
-    if isinstance(c, Label) and c.door == "vector":
+    if isinstance(c, LabelConfig) and c.input == "vector":
         return {"num_classes": c.classes + (c.dropout > 0)}, None, 0
-    concat = {Semantic: lambda: c.channels, LowRes: lambda: 3, Masked: lambda: z_channels + 1}
+    concat = {SemanticConfig: lambda: c.channels, LowResConfig: lambda: 3, MaskedConfig: lambda: z_channels + 1}
     if type(c) in concat:
         return {}, None, concat[type(c)]()
     return {}, c.dim, 0
@@ -158,9 +158,9 @@ def _condition(c: Any, factor: int) -> Config:
         _refuse("mask_padding=true: its text encoder reads padding as any other word (train with mask_padding=false)")
     if getattr(c, "every_pixel", False):
         _refuse("every_pixel=true: its inpainting sees one pixel of the mask for each cell")
-    if isinstance(c, (Text, Layout)) and (c.heads, c.head_dim) != (8, 64):
+    if isinstance(c, (TextConfig, LayoutConfig)) and (c.heads, c.head_dim) != (8, 64):
         _refuse(f"a text encoder with {c.heads} heads of {c.head_dim} (it always has 8 of 64)")
-    if isinstance(c, Label) and c.door == "vector":
+    if isinstance(c, LabelConfig) and c.input == "vector":
         return _stage("adm", "class_label", "torch.nn.Identity", {}, False)
     return CONDITIONS[type(c)](c, factor)
 
@@ -171,25 +171,25 @@ def _stage(key: str, field: str, target: str, params: Config, trainable: bool = 
     return about | {"cond_stage_config": stage}
 
 
-def _bert(c: Text | Layout, length: int, **more: Any) -> Config:
+def _bert(c: TextConfig | LayoutConfig, length: int, **more: Any) -> Config:
     return {"n_embed": c.dim, "n_layer": c.depth, "vocab_size": c.vocab_size, "max_seq_len": length} | more
 
 
 MODULES = "ldm.modules.encoders.modules"
 CONDITIONS = {
-    Text: lambda c, factor: _stage("crossattn", "caption", f"{MODULES}.BERTEmbedder", _bert(c, c.length)),
-    Layout: lambda c, factor: _stage(
+    TextConfig: lambda c, factor: _stage("crossattn", "caption", f"{MODULES}.BERTEmbedder", _bert(c, c.length)),
+    LayoutConfig: lambda c, factor: _stage(
         "crossattn", "coordinates_bbox", f"{MODULES}.BERTEmbedder",
-        _bert(c, 3 * c.objects + 2 * c.whole, use_tokenizer=False),
+        _bert(c, 3 * c.objects + 2 * c.whole_image_tokens, use_tokenizer=False),
     ),
-    Label: lambda c, factor: _stage(
+    LabelConfig: lambda c, factor: _stage(
         "crossattn", "class_label", f"{MODULES}.ClassEmbedder",
         {"embed_dim": c.dim, "n_classes": c.classes + (c.dropout > 0), "key": "class_label"},
     ),
-    Semantic: lambda c, factor: _stage(
+    SemanticConfig: lambda c, factor: _stage(
         "concat", "segmentation", f"{MODULES}.SpatialRescaler",
         {"n_stages": factor.bit_length() - 1, "in_channels": c.classes, "out_channels": c.channels},
     ),
-    LowRes: lambda c, factor: _stage("concat", "LR_image", "torch.nn.Identity", {}, False),
-    Masked: lambda c, factor: _stage("concat", "masked_image", "__is_first_stage__", {}, False),
+    LowResConfig: lambda c, factor: _stage("concat", "LR_image", "torch.nn.Identity", {}, False),
+    MaskedConfig: lambda c, factor: _stage("concat", "masked_image", "__is_first_stage__", {}, False),
 }  # fmt: skip

@@ -10,14 +10,14 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
 from latentdiff.config import UserError, read_recipe
 from latentdiff.convert.compvis import key_map
-from latentdiff.convert.compvis.config import Original
+from latentdiff.convert.compvis.model_config import Original
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 SCALES = {"txt2img-1p4B-eval": 0.18215, "lsun_churches256": None, "lsun_churches-ldm-kl-8": None}  # others: 1
 NETWORKS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of a first stage
-Shapes = dict[str, list[int]]
+ShapesConfig = dict[str, list[int]]
 
 
 def recognise(state: dict[str, Tensor]) -> Original:
@@ -45,21 +45,21 @@ def _names(stage: str) -> list[str]:
     return sorted(path.stem for path in RECIPES.glob(f"{stage}/paper/*.py"))
 
 
-def _fits(wanted: Shapes, shapes: Shapes, prefixes: tuple[str, ...]) -> bool:
+def _fits(wanted: ShapesConfig, shapes: ShapesConfig, prefixes: tuple[str, ...]) -> bool:
     """Whether all that is wanted is there, in its shape, and the parts with these prefixes have no more."""
     mine = {name for name in shapes if name.startswith(prefixes) and ".to_logits." not in name}
     return mine <= wanted.keys() and all(shapes.get(name) == shape for name, shape in wanted.items())
 
 
 @cache
-def _one_shapes(name: str) -> Shapes:
+def _one_shapes(name: str) -> ShapesConfig:
     with torch.device("meta"):
         network = Autoencoder(_stage_one(name).autoencoder)
     return {name: list(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 @cache
-def _two_shapes(name: str) -> Shapes:
+def _two_shapes(name: str) -> ShapesConfig:
     recipe, first_stage = _stage_two(name)
     tokenizer = CaptionTokenizer(wordpiece(SPECIALS), 77)
     with torch.device("meta"):

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from latentdiff import config, load
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.conditioning.label import Label
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.label import LabelConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import autoencoder, schedule, text, unet
 from latentdiff.convert.diffusers import folder as folders
+from latentdiff.convert.diffusers import noise_schedule, text_encoder, unet2d, vae
 from latentdiff.convert.diffusers.pipelines import how_to_draw, pipeline_for
 from latentdiff.convert.native import new_folder
 from latentdiff.model import LatentDiffusion
@@ -27,7 +27,7 @@ def export_run(run: str, output: str) -> None:
     recipe, model = runs.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe), load.load_run(folder)
     with new_folder(path) as aside:
         if isinstance(model, Autoencoder):
-            lines = [_write_autoencoder(aside, model, min(size_of(recipe)), autoencoder.STATISTICS)[1]]
+            lines = [_write_autoencoder(aside, model, min(size_of(recipe)), vae.STATISTICS)[1]]
         else:
             lines = _write_diffusion(aside, recipe, model)
     print("\n".join([f"{path}:", *(f"  {line}" for line in lines)]))
@@ -37,14 +37,14 @@ def _write_diffusion(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusi
     """Every part in its folder, and the pipeline's index, or why there is none; a line for each."""
     pipeline = pipeline_for(recipe, model)
     size = tuple(side // model.autoencoder.factor for side in model.size)
-    options, weights = unet.to_theirs(model.unet, size, _class_vectors(recipe, model))
+    options, weights = unet2d.to_theirs(model.unet, size, _class_vectors(recipe, model))
     folders.write(folder / "unet", options, weights)
     index = {"unet": ["diffusers", options["_class_name"]]}
     if model.autoencoder.config.channel_mult:
         index["vqvae"] = _write_autoencoder(folder / "vqvae", model.autoencoder, min(model.size), pipeline.reads)
     index |= _write_text(folder, recipe, model) | _write_scheduler(folder, recipe, pipeline.against)
     lines = [f"{part}: {kind}" for part, (_, kind) in index.items()]
-    if pipeline.against or not schedule.has_name(recipe.schedule):
+    if pipeline.against or not noise_schedule.has_name(recipe.schedule):
         _write_rest(folder, recipe, model)
     if pipeline.against:
         return [*lines, *(f"no {pipeline.kind or 'pipeline'}: {reason}" for reason in pipeline.against)]
@@ -58,31 +58,33 @@ def _class_vectors(recipe: DiffusionRecipe, model: LatentDiffusion) -> Tensor | 
     parts = [
         part
         for part, condition in zip(model.conditioner.parts, recipe.conditions)
-        if isinstance(condition, Label) and condition.door == "vector"
+        if isinstance(condition, LabelConfig) and condition.input == "vector"
     ]
     return parts[0].embedding.weight if len(parts) == 1 else None
 
 
 def _write_autoencoder(folder: Path, model: Autoencoder, size: int, reads: tuple[str, ...]) -> list[str]:
-    options, weights = autoencoder.to_theirs(model, size, reads)
+    options, weights = vae.to_theirs(model, size, reads)
     folders.write(folder, options, weights)
     return ["diffusers", options["_class_name"]]
 
 
 def _write_text(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> Index:
-    i = next((i for i, condition in enumerate(recipe.conditions) if isinstance(condition, Text)), None)
+    i = next((i for i, condition in enumerate(recipe.conditions) if isinstance(condition, TextConfig)), None)
     if i is None:
         return {}
     weights = model.conditioner.parts[i].state_dict()
-    options, weights = text.to_theirs(recipe.conditions[i], weights, model.tokenizer.pad_id)
+    options, weights = text_encoder.to_theirs(recipe.conditions[i], weights, model.tokenizer.pad_id)
     folders.write(folder / "bert", options, weights, stem="model")
-    kind = text.write_tokenizer(folder / "tokenizer", model.tokenizer)
+    kind = text_encoder.write_tokenizer(folder / "tokenizer", model.tokenizer)
     return {"bert": ["latent_diffusion", "LDMBertModel"], "tokenizer": ["transformers", kind]}
 
 
 def _write_scheduler(folder: Path, recipe: DiffusionRecipe, against: list[str]) -> Index:
     try:
-        options = schedule.to_theirs(recipe.schedule, recipe.objective.prediction, recipe.sampling.spacing)
+        options = noise_schedule.to_theirs(
+            recipe.schedule, recipe.objective.prediction, recipe.sampling.timestep_spacing
+        )
     except UserError as error:
         against.append(str(error))
         return {}
@@ -93,7 +95,7 @@ def _write_scheduler(folder: Path, recipe: DiffusionRecipe, against: list[str]) 
 def _write_rest(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusion) -> None:
     """What diffusers' models do not hold, so that the folder becomes the same run again."""
     checkpoint.write_json(folder / folders.OWN, config.to_dict(recipe))
-    texts = [f"conditioner.parts.{i}." for i, c in enumerate(recipe.conditions) if isinstance(c, Text)]
+    texts = [f"conditioner.parts.{i}." for i, c in enumerate(recipe.conditions) if isinstance(c, TextConfig)]
     told = (*texts, "unet.", "autoencoder.")
     state = model.state_dict().items()
     kept = {name: x for name, x in state if name.startswith("unet.vector.") or not name.startswith(told)}

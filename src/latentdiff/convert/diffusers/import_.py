@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from latentdiff import config, load
-from latentdiff.conditioning.spatial import LowRes
-from latentdiff.conditioning.text import Text
+from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import autoencoder, read, unet
 from latentdiff.convert.diffusers import folder as folders
+from latentdiff.convert.diffusers import read, unet2d, vae
 from latentdiff.convert.native import Native, write_run
-from latentdiff.data.degrade import Degrade
+from latentdiff.data.degrade import DegradeConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
@@ -38,13 +38,13 @@ def _model(source: Path, autoencoder: str, vocab: str) -> Native:
     """One model."""
     options = folders.read_json(source / "config.json")
     kind = options.get("_class_name") or options.get("model_type")
-    if kind in autoencoder.READ:
+    if kind in vae.READ:
         return read.autoencoder(source)
-    if kind in (unet.TEXT, unet.PLAIN):
+    if kind in (unet2d.TEXT, unet2d.PLAIN):
         return _unet_alone(source, autoencoder)
     if kind == "ldmbert":
         return _text_alone(source, vocab)
-    known = ", ".join([*autoencoder.READ, unet.TEXT, unet.PLAIN, "LDMBertModel"])
+    known = ", ".join([*vae.READ, unet2d.TEXT, unet2d.PLAIN, "LDMBertModel"])
     raise UserError(
         f"{source} holds a model of the kind {kind}; known are {known}, and the pipelines {', '.join(PIPELINES)}"
     )
@@ -73,7 +73,7 @@ def _text_alone(source: Path, vocab: str) -> Native:
     print("WARNING: the text encoder comes alone; all else is UNTRAINED. Another run starts from it with init=")
     small = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_heads=1, norm_groups=4)
     torch.manual_seed(0)
-    unet = unet.Imported(
+    unet = unet2d.Imported(
         small, UNet(small, 4, 4, text.dim).state_dict(), 4, 4, text.dim, vector_dim=0, table=None, size=None
     )
     noise = ScheduleConfig(), "eps", "trailing"
@@ -93,10 +93,8 @@ def _text_to_image(source: Path) -> Native:
 def _superresolution(source: Path) -> Native:
     unet, scheduler = read.unet(source / "unet"), read.scheduler(source / "scheduler")
     first_stage = read.autoencoder(source / "vqvae", ignore_scale=True)
-    made = (Degrade(scale=read.factor_of(first_stage), kind="bsr"),)
-    return read.assemble(
-        unet, first_stage, read.doors(unet, [(LowRes(), {})]), scheduler, fields=made
-    )
+    made = (DegradeConfig(scale=read.factor_of(first_stage), kind="bsr"),)
+    return read.assemble(unet, first_stage, read.doors(unet, [(LowResConfig(), {})]), scheduler, fields=made)
 
 
 def _unconditional(source: Path) -> Native:
@@ -135,7 +133,7 @@ def _own(source: Path) -> Native:
     first_stage = read.pixels() if pixels else read.autoencoder(source / "vqvae")
     weights, tokenizer = {f"unet.{name}": value for name, value in unet.weights.items()}, None
     for i, condition in enumerate(recipe.conditions):
-        if isinstance(condition, Text):
+        if isinstance(condition, TextConfig):
             _, values, tokenizer = read.text(source / "bert", source / "tokenizer")
             weights |= {f"conditioner.parts.{i}.{name}": value for name, value in values.items()}
     return Native(recipe, weights | checkpoint.read_tensors(source / folders.REST), first_stage, tokenizer)

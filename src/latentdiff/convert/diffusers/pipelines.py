@@ -3,10 +3,10 @@
 from dataclasses import fields
 from typing import NamedTuple
 
-from latentdiff.conditioning.spatial import LowRes
-from latentdiff.conditioning.text import Text
-from latentdiff.convert.diffusers import autoencoder, schedule, text
-from latentdiff.model import LatentDiffusion, Sampling
+from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.text import TextConfig
+from latentdiff.convert.diffusers import text_encoder, vae
+from latentdiff.model import LatentDiffusion, SamplingConfig
 from latentdiff.recipe import DiffusionRecipe
 
 TOLD = ("sampler", "steps", "guidance_scale", "eta", "spacing")  # settings that a call or the scheduler holds
@@ -23,13 +23,13 @@ def pipeline_for(recipe: DiffusionRecipe, model: LatentDiffusion) -> Pipeline:
     """The pipeline of diffusers for these conditions."""
     kinds, (height, width) = [type(condition) for condition in recipe.conditions], model.size
     square = [f"the pictures are {width}x{height}, and it draws squares"] if height != width else []
-    if kinds == [Text]:
+    if kinds == [TextConfig]:
         return Pipeline("LDMTextToImagePipeline", ("scaling_factor",), _against_text(recipe, model) + square)
-    if kinds == [LowRes]:
+    if kinds == [LowResConfig]:
         return Pipeline("LDMSuperResolutionPipeline", (), _against_low_res(model))
     if kinds:
         names = ", ".join(kind.__name__ for kind in kinds)
-        return Pipeline("", autoencoder.STATISTICS, [f"diffusers has none for conditions={names}"])
+        return Pipeline("", vae.STATISTICS, [f"diffusers has none for conditions={names}"])
     if model.autoencoder.config.channel_mult:
         return Pipeline("LDMPipeline", ("scaling_factor",), square)
     moved = bool((model.autoencoder.shift != 0).any() or (model.autoencoder.scale != 1).any())
@@ -40,10 +40,10 @@ def _against_text(recipe: DiffusionRecipe, model: LatentDiffusion) -> list[str]:
     text, factor = recipe.conditions[0], model.autoencoder.factor
     checks = {
         "conditions.0.mask_padding is true, and it masks none": text.mask_padding,
-        f"conditions.0.length is {text.length}, and it pads to {text.LENGTH}": text.length
-        != text.LENGTH,
+        f"conditions.0.max_length is {text.max_length}, and it pads to {text_encoder.LENGTH}": text.max_length
+        != text_encoder.LENGTH,
         f"the latent is {factor} times smaller than the picture, and it wants {FACTOR}": factor != FACTOR,
-        "the tokenizer is not as BERT's": text.vocabulary(model.tokenizer) is None,
+        "the tokenizer is not as BERT's": text_encoder.vocabulary(model.tokenizer) is None,
     }
     return [reason for reason, holds in checks.items() if holds]
 
@@ -58,7 +58,7 @@ def _against_low_res(model: LatentDiffusion) -> list[str]:
     return [reason for reason, holds in checks.items() if holds]
 
 
-def how_to_draw(kind: str, s: Sampling, timesteps: int) -> list[str]:
+def how_to_draw(kind: str, s: SamplingConfig, timesteps: int) -> list[str]:
     """The call that draws as the run's own settings do, and what of them diffusers' pipeline does otherwise."""
     call = f"num_inference_steps={s.steps}, eta={s.eta:g}"
     if kind == "LDMTextToImagePipeline":
@@ -67,7 +67,7 @@ def how_to_draw(kind: str, s: Sampling, timesteps: int) -> list[str]:
         call = f"image, {call}"
     differs = {
         f"sampler={s.sampler}, where it has ddim": s.sampler != "ddim",
-        f"spacing={s.spacing}, where it has trailing": s.spacing not in schedule.GRIDS,
+        f"timestep_spacing={s.timestep_spacing}, where it has trailing": s.timestep_spacing not in noise_schedule.GRIDS,
         f"steps={s.steps}, which does not divide the {timesteps} timesteps": timesteps % s.steps != 0,
     } | {f"{f.name}={getattr(s, f.name)}": getattr(s, f.name) != f.default for f in fields(s) if f.name not in TOLD}
     told = [what for what, holds in differs.items() if holds]

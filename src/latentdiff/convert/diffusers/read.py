@@ -6,24 +6,24 @@ from pathlib import Path
 import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import Identity
-from latentdiff.conditioning.precomputed import Given
-from latentdiff.conditioning.label import Label
-from latentdiff.conditioning.spatial import LowRes
-from latentdiff.conditioning.text import Text
+from latentdiff.autoencoder.bottleneck import IdentityConfig
+from latentdiff.conditioning.label import LabelConfig
+from latentdiff.conditioning.precomputed import PrecomputedConfig
+from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import autoencoder, schedule, text, unet
 from latentdiff.convert.diffusers import folder as folders
+from latentdiff.convert.diffusers import noise_schedule, text_encoder, unet2d, vae
 from latentdiff.convert.diffusers.folder import Weights
 from latentdiff.convert.native import Native
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, load_tokenizer, wordpiece
 from latentdiff.diffusion.schedule import ScheduleConfig
-from latentdiff.model import Objective, Sampling
+from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe
 
 Conditions = list[tuple[Condition, Weights]]
-PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity())
+PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
 STAND_IN = AutoencoderConfig(
     channels=8, channel_mult=(1, 1, 1, 1), num_res_blocks=1, mid_attention=False, norm_groups=4
 )
@@ -35,9 +35,9 @@ def autoencoder(source: Path, ignore_scale: bool = False) -> Native:
     if ignore_scale:
         options["scaling_factor"] = 1.0
     elif "scaling_factor" not in options:
-        default = autoencoder.SHARED["scaling_factor"]
+        default = vae.SHARED["scaling_factor"]
         print(f"{source / 'config.json'} has no scaling_factor; {default} is taken, as diffusers does")
-    made = autoencoder.from_theirs(options, folders.read_weights(source))
+    made = vae.from_theirs(options, folders.read_weights(source))
     return _first_stage(made.config, made.weights, made.size)
 
 
@@ -53,20 +53,20 @@ def stand_in(z_channels: int) -> Native:
 
 
 def _first_stage(made: AutoencoderConfig, weights: Weights, size: int) -> Native:
-    recipe = AutoencoderRecipe(data=Folder(path="", size=size), autoencoder=made, discriminator=None)
+    recipe = AutoencoderRecipe(data=FolderConfig(path="", size=size), autoencoder=made, discriminator=None)
     return Native(recipe, weights)
 
 
-def unet(source: Path) -> unet.Imported:
-    return unet.from_theirs(folders.read_json(source / "config.json"), folders.read_weights(source))
+def unet(source: Path) -> unet2d.Imported:
+    return unet2d.from_theirs(folders.read_json(source / "config.json"), folders.read_weights(source))
 
 
-def text(source: Path, tokenizers: Path | None, vocab: str = "") -> tuple[Text, Weights, CaptionTokenizer]:
+def text(source: Path, tokenizers: Path | None, vocab: str = "") -> tuple[TextConfig, Weights, CaptionTokenizer]:
     """The text encoder, and its tokenizer from a folder or a vocab.txt."""
     options = folders.read_json(source / "config.json")
-    made, weights = text.from_theirs(options, folders.read_weights(source))
+    made, weights = text_encoder.from_theirs(options, folders.read_weights(source))
     if vocab or tokenizers:
-        loaded = load_tokenizer(vocab) if vocab else text.read_tokenizer(tokenizers)
+        loaded = load_tokenizer(vocab) if vocab else text_encoder.read_tokenizer(tokenizers)
     else:
         print("WARNING: the text encoder has no tokenizer; prompts mean NOTHING to it. --vocab vocab.txt gives it one")
         numbers = [f"[unused{i}]" for i in range(len(SPECIALS), made.vocab_size)]
@@ -85,16 +85,20 @@ def scheduler(source: Path) -> tuple[ScheduleConfig, str, str]:
     if not path.is_file():
         print(f"there is no {path}: the noise schedule is taken to be that of Stable Diffusion 1, with prediction eps")
         return ScheduleConfig(), "eps", "trailing"
-    schedule, prediction, spacing, notes = schedule.from_theirs(folders.read_json(path))
+    schedule, prediction, spacing, notes = noise_schedule.from_theirs(folders.read_json(path))
     if notes:
         print(f"drawing here differs from diffusers' in what {path} says of it: {', '.join(notes)}")
     return schedule, prediction, spacing
 
 
-def doors(made: unet.Imported, conditions: Conditions) -> Conditions:
+def doors(made: unet2d.Imported, conditions: Conditions) -> Conditions:
     """The conditions, and one for what else goes into the U-Net."""
-    text = next((condition for condition, _ in conditions if isinstance(condition, Text)), None)
-    extra = made.in_channels - made.out_channels - 3 * any(isinstance(condition, LowRes) for condition, _ in conditions)
+    text = next((condition for condition, _ in conditions if isinstance(condition, TextConfig)), None)
+    extra = (
+        made.in_channels
+        - made.out_channels
+        - 3 * any(isinstance(condition, LowResConfig) for condition, _ in conditions)
+    )
     if text is not None and text.dim != made.context_dim:
         raise UserError(
             f"the text encoder has d_model={text.dim}, but the U-Net cross_attention_dim={made.context_dim}"
@@ -105,17 +109,17 @@ def doors(made: unet.Imported, conditions: Conditions) -> Conditions:
             f"channels for its condition"
         )
     if made.context_dim and text is None:
-        conditions = [*conditions, (Given("context", made.context_dim), {})]
+        conditions = [*conditions, (PrecomputedConfig("context", made.context_dim), {})]
     if extra:
-        conditions = [*conditions, (Given("concat", extra), {})]
+        conditions = [*conditions, (PrecomputedConfig("concat", extra), {})]
     if made.table is not None:
-        label = Label(classes=len(made.table), dim=made.vector_dim, dropout=0.0, door="vector")
+        label = LabelConfig(classes=len(made.table), dim=made.vector_dim, dropout=0.0, input="vector")
         return [*conditions, (label, {"embedding.weight": made.table})]
-    return [*conditions, (Given("vector", made.vector_dim), {})] if made.vector_dim else conditions
+    return [*conditions, (PrecomputedConfig("vector", made.vector_dim), {})] if made.vector_dim else conditions
 
 
 def assemble(
-    made: unet.Imported, first_stage: Native, conditions: Conditions, noise: tuple[ScheduleConfig, str, str],
+    made: unet2d.Imported, first_stage: Native, conditions: Conditions, noise: tuple[ScheduleConfig, str, str],
     tokenizer: CaptionTokenizer | None = None, **others: object,
 ) -> Native:  # fmt: skip
     """A diffusion run of its parts; noise: what `scheduler` gave."""
@@ -128,12 +132,12 @@ def assemble(
     schedule, prediction, spacing = noise
     guided = any(getattr(condition, "dropout", 0) > 0 for condition, _ in conditions)
     recipe = DiffusionRecipe(
-        data=Folder(path="", size=height, width=width if width != height else 0),
+        data=FolderConfig(path="", size=height, width=width if width != height else 0),
         conditions=tuple(condition for condition, _ in conditions),
         unet=made.config,
         schedule=schedule,
-        objective=Objective(prediction=prediction),
-        sampling=Sampling("ddim", steps=50, guidance_scale=5.0 if guided else 1.0, spacing=spacing),
+        objective=ObjectiveConfig(prediction=prediction),
+        sampling=SamplingConfig("ddim", steps=50, guidance_scale=5.0 if guided else 1.0, timestep_spacing=spacing),
         **others,
     )
     weights = {f"unet.{name}": value for name, value in made.weights.items()}

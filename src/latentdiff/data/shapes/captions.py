@@ -23,8 +23,8 @@ FRAMES = ("{things} on a {background} background", "on a {background} background
 
 def caption(scene: Scene, key: int | None = None) -> str:
     """The scene in words; the canonical caption without a key and for half of the keys, which names all there is."""
-    rng = random.Random(rng.key(key or 0, "caption"))
-    choose = rng.choice if key is not None and rng.random() < 0.5 else operator.itemgetter(0)
+    generator = random.Random(rng.key(key or 0, "caption"))
+    choose = generator.choice if key is not None and generator.random() < 0.5 else operator.itemgetter(0)
     sizes = choose(SIZE_WORDS)
     names = [_with_article(f"{sizes[t.size]}{t.colour} {t.kind}") for t in scene.things]
     if len(names) == 2:
@@ -41,7 +41,7 @@ def _with_article(name: str) -> str:
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
-class Wanted(NamedTuple):
+class SampleSpec(NamedTuple):
     """What a caption names; None where it is silent. With a relation there are two things."""
 
     things: tuple[tuple[str | None, str, str], ...]  # (size, colour, kind)
@@ -56,7 +56,7 @@ JOINT = re.compile(rf" ({'|'.join(RELATION_OF)}|and) |, ")
 GROUND = re.compile(rf"^on an? ({'|'.join(BACKGROUNDS)}) background,? | on an? ({'|'.join(BACKGROUNDS)}) background$")
 
 
-def parse(caption: str) -> Wanted:
+def parse(caption: str) -> SampleSpec:
     """What a caption in any of the data's wordings asks for; UserError when it is none of them."""
     text = caption.strip().lower().rstrip(".")
     ground = GROUND.search(text)
@@ -66,4 +66,4 @@ def parse(caption: str) -> Wanted:
     if not all(found) or len(found) > 3 or (where and len(found) != 2):
         raise UserError(f"caption {caption!r} cannot be read; one like 'a large red star on a gray background' can")
     things = tuple((SIZE_OF.get(match[1]), match[2], match[3]) for match in found)
-    return Wanted(things, where[0] if where else None, (ground[1] or ground[2]) if ground else None)
+    return SampleSpec(things, where[0] if where else None, (ground[1] or ground[2]) if ground else None)

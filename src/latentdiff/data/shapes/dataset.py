@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Shapes:
+class ShapesConfig:
     """Drawn scenes: kinds, colours, sizes, places, backgrounds."""
 
     height: int = 32  # of the pictures in pixels, at least 32
@@ -41,7 +41,7 @@ class Shapes:
 class ShapesDataset:
     """The scenes of one split: train, val or test."""
 
-    def __init__(self, config: Shapes, split: str = "train") -> None:
+    def __init__(self, config: ShapesConfig, split: str = "train") -> None:
         _check(config)
         assert split in SPLITS, f"split is {split!r}; there are {', '.join(SPLITS)}"
         self.config, self.split = config, split
@@ -54,9 +54,9 @@ class ShapesDataset:
         return f"{self.split}-{i:06d}"
 
     def scene(self, i: int) -> Scene:
-        rng = random.Random(rng.key(self.config.seed, "shapes", self.split, i))
-        count = 1 + int(rng.random() * self.config.max_objects)
-        return random_scene(self.config, [_pairs(self.config, False)] * count, rng)
+        generator = random.Random(rng.key(self.config.seed, "shapes", self.split, i))
+        count = 1 + int(generator.random() * self.config.max_objects)
+        return random_scene(self.config, [_pairs(self.config, False)] * count, generator)
 
     def record(self, i: int, key: int) -> dict:
         """id, caption, label (kind of the largest object), boxes float32 [n, 5]: x0 y0 x1 y1 (in 0..1) kind.
@@ -94,7 +94,7 @@ class ShapesDataset:
 
 
 def prompts(
-    config: Shapes, count: int, seed: int, objects: tuple[int, ...] = (1, 2), left_out: bool = False
+    config: ShapesConfig, count: int, seed: int, objects: tuple[int, ...] = (1, 2), left_out: bool = False
 ) -> list[str]:
     """Canonical captions of scenes with a seed of their own, as many of each number of objects (at most max_objects).
 
@@ -103,32 +103,34 @@ def prompts(
     _check(config)
     captions = []
     for i in range(count):
-        rng = random.Random(rng.key(seed, "prompts", i))
+        generator = random.Random(rng.key(seed, "prompts", i))
         pairs = [_pairs(config, False)] * min(objects[i % len(objects)], config.max_objects)
         if left_out:
-            pairs[int(rng.random() * len(pairs))] = _pairs(config, True)
-        captions.append(caption(random_scene(config, pairs, rng)))
+            pairs[int(generator.random() * len(pairs))] = _pairs(config, True)
+        captions.append(caption(random_scene(config, pairs, generator)))
     return captions
 
 
-def random_scene(config: Shapes, pairs: list[list[tuple[str, str]]], rng: random.Random) -> Scene:
+def random_scene(config: ShapesConfig, pairs: list[list[tuple[str, str]]], generator: random.Random) -> Scene:
     """A scene with one object for each list of (colour, kind) pairs that it may have."""
-    background = rng.choice(tuple(BACKGROUNDS))
-    looks = [(*rng.choice(options), rng.choice(tuple(SIZES))) for options in pairs]
+    background = generator.choice(tuple(BACKGROUNDS))
+    looks = [(*generator.choice(options), generator.choice(tuple(SIZES))) for options in pairs]
     while True:
-        things = [_thing(config, *look, rng) for look in looks]
+        things = [_thing(config, *look, generator) for look in looks]
         if len(things) == 2:
-            return Scene(background, _related(config, things, rng.choice(RELATIONS), rng))
+            return Scene(background, _related(config, things, generator.choice(RELATIONS), generator))
         if _apart(config, things):
             return Scene(background, tuple(things))
-        looks = [(colour, kind, rng.choice(tuple(SIZES))) for colour, kind, _ in looks]  # three large ones rarely fit
+        looks = [
+            (colour, kind, generator.choice(tuple(SIZES))) for colour, kind, _ in looks
+        ]  # three large ones rarely fit
 
 
-def _pairs(config: Shapes, left_out: bool) -> list[tuple[str, str]]:
+def _pairs(config: ShapesConfig, left_out: bool) -> list[tuple[str, str]]:
     return [(c, k) for c in COLOURS for k in config.kinds if ((c, k) in LEFT_OUT) == left_out]
 
 
-def _check(config: Shapes) -> None:
+def _check(config: ShapesConfig) -> None:
     for name in ("height", "width"):
         if getattr(config, name) < 32:
             raise UserError(f"data.{name} is {getattr(config, name)}; shapes can be told apart from 32 pixels on")
@@ -147,20 +149,20 @@ def _check(config: Shapes) -> None:
 # ---- places; lengths are in pixels
 
 
-def _thing(config: Shapes, colour: str, kind: str, size: str, rng: random.Random) -> Thing:
+def _thing(config: ShapesConfig, colour: str, kind: str, size: str, generator: random.Random) -> Thing:
     """An object of about that size, anywhere in the picture."""
-    radius = min(config.height, config.width) * SIZES[size] * (1 + JITTER * (2 * rng.random() - 1))
-    x, y = (_place(config, radius, kind, axis, rng) for axis in (0, 1))
+    radius = min(config.height, config.width) * SIZES[size] * (1 + JITTER * (2 * generator.random() - 1))
+    x, y = (_place(config, radius, kind, axis, generator) for axis in (0, 1))
     return Thing(kind, colour, size, x, y, radius)
 
 
-def _place(config: Shapes, radius: float, kind: str, axis: int, rng: random.Random) -> float:
+def _place(config: ShapesConfig, radius: float, kind: str, axis: int, generator: random.Random) -> float:
     """A random x (axis 0) or y (axis 1) that keeps the object a margin away from the edges."""
     low = min(config.height, config.width) * MARGIN + radius * KINDS[kind][1][axis]
-    return low + rng.random() * ((config.width, config.height)[axis] - 2 * low)
+    return low + generator.random() * ((config.width, config.height)[axis] - 2 * low)
 
 
-def _apart(config: Shapes, things: list[Thing]) -> bool:
+def _apart(config: ShapesConfig, things: list[Thing]) -> bool:
     """Whether all bounding boxes keep the gap."""
     gap, boxes = min(config.height, config.width) * GAP, [thing.box() for thing in things]
     return all(
@@ -168,17 +170,17 @@ def _apart(config: Shapes, things: list[Thing]) -> bool:
     )
 
 
-def _related(config: Shapes, things: list[Thing], where: str, rng: random.Random) -> tuple[Thing, ...]:
+def _related(config: ShapesConfig, things: list[Thing], where: str, generator: random.Random) -> tuple[Thing, ...]:
     """Two objects moved so that the first is clearly `where` of the second: across at most half as far as along."""
     along = int(where in ("above", "below"))  # the axis: 0 is x, 1 is y
     forth = where in ("above", "left of")
     pair = things if forth else things[::-1]  # the upper or left one first
     side, half = min(config.height, config.width), [thing.radius * KINDS[thing.kind][1][along] for thing in pair]
     slack = (config.width, config.height)[along] - 2 * sum(half) - side * (2 * MARGIN + GAP)
-    near, far = sorted((rng.random() * slack, rng.random() * slack))
+    near, far = sorted((generator.random() * slack, generator.random() * slack))
     starts = near + side * MARGIN + half[0], far + side * (MARGIN + GAP) + 2 * half[0] + half[1]
     while True:
-        places = [_place(config, thing.radius, thing.kind, 1 - along, rng) for thing in pair]
+        places = [_place(config, thing.radius, thing.kind, 1 - along, generator) for thing in pair]
         if abs(places[0] - places[1]) <= (starts[1] - starts[0]) / 2:
             break
     names = "xy"[along], "yx"[along]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from latentdiff.data.shapes.captions import Wanted, parse
+from latentdiff.data.shapes.captions import SampleSpec, parse
 from latentdiff.data.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -177,7 +177,7 @@ def prompt_accuracy(images: Iterable[np.ndarray | Tensor], captions: Sequence[st
 VERDICTS = ("count", "colour", "kind", "size", "relation", "background", "clean", "all")
 
 
-def verdict(image: np.ndarray | Tensor, wanted: Wanted) -> dict[str, bool]:
+def verdict(image: np.ndarray | Tensor, wanted: SampleSpec) -> dict[str, bool]:
     """Which of the attributes that are wanted are right; colour, kind, size and relation need the right count."""
     picture = _picture(image)
     scene = look(picture)
@@ -193,7 +193,7 @@ def verdict(image: np.ndarray | Tensor, wanted: Wanted) -> dict[str, bool]:
     return result | {"all": all(result.values())}
 
 
-def _compare(things: tuple[Thing, ...], wanted: Wanted) -> dict[str, bool]:
+def _compare(things: tuple[Thing, ...], wanted: SampleSpec) -> dict[str, bool]:
     """The attributes of objects in the order in which they are wanted."""
     pairs = list(zip(things, wanted.things))
     return {

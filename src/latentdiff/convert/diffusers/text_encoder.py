@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from latentdiff.conditioning.text import Text, TextCondition
+from latentdiff.conditioning.text import TextCondition, TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.diffusers import folder as folders
 from latentdiff.convert.diffusers.folder import Options, Place, Weights
@@ -39,18 +39,18 @@ LENGTH = 77  # tokens that the pipeline pads to
 # ---- the encoder
 
 
-def from_theirs(config: Options, state: Weights) -> tuple[Text, Weights]:
+def from_theirs(config: Options, state: Weights) -> tuple[TextConfig, Weights]:
     """config.json and weights of an LDMBertModel -> our condition and its weights, but for the tokens of ""."""
     o = folders.options(config, READ, FIXED, IGNORED)
     if o["encoder_ffn_dim"] != 4 * o["d_model"]:
         raise UserError(f"LDMBertModel has encoder_ffn_dim={o['encoder_ffn_dim']}; it must be four times d_model, "
                         f"{4 * o['d_model']}")  # fmt: skip
-    text = Text(
+    text = TextConfig(
         dim=o["d_model"],
         depth=o["encoder_layers"],
         heads=o["encoder_attention_heads"],
         head_dim=o["head_dim"],
-        length=o["max_position_embeddings"],
+        max_length=o["max_position_embeddings"],
         vocab_size=o["vocab_size"],
         mask_padding=False,  # the pipeline gives no mask
     )
@@ -60,11 +60,11 @@ def from_theirs(config: Options, state: Weights) -> tuple[Text, Weights]:
     return text, folders.from_theirs(read, _places(network), shapes, "LDMBertModel")
 
 
-def to_theirs(text: Text, weights: Weights, pad_id: int) -> tuple[Options, Weights]:
+def to_theirs(text: TextConfig, weights: Weights, pad_id: int) -> tuple[Options, Weights]:
     """config.json and weights of an LDMBertModel, with a to_logits of zeros, since it wants one."""
     options = {
         "architectures": ["LDMBertModel"], "model_type": "ldmbert", "vocab_size": text.vocab_size,
-        "max_position_embeddings": text.length, "encoder_layers": text.depth, "num_hidden_layers": text.depth,
+        "max_position_embeddings": text.max_length, "encoder_layers": text.depth, "num_hidden_layers": text.depth,
         "encoder_ffn_dim": 4 * text.dim, "encoder_attention_heads": text.heads, "head_dim": text.head_dim,
         "d_model": text.dim, "activation_function": "gelu", "pad_token_id": pad_id, "dropout": 0.0,
     }  # fmt: skip
@@ -73,9 +73,9 @@ def to_theirs(text: Text, weights: Weights, pad_id: int) -> tuple[Options, Weigh
     return options, folders.to_theirs(weights, _places(_network(text))) | logits
 
 
-def _network(text: Text) -> nn.Module:
+def _network(text: TextConfig) -> nn.Module:
     with torch.device("meta"):
-        return TextCondition(text, 0, torch.zeros(text.length, dtype=torch.long))
+        return TextCondition(text, 0, torch.zeros(text.max_length, dtype=torch.long))
 
 
 def _places(network: nn.Module) -> dict[str, Place]:

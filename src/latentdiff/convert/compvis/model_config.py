@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL, VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig, VQConfig
 from latentdiff.config import UserError
 from latentdiff.convert.compvis.conditions import Task, task_of
 from latentdiff.convert.compvis.options import Options
 from latentdiff.convert.compvis.unet import unet_of
-from latentdiff.data.folder import Folder
+from latentdiff.data.folder import FolderConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
-from latentdiff.model import Objective, Sampling
+from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training.settings import Train
+from latentdiff.training.settings import TrainConfig
 
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine"}  # theirs -> ours
 WHOLE = ("LatentDiffusion", "DDPM")
-PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity())
+PIXELS = AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
 
 
 class Original(NamedTuple):
@@ -61,7 +61,7 @@ def _stage_one(model: Options, others: tuple[str, ...] = ()) -> AutoencoderRecip
         raise UserError(f"{model.where}.target is {model.target()}; known are {', '.join(known)}")
     config, size = FIRST_STAGES[model.target()](model.part("params", {}))
     base = AutoencoderRecipe(autoencoder=config)
-    return replace(base, data=Folder(size=size), train=replace(base.train, ema=0.0))
+    return replace(base, data=FolderConfig(size=size), train=replace(base.train, ema_decay=0.0))
 
 
 def _networks(params: Options) -> tuple[AutoencoderConfig, int]:
@@ -93,14 +93,14 @@ def _kl(params: Options) -> tuple[AutoencoderConfig, int]:
     params.part("ddconfig").same("double_z", True, True)
     config, size = _networks(params)
     weight = params.part("lossconfig", {}).part("params", {}).number("kl_weight", 1.0)
-    return replace(config, bottleneck=KL(weight=weight)), size
+    return replace(config, bottleneck=KLConfig(weight=weight)), size
 
 
 def _vq(params: Options) -> tuple[AutoencoderConfig, int]:
     params.part("ddconfig").same("double_z", False, True)
     config, size = _networks(params)
     weight = params.part("lossconfig", {}).part("params", {}).number("codebook_weight", 1.0)
-    return replace(config, bottleneck=VQ(params.integer("n_embed"), weight=weight, revive_after=0)), size
+    return replace(config, bottleneck=VQConfig(params.integer("n_embed"), weight=weight, reset_after=0)), size
 
 
 def _pixels(params: Options) -> tuple[AutoencoderConfig, int]:
@@ -126,17 +126,17 @@ def _stage_two(model: Options, kind: str) -> Original:
     unet, new_order = unet_of(given, task, config.z_channels)
     size = _size(params, given, factor)
     recipe = DiffusionRecipe(
-        data=Folder(size=size[0], width=0 if size[0] == size[1] else size[1]),
-        fields=task.fields,
+        data=FolderConfig(size=size[0], width=0 if size[0] == size[1] else size[1]),
+        derived_fields=task.fields,
         conditions=task.conditions,
         unet=unet,
         schedule=_schedule(params),
-        objective=Objective(
+        objective=ObjectiveConfig(
             prediction=params.choice("parameterization", ("eps", "x0"), "eps"),
             loss=params.choice("loss_type", ("l2", "l1"), "l2"),
         ),
-        train=Train(clip=0.0, ema=0.9999 if params.get("use_ema", True) else 0.0),
-        sampling=Sampling(guidance_scale=4.0 if _can_hide(task) else 1.0),
+        train=TrainConfig(grad_clip=0.0, ema_decay=0.9999 if params.get("use_ema", True) else 0.0),
+        sampling=SamplingConfig(guidance_scale=4.0 if _can_hide(task) else 1.0),
     )
     scale = None if params.get("scale_by_std", False) else params.number("scale_factor", 1.0)
     return Original(first_stage, recipe, scale, new_order)

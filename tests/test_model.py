@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import latentdiff
-from latentdiff import build, rng, recipe
+from latentdiff import build, recipe, rng
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.label import Label, LabelCondition
+from latentdiff.conditioning.label import LabelCondition, LabelConfig
 from latentdiff.config import UserError
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.model import LatentDiffusion, Noise, Objective, Sampling
+from latentdiff.model import LatentDiffusion, Noise, ObjectiveConfig, SamplingConfig
 from latentdiff.training import checkpoint
 
 TINY = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), num_heads=2, norm_groups=4)
@@ -24,10 +24,12 @@ SHAPE = (2, 4, 4)
 def model(prediction="eps", dropout=0.1, **objective):
     """Latents [2, 4, 4], a label of five classes."""
     torch.manual_seed(0)
-    conditioner = Conditioner([LabelCondition(Label(classes=5, dim=8, dropout=dropout))])
+    conditioner = Conditioner([LabelCondition(LabelConfig(classes=5, dim=8, dropout=dropout))])
     kind = KINDS[prediction]
     schedule = Schedule(ScheduleConfig(kind=kind) if kind == "flow" else ScheduleConfig())
-    made = LatentDiffusion(conditioner, UNet(TINY, 2, 2, 8), schedule, Objective(prediction=prediction, **objective))
+    made = LatentDiffusion(
+        conditioner, UNet(TINY, 2, 2, 8), schedule, ObjectiveConfig(prediction=prediction, **objective)
+    )
     for p in made.parameters():  # so that zero-initialised layers pass something on
         torch.nn.init.normal_(p, std=0.1)
     return made.eval()
@@ -106,16 +108,18 @@ def test_drops_follow_each_parts_dropout():
 def test_unknown_objectives_are_refused():
     for change in ({"loss": "l3"}, {"timesteps": "late"}):
         with pytest.raises(UserError, match="objective"):
-            Objective(**change)
+            ObjectiveConfig(**change)
     with pytest.raises(UserError, match="eps, x0, v, flow"):
-        LatentDiffusion(Conditioner([]), None, Schedule(ScheduleConfig()), Objective(prediction="wild"))
+        LatentDiffusion(Conditioner([]), None, Schedule(ScheduleConfig()), ObjectiveConfig(prediction="wild"))
 
 
 # ---- drawing
 
 
 def drawn(made, seeds, labels, negative=None, **settings):
-    *_, z = made.draw({"label": torch.tensor(labels)}, seeds, SHAPE, Sampling(**({"steps": 4} | settings)), negative)
+    *_, z = made.draw(
+        {"label": torch.tensor(labels)}, seeds, SHAPE, SamplingConfig(**({"steps": 4} | settings)), negative
+    )
     return z
 
 
@@ -129,7 +133,7 @@ def test_a_picture_is_the_same_in_any_batch(sampler):
 
 def test_every_step_yields_a_guess():
     made = model()
-    guesses = list(made.draw({"label": torch.tensor([1])}, [0], SHAPE, Sampling(steps=5)))
+    guesses = list(made.draw({"label": torch.tensor([1])}, [0], SHAPE, SamplingConfig(steps=5)))
     assert len(guesses) == 5 and not torch.equal(guesses[0], guesses[-1])
 
 
@@ -151,7 +155,7 @@ def test_a_negative_condition_replaces_the_hidden_one():
 
 def test_every_picture_may_have_a_scale_of_its_own():
     made = model()
-    *_, both = made.draw({"label": torch.tensor([2, 2])}, [0, 0], SHAPE, Sampling(steps=2), scales=[1.0, 5.0])
+    *_, both = made.draw({"label": torch.tensor([2, 2])}, [0, 0], SHAPE, SamplingConfig(steps=2), scales=[1.0, 5.0])
     for z, scale in zip(both, (1.0, 5.0)):
         assert torch.allclose(z, drawn(made, [0], [2], steps=2, guidance_scale=scale)[0], atol=1e-4)
 
@@ -208,11 +212,11 @@ def test_weights_in_the_type_of_the_products_draw_the_same_bits():
     def half():
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             given = {"label": torch.tensor([1, 3])}
-            return list(made.draw(given, [5, 6], SHAPE, Sampling(steps=4, guidance_scale=2.0)))[-1]
+            return list(made.draw(given, [5, 6], SHAPE, SamplingConfig(steps=4, guidance_scale=2.0)))[-1]
 
     before = half()
-    assert made.lowered(torch.float32) is made and torch.equal(half(), before)
-    made.lowered(torch.bfloat16)
+    assert made.cast_weights(torch.float32) is made and torch.equal(half(), before)
+    made.cast_weights(torch.bfloat16)
     assert {p.dtype for p in made.unet.parameters()} == {torch.float32, torch.bfloat16}
     assert guide.unet.conv_out.weight.dtype == torch.bfloat16
     assert torch.equal(half(), before) and before.dtype == torch.float32
@@ -291,10 +295,10 @@ def test_statistics_of_the_frozen_autoencoder_are_checked_against_the_data(loade
         said.clear()
         build.choose_statistics(r, autoencoder, measured, said.append)
         assert len(said) == words
-    assert "1.41" in said[0] and "autoencoder.statistics=data" in said[0]
+    assert "1.41" in said[0] and "autoencoder.latent_stats=data" in said[0]
 
 
 def test_the_settings_of_the_recipe_are_the_runs_own(loaded):
-    assert loaded.sampling == Sampling(steps=4, guidance_scale=2.0)
+    assert loaded.sampling == SamplingConfig(steps=4, guidance_scale=2.0)
     default = loaded.sample("a star", seed=1)
     assert torch.equal(default, loaded.sample("a star", seed=1, **vars(replace(loaded.sampling))))

@@ -64,7 +64,7 @@ def to_theirs(schedule: ScheduleConfig, prediction: str, spacing: str) -> Option
 
 def has_name(schedule: ScheduleConfig) -> bool:
     """Whether diffusers has a name for it; others are told as their betas, from which they cannot be told again."""
-    plain = schedule.shift == 1 and (schedule.kind != "cosine" or schedule.cosine_s == ScheduleConfig.cosine_s)
+    plain = schedule.snr_shift == 1 and (schedule.kind != "cosine" or schedule.cosine_s == ScheduleConfig.cosine_s)
     return plain and schedule.kind in KINDS
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data import tar_shards, tar_index
-from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.image import BadPicture
-from latentdiff.data.tar import Tars, TarsDataset
+from latentdiff.data import tar_index, tar_shards
+from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.image import BadImage
+from latentdiff.data.tar import TarConfig, TarDataset
 
 NASTY = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "nasty"
 
@@ -44,19 +44,19 @@ def write(path: Path, members: dict[str, object]) -> None:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., TarsDataset]:
+def make(tmp_path: Path) -> Callable[..., TarDataset]:
     """make({shard: {member: content}}, split, field=value): the data set of a folder of shards of its own."""
 
-    def make(files: dict[str, dict], split: str = "train", **options) -> TarsDataset:
+    def make(files: dict[str, dict], split: str = "train", **options) -> TarDataset:
         for shard, members in files.items():
             write(tmp_path / "tars" / shard, members)
         options = {"path": str(tmp_path / "tars"), "size": 8, "val_share": 0.0} | options
-        return TarsDataset(Tars(**options), split)
+        return TarDataset(TarConfig(**options), split)
 
     return make
 
 
-def by_id(data: TarsDataset) -> dict[str, dict]:
+def by_id(data: TarDataset) -> dict[str, dict]:
     return {data.id(i): data.record(i, 0) for i in range(len(data))}
 
 
@@ -86,7 +86,7 @@ def test_a_tar_of_a_folder_gives_the_very_items_of_the_folder(make, tmp_path):
     for name, color in colors.items():
         (tmp_path / "folder" / name).write_bytes(png(color, (9 + color[0], 8)))
     options = {"size": 8, "val_share": 0.0, "crop": "random", "flip": True}
-    folder = FolderDataset(Folder(str(tmp_path / "folder"), **options), "train")
+    folder = FolderDataset(FolderConfig(str(tmp_path / "folder"), **options), "train")
     tars = pickle.loads(pickle.dumps(make({}, **options)))  # as a worker gets it
     places = {tars.id(i): i for i in range(len(tars))}
     for i in range(len(folder)):
@@ -133,11 +133,11 @@ def test_words_in_the_names_are_the_splits(make):
 
 def test_a_share_is_held_out_by_hash_and_stays_when_shards_come(make):
     files = {f"{shard}.tar": {f"{i:03d}.png": b"x" for i in range(100)} for shard in "abc"}
-    train, val = (set(by_id(make(files, split, val_share=0.1))) for split in ("train", "val"))
+    train, val = (set(by_id(make(files, split, val_fraction=0.1))) for split in ("train", "val"))
     assert len(train | val) == 300 and not train & val and 15 < len(val) < 50
-    more = set(by_id(make({"d.tar": {"000.png": b"x"}}, "val", val_share=0.1)))
+    more = set(by_id(make({"d.tar": {"000.png": b"x"}}, "val", val_fraction=0.1)))
     assert {id for id in more if not id.startswith("d")} == val
-    assert len(make({}, "val", val_share=1e-9)) == 1  # at least one
+    assert len(make({}, "val", val_fraction=1e-9)) == 1  # at least one
 
 
 def test_the_index_is_made_once_and_again_when_a_shard_changes(make, monkeypatch, tmp_path):
@@ -173,7 +173,7 @@ def test_a_read_only_folder_is_indexed_in_the_cache(make, monkeypatch, tmp_path)
     (tmp_path / "tars/.latentdiff").write_text("in the way, as a folder that cannot be written")
     assert len(make({"a.tar": {"1.png": None}})) == 1
     assert len(list((tmp_path / "cache/latentdiff").rglob("a.tar.safetensors"))) == 1
-    monkeypatch.setattr(shards, "_cache", lambda root: tmp_path / "tars/a.tar")
+    monkeypatch.setattr(tar_shards, "_cache", lambda root: tmp_path / "tars/a.tar")
     write(tmp_path / "tars/b.tar", {"1.png": None})
     with pytest.raises(UserError, match="data.index=FOLDER"):
         make({})
@@ -182,7 +182,7 @@ def test_a_read_only_folder_is_indexed_in_the_cache(make, monkeypatch, tmp_path)
 
 @pytest.mark.parametrize("name", ["../../up.png", "/abs.png", "a/../../up.png", "..\\up.png"])
 def test_a_name_that_leads_out_is_counted_and_left_out(make, tmp_path, name):
-    data = make({"0.tar": {name: None, "b.png": None}}, max_bad=1.0)
+    data = make({"0.tar": {name: None, "b.png": None}}, max_bad_fraction=1.0)
     ((id, reason),) = data.bad
     assert len(data) == 1 and "leads out" in reason
     assert not (tmp_path.parent / "up.png").exists()
@@ -195,7 +195,7 @@ def test_links_and_devices_are_counted_and_left_out(make, tmp_path):
     members["c.png"] = link("c.png", "b.png", tarfile.LNKTYPE)
     members["d.png"] = link("d.png", "", tarfile.CHRTYPE)
     members["e"] = link("e", "", tarfile.FIFOTYPE)
-    data = make({"0.tar": members}, max_bad=1.0)
+    data = make({"0.tar": members}, max_bad_fraction=1.0)
     assert list(by_id(data)) == ["0.tar/b.png"]
     assert [id for id, _ in data.bad] == ["0.tar/a.png", "0.tar/c.png", "0.tar/d.png", "0.tar/e"]
     assert all("plain file" in reason for _, reason in data.bad)
@@ -205,12 +205,12 @@ def test_a_truncated_end_costs_what_is_cut_and_is_counted(make, tmp_path):
     make({"0.tar": {f"{i}.png": np.random.default_rng(i).bytes(2000) for i in range(4)}})
     path = tmp_path / "tars/0.tar"
     path.write_bytes(path.read_bytes()[: 3 * 2560 + 1000])  # in the middle of the last one
-    data = make({}, max_bad=1.0)
+    data = make({}, max_bad_fraction=1.0)
     assert len(data) == 3
     reasons = dict(data.bad)
     assert "is cut off" in reasons["0.tar/3.png"] and "damaged" in reasons["0.tar"]
     with pytest.raises(UserError, match=r"2 of 5 pictures cannot be used.*\n  0.tar/3.png: is cut off"):
-        make({}, max_bad=0.2)
+        make({}, max_bad_fraction=0.2)
 
 
 def test_a_damaged_header_ends_the_shard_and_is_counted(make, tmp_path):
@@ -219,7 +219,7 @@ def test_a_damaged_header_ends_the_shard_and_is_counted(make, tmp_path):
     content = bytearray(path.read_bytes())
     content[2048:2060] = b"?" * 12
     path.write_bytes(content)
-    data = make({}, max_bad=1.0)
+    data = make({}, max_bad_fraction=1.0)
     assert len(data) == 2 and "damaged" in dict(data.bad)["0.tar"] and "byte 2048" in dict(data.bad)["0.tar"]
 
 
@@ -232,26 +232,26 @@ def test_a_size_that_goes_backwards_or_beyond_ends_the_shard(make, tmp_path):
         header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
         path = tmp_path / "tars/0.tar"
         path.write_bytes(path.read_bytes()[:1024] + bytes(header) + bytes(10240))
-        data = make({}, max_bad=1.0)
+        data = make({}, max_bad_fraction=1.0)
         assert len(data) == 1 and where in dict(data.bad)
 
 
 def test_what_is_too_large_is_counted(make, monkeypatch):
     monkeypatch.setitem(tar_index.LARGEST, "image", 1000)
     monkeypatch.setitem(tar_index.LARGEST, "txt", 10)
-    data = make({"0.tar": {"a.png": b"x" * 2000, "b.png": None, "b.txt": "long " * 9}}, max_bad=1.0)
+    data = make({"0.tar": {"a.png": b"x" * 2000, "b.png": None, "b.txt": "long " * 9}}, max_bad_fraction=1.0)
     assert len(data) == 1 and dict(data.bad).keys() == {"0.tar/a.png", "0.tar/b.txt"}
     assert "has 2000 bytes" in dict(data.bad)["0.tar/a.png"]
 
 
 def test_json_that_is_none_makes_its_picture_bad(make):
     for content in ("{", "[1]", "NaN", "[" * 5000, b"\xff\xfe"):
-        with pytest.raises(BadPicture, match="its json"):
+        with pytest.raises(BadImage, match="its json"):
             make({"0.tar": {"a.png": None, "a.json": content}}).item(0, 0)
 
 
 def test_a_text_without_a_picture_is_counted(make):
-    data = make({"0.tar": {"a.png": None, "b.txt": "x"}}, max_bad=1.0)
+    data = make({"0.tar": {"a.png": None, "b.txt": "x"}}, max_bad_fraction=1.0)
     assert data.bad == [("0.tar/b.txt", "has no picture beside it")]
 
 
@@ -270,7 +270,7 @@ def test_what_holds_no_shards_is_refused(make, tmp_path, files, words):
         (tmp_path / "tars").mkdir(exist_ok=True)
         (tmp_path / "tars" / name).write_text(content)
     with pytest.raises(UserError, match=words):
-        make({}, max_bad=1.0)
+        make({}, max_bad_fraction=1.0)
 
 
 def test_a_shard_that_is_still_being_written_is_refused(make, monkeypatch):
@@ -289,7 +289,7 @@ def test_an_index_that_vanishes_is_a_plain_error(make, tmp_path):
 def test_a_shard_that_vanishes_makes_its_pictures_bad(make, tmp_path):
     data = make({"0.tar": {"a.png": None}})
     (tmp_path / "tars/0.tar").unlink()
-    with pytest.raises(BadPicture, match="No such file"):
+    with pytest.raises(BadImage, match="No such file"):
         data.item(0, 0)
 
 
@@ -300,17 +300,17 @@ def test_every_nasty_file_is_taken_or_refused_as_its_manifest_says(kind, tmp_pat
     entries = [json.loads(line) for line in (NASTY / "manifest.jsonl").read_text("utf-8").splitlines()]
     options = {"size": 32, "val_share": 0.0, "max_bad": 1.0}
     if kind == "folder":
-        data = FolderDataset(Folder(str(NASTY / "files"), **options), "train")
+        data = FolderDataset(FolderConfig(str(NASTY / "files"), **options), "train")
     else:
         with tarfile.open(tmp_path / "nasty.tar", "w") as tar:
             for entry in entries:
                 tar.add(NASTY / entry["file_name"], Path(entry["file_name"]).name)
-        data = TarsDataset(Tars(str(tmp_path / "nasty.tar"), **options), "train")
+        data = TarDataset(TarConfig(str(tmp_path / "nasty.tar"), **options), "train")
     outcomes = {}
     for i in range(len(data)):
         try:
             outcomes[Path(data.id(i)).name] = data.item(i, 0)["image"].shape == (32, 32, 3)
-        except BadPicture:
+        except BadImage:
             outcomes[Path(data.id(i)).name] = False
     assert len(data) == 120 and data.bad == []
     assert outcomes == {Path(entry["file_name"]).name: entry["pillow"] == "ok" for entry in entries}

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, VQConfig
 from latentdiff.autoencoder.perceptual import LPIPSDistance
 from latentdiff.autoencoder.pretrained import features
-from latentdiff.data.shapes.dataset import Shapes, ShapesDataset
+from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 from latentdiff.evaluation import stage_one
 from latentdiff.training.distributed import World
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 SMALL = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4}
-DATA = ShapesDataset(Shapes(count=16, val_count=16))
+DATA = ShapesDataset(ShapesConfig(count=16, val_count=16))
 
 
 def made(**changes) -> Autoencoder:
@@ -22,11 +22,11 @@ def made(**changes) -> Autoencoder:
 
 
 def test_pixels_turn_and_shrink_with_their_picture_and_a_random_encoder_does_not():
-    pixels = made(channel_mult=(), z_channels=3, bottleneck=Identity())
-    assert stage_one.equivariance(pixels, DATA, ALONE) == pytest.approx(
+    pixels = made(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
+    assert stage_one.equivariance(pixels, DATA, SINGLE_PROCESS) == pytest.approx(
         {"equivariance_turn": 0, "equivariance_half": 0}
     )
-    found = stage_one.equivariance(made(), DATA, ALONE)
+    found = stage_one.equivariance(made(), DATA, SINGLE_PROCESS)
     assert all(value > 0.01 for value in found.values())
 
 
@@ -39,7 +39,7 @@ def test_latent_statistics_are_those_of_the_latents():
         z = model.normalise(mean)
     noise = (logvar.exp() * 4).mean((0, 2, 3))
     total = z.var((0, 2, 3), correction=0) + noise
-    found = stage_one.latents(model, DATA, ALONE, 16)
+    found = stage_one.latents(model, DATA, SINGLE_PROCESS, 16)
     assert found["latent_mean"] == pytest.approx(z.mean().item(), rel=1e-4)
     assert found["latent_std"] == pytest.approx(total.mean().sqrt().item(), rel=1e-4)
     assert found["latent_noise_share"] == pytest.approx((noise / total).mean().item(), rel=1e-4)
@@ -47,11 +47,11 @@ def test_latent_statistics_are_those_of_the_latents():
 
 
 def test_the_codebook_in_use_is_counted():
-    model = made(bottleneck=VQ(codebook_size=8))
+    model = made(bottleneck=VQConfig(codebook_size=8))
     with torch.no_grad():
         model.quantize.embedding.weight.fill_(1e6)
         model.quantize.embedding.weight[:2] = torch.tensor([[10.0] * 4, [-10.0] * 4])
-    found = stage_one.latents(model, DATA, ALONE, 16)
+    found = stage_one.latents(model, DATA, SINGLE_PROCESS, 16)
     assert found["codebook_usage"] in (1 / 8, 2 / 8) and 1 <= found["codebook_perplexity"] <= 2
 
 

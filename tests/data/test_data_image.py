@@ -10,7 +10,16 @@ import pytest
 from PIL import Image, ImageOps
 
 from latentdiff.config import UserError
-from latentdiff.data.image import EXTENSIONS, BadList, BadPicture, View, check_header, choose_view, fit, open_rgb
+from latentdiff.data.image import (
+    EXTENSIONS,
+    BadImage,
+    BadImageList,
+    CropParams,
+    check_header,
+    choose_crop,
+    fit,
+    open_image,
+)
 
 NASTY = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "nasty"
 needs_nasty = pytest.mark.skipif(not NASTY.exists(), reason=f"needs {NASTY} (LATENTDIFF_DATA)")
@@ -20,7 +29,7 @@ def reopened(image: Image.Image, kind: str, **options) -> np.ndarray:
     file = io.BytesIO()
     image.save(file, kind, **options)
     file.seek(0)
-    return np.array(open_rgb(file))
+    return np.array(open_image(file))
 
 
 def scene(height: int = 8, width: int = 12) -> Image.Image:
@@ -115,8 +124,8 @@ def test_what_cannot_be_read_says_why_in_one_line(tmp_path, content, words):
     path = tmp_path / "x.jpg"
     if content is not None:
         path.write_bytes(content)
-    for function in (open_rgb, check_header):
-        with pytest.raises(BadPicture, match=words) as error:
+    for function in (open_image, check_header):
+        with pytest.raises(BadImage, match=words) as error:
             function(path)
         assert str(error.value) and "\n" not in str(error.value)
 
@@ -126,8 +135,8 @@ def test_the_header_of_half_a_picture_is_sound_but_the_picture_is_not(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
     check_header(path)
-    with pytest.raises(BadPicture, match="truncated"):
-        open_rgb(path)
+    with pytest.raises(BadImage, match="truncated"):
+        open_image(path)
 
 
 @needs_nasty
@@ -137,11 +146,11 @@ def test_every_nasty_file_is_taken_or_refused_as_its_manifest_says(recwarn):
     wrong = []
     for entry in entries:
         try:
-            image = open_rgb(NASTY / entry["file_name"])
+            image = open_image(NASTY / entry["file_name"])
             turned = (entry["exif_orientation"] or 1) > 4 and entry["format"] != "TIFF"  # whose size is the turned one
             size = (entry["width"], entry["height"])[:: -1 if turned else 1]
             outcome = "ok" if image.mode == "RGB" and image.size == size else f"{image.mode} {image.size}, not {size}"
-        except BadPicture as error:
+        except BadImage as error:
             outcome = "refused"
             assert "\n" not in str(error) and str(NASTY) not in str(error)
         if outcome != ("ok" if entry["pillow"] == "ok" else "refused"):
@@ -152,7 +161,7 @@ def test_every_nasty_file_is_taken_or_refused_as_its_manifest_says(recwarn):
 @needs_nasty
 def test_the_same_photograph_in_ten_disguises_is_the_same_photograph():
     def pixels(name: str) -> np.ndarray:
-        return np.array(open_rgb(NASTY / "files" / name)).astype(float)
+        return np.array(open_image(NASTY / "files" / name)).astype(float)
 
     hopper = pixels("hopper.jpg")
     turns = [f"hopper_orientation_{i}.jpg" for i in range(2, 9)]
@@ -177,13 +186,13 @@ def test_a_view_fills_the_crop_from_inside_the_picture(size, crop):
 def test_at_its_own_scale_a_view_copies_pixels_and_the_key_alone_decides():
     image = scene(8, 12)
     pixels, view = fit(image, 8, 8, "center", 0, flip=False)
-    assert view == View(1.0, 0, 2, 8, 8, False)
+    assert view == CropParams(1.0, 0, 2, 8, 8, False)
     assert np.array_equal(pixels, np.array(image)[:, 2:10])
-    views = [choose_view(image.size, 8, 8, "random", key, True) for key in range(100)]
-    assert views == [choose_view(image.size, 8, 8, "random", key, True) for key in range(100)]
+    views = [choose_crop(image.size, 8, 8, "random", key, True) for key in range(100)]
+    assert views == [choose_crop(image.size, 8, 8, "random", key, True) for key in range(100)]
     assert {view.left for view in views} == {0, 1, 2, 3, 4}
     assert [view.flip for view in views] == [key % 2 == 1 for key in range(100)]  # the lowest bit, so copies alternate
-    assert not choose_view(image.size, 8, 8, "random", 1, False).flip
+    assert not choose_crop(image.size, 8, 8, "random", 1, False).flip
     for view in views[:10]:
         crop = np.array(image)[:, view.left : view.left + 8]
         assert np.array_equal(np.array(view.cut(image)), crop[:, ::-1] if view.flip else crop)
@@ -204,35 +213,35 @@ def test_usual_extensions_are_known_and_those_without_a_decoder_are_not():
 
 
 def test_bad_pictures_are_listed_once_and_too_many_stop_the_run(tmp_path):
-    path = tmp_path / "bad_pictures.jsonl"
-    bad = BadList(path, total=40, max_bad=0.05)
+    path = tmp_path / "bad_images.jsonl"
+    bad = BadImageList(path, total=40, max_bad_fraction=0.05)
     assert not path.exists()
     for _ in range(3):
         bad.add("a.jpg", "is no picture")
     bad.add("b.jpg", "truncated")
     with pytest.raises(UserError, match="3 of 40 pictures") as error:
         bad.add("c.jpg", "too big")
-    assert "data.max_bad = 0.05" in str(error.value) and "b.jpg: truncated" in str(error.value)
+    assert "data.max_bad_fraction = 0.05" in str(error.value) and "b.jpg: truncated" in str(error.value)
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_a_resumed_run_lists_nothing_twice_and_counts_only_what_is_still_bad(tmp_path):
-    path = tmp_path / "bad_pictures.jsonl"
-    BadList(path, 100, 0.05).add("a.jpg", "is no picture")
+    path = tmp_path / "bad_images.jsonl"
+    BadImageList(path, 100, 0.05).add("a.jpg", "is no picture")
     path.write_text(path.read_text() + '{"id": "b.j')  # killed in mid-line
-    bad = BadList(path, 100, 0.05)
+    bad = BadImageList(path, 100, 0.05)
     bad.add("a.jpg", "is no picture")
     bad.add("d.jpg", "is no picture")
     assert list(bad.bad) == ["a.jpg", "d.jpg"]
     assert sum("a.jpg" in line for line in path.read_text().splitlines()) == 1
-    assert BadList(path, 100, 0.05).listed == {"a.jpg", "d.jpg"}
+    assert BadImageList(path, 100, 0.05).listed == {"a.jpg", "d.jpg"}
 
 
-def ranks(tmp_path: Path, monkeypatch, count: int, total: int, max_bad: float) -> list[BadList]:
+def ranks(tmp_path: Path, monkeypatch, count: int, total: int, max_bad: float) -> list[BadImageList]:
     lists = []
     for rank in range(count):
         monkeypatch.setenv("RANK", str(rank))
-        lists.append(BadList(tmp_path / "bad_pictures.jsonl", total, max_bad))
+        lists.append(BadImageList(tmp_path / "bad_images.jsonl", total, max_bad))
     return lists
 
 
@@ -241,7 +250,7 @@ def test_ranks_list_bad_pictures_in_files_of_their_own(tmp_path, monkeypatch):
     for i in range(20):
         (first, second)[i % 2].add(f"{i}.png", "torn")
     files = {path.name: path.read_text().splitlines() for path in tmp_path.iterdir()}
-    assert sorted(files) == ["bad_pictures.jsonl", "bad_pictures.rank1.jsonl"]
+    assert sorted(files) == ["bad_images.jsonl", "bad_images.rank1.jsonl"]
     ids = [json.loads(line)["id"] for lines in files.values() for line in lines]
     assert sorted(ids) == sorted(f"{i}.png" for i in range(20))
 
@@ -260,9 +269,9 @@ def test_ranks_count_their_bad_pictures_together(tmp_path, monkeypatch):
 def test_a_line_cut_by_a_kill_or_still_being_written_is_no_entry(tmp_path, monkeypatch):
     first, second = ranks(tmp_path, monkeypatch, 2, 10, 1.0)
     first.add("a.png", "torn")
-    with open(tmp_path / "bad_pictures.jsonl", "a") as file:
+    with open(tmp_path / "bad_images.jsonl", "a") as file:
         file.write('{"id": "half')
     second.add("b.png", "torn")
     assert sorted(second.bad) == ["a.png", "b.png"]
     (again,) = ranks(tmp_path, monkeypatch, 1, 10, 1.0)
-    assert again.listed == {"a.png"} and (tmp_path / "bad_pictures.jsonl").read_text().endswith("}\n")
+    assert again.listed == {"a.png"} and (tmp_path / "bad_images.jsonl").read_text().endswith("}\n")

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training.log import Log
+from latentdiff.stage_one.validation import STAGE_ONE, ReconstructionValidator
+from latentdiff.stage_two.validation import STAGE_TWO, DenoisingValidator
 from latentdiff.training.distributed import World
-from latentdiff.stage_one.validation import STAGE_ONE, ReconstructionWatch
-from latentdiff.stage_two.validation import STAGE_TWO, DenoisingWatch
+from latentdiff.training.log import Log
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def watch(tmp_path):
 
     def watch(stage):
         recipe = (AutoencoderRecipe if stage == 1 else DiffusionRecipe)()
-        log = Log(tmp_path, ALONE, 0, recipe.train)
+        log = Log(tmp_path, SINGLE_PROCESS, 0, recipe.train)
         if stage == 1:
-            return ReconstructionWatch(recipe, ALONE, [], None, None, log)
+            return ReconstructionValidator(recipe, SINGLE_PROCESS, [], None, None, log)
         latents = SimpleNamespace(tokenizer=None)
-        return DenoisingWatch(recipe, ALONE, latents, [], log)
+        return DenoisingValidator(recipe, SINGLE_PROCESS, latents, [], log)
 
     return watch
 

@@ -5,12 +5,12 @@ import torch
 
 from benchmarks.best_guess import drawn_again, scenes, weighed
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.data.shapes.dataset import Shapes
+from latentdiff.data.shapes.dataset import ShapesConfig
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.model import LatentDiffusion, Objective, Sampling
+from latentdiff.model import LatentDiffusion, ObjectiveConfig, SamplingConfig
 
 
 @pytest.mark.parametrize("ratio", [1.0, 3.0])
@@ -31,10 +31,10 @@ def test_where_noise_is_low_it_is_the_nearest_scene() -> None:
 @pytest.mark.parametrize("ratio", [1000.0, 1.0, 0.01])
 @pytest.mark.parametrize("knows", [True, False])
 def test_scenes_are_read_where_the_network_draws_them_again(monkeypatch, ratio: float, knows: bool) -> None:
-    z = scenes(Shapes(max_objects=1), "test", 3)
+    z = scenes(ShapesConfig(max_objects=1), "test", 3)
     unet = UNet(UNetConfig(8, (1,), 1, (), norm_groups=4), 3, 3)
     monkeypatch.setattr(unet, "forward", lambda x, t, cond: z if knows else z.mean((2, 3), True).expand_as(z))
-    model = LatentDiffusion(Conditioner([]), unet, Schedule(ScheduleConfig()), Objective(prediction="x0"))
-    model.autoencoder = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
-    model.sampling = Sampling(steps=4, guidance_scale=1.0)
+    model = LatentDiffusion(Conditioner([]), unet, Schedule(ScheduleConfig()), ObjectiveConfig(prediction="x0"))
+    model.autoencoder = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=IdentityConfig()))
+    model.sampling = SamplingConfig(steps=4, guidance_scale=1.0)
     assert drawn_again(model, z, ratio) == float(knows)

@@ -9,7 +9,7 @@ from latentdiff.training.distributed import World, start
 from latentdiff.training.precision import autocast, precision
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
+SINGLE_PROCESS = World(0, 1, CPU)
 
 
 def test_one_process_needs_no_launcher(monkeypatch):
@@ -29,12 +29,12 @@ def test_more_ranks_than_devices_are_refused_before_any_is_asked_for(monkeypatch
 
 def test_alone_everything_is_what_it_was():
     x, module = torch.arange(3.0), nn.Linear(2, 2)
-    assert ALONE.sum(x) is x and torch.equal(ALONE.mean(x), x)
-    assert ALONE.parallel(module) is module and ALONE.place(module) is module
-    assert ALONE.share("name", lambda: b"bytes") == b"bytes"
-    assert ALONE.agree(15) == 15 and ALONE.agree(0) == 0
-    ALONE.barrier()
-    with ALONE.no_sync(module, True):
+    assert SINGLE_PROCESS.sum(x) is x and torch.equal(SINGLE_PROCESS.mean(x), x)
+    assert SINGLE_PROCESS.parallel(module) is module and SINGLE_PROCESS.place(module) is module
+    assert SINGLE_PROCESS.share("name", lambda: b"bytes") == b"bytes"
+    assert SINGLE_PROCESS.agree(15) == 15 and SINGLE_PROCESS.agree(0) == 0
+    SINGLE_PROCESS.barrier()
+    with SINGLE_PROCESS.no_sync(module, True):
         pass
 
 

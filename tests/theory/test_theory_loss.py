@@ -10,8 +10,7 @@ from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.diffusion.loss import (
     DRAWS,
-    Importance,
-    Objective,
+    ObjectiveConfig,
     Uncertainty,
     chances,
     distance,
@@ -38,20 +37,20 @@ SNR = VP.log_snr(T).exp()
 )
 def test_min_snr_weighs_each_prediction_as_published(prediction: str, want) -> None:
     """Hang et al. 2023, eq. 8 and app.: min(SNR, 5) / SNR for eps, min(SNR, 5) / (SNR + 1) for v."""
-    got = weight(Objective(prediction=prediction, weighting="min_snr"), T, VP)
+    got = weight(ObjectiveConfig(prediction=prediction, weighting="min_snr"), T, VP)
     assert torch.allclose(got, want(SNR, SNR.clamp(max=5)), rtol=1e-9)
     assert (SNR > 5).any() and (SNR < 5).any()
 
 
 def test_p2_weighs_the_noise_as_published() -> None:
-    assert torch.allclose(weight(Objective(weighting="p2"), T, VP), 1 / (1 + SNR), rtol=1e-9)
+    assert torch.allclose(weight(ObjectiveConfig(weighting="p2"), T, VP), 1 / (1 + SNR), rtol=1e-9)
 
 
 def test_flow_weighs_an_error_of_x0_as_the_velocity_that_it_makes() -> None:
     """(x_t - x0) / sigma is the velocity; below sigma 0.05 an error weighs no more."""
     t = torch.arange(1000).double()
     sigma, kept = FLOW.sigma(t), FLOW.sigma(t) >= 0.05
-    found = {k: weight(Objective(prediction=k, weighting="flow"), t, FLOW) for k in ("x0", "flow")}
+    found = {k: weight(ObjectiveConfig(prediction=k, weighting="flow"), t, FLOW) for k in ("x0", "flow")}
     assert torch.allclose(found["x0"][kept], sigma[kept] ** -2, rtol=1e-9)
     assert torch.allclose(found["flow"][kept], torch.ones(1).double(), rtol=1e-9)
     assert (found["x0"][~kept] == 400).all() and 0 < (~kept).sum() < 100
@@ -63,18 +62,20 @@ def test_a_weight_of_x0_is_the_same_loss_for_every_prediction() -> None:
         t, error = T.clamp(1, 990), 0.01
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         outputs = {"eps": -alpha / sigma, "x0": 1.0, "v": -(sigma + alpha**2 / sigma), "flow": -(1 + alpha / sigma)}
-        losses = [weight(Objective(k, weighting="min_snr"), t, schedule) * (outputs[k] * error) ** 2 for k in kinds]
+        losses = [
+            weight(ObjectiveConfig(k, weighting="min_snr"), t, schedule) * (outputs[k] * error) ** 2 for k in kinds
+        ]
         assert all(torch.allclose(losses[0], loss, rtol=1e-9) for loss in losses)
 
 
 def test_without_a_weighting_all_weigh_the_same() -> None:
-    assert torch.equal(weight(Objective(), T, VP), torch.ones_like(T))
+    assert torch.equal(weight(ObjectiveConfig(), T, VP), torch.ones_like(T))
 
 
 def test_distances_are_means_over_each_sample() -> None:
     error = torch.tensor([[3.0, -0.5], [0.0, 0.2]])
     for loss, want in (("l2", [4.625, 0.02]), ("l1", [1.75, 0.1]), ("huber", [(2.5 + 0.125) / 2, 0.01])):
-        assert distance(Objective(loss=loss), error).tolist() == pytest.approx(want)
+        assert distance(ObjectiveConfig(loss=loss), error).tolist() == pytest.approx(want)
 
 
 # ---- how t is drawn
@@ -85,13 +86,13 @@ def test_normal_numbers_come_from_uniform_ones() -> None:
     z = normal_quantile(u)
     assert z.mean().abs() < 1e-9 and z.std().item() == pytest.approx(1, abs=1e-3)
     assert normal_quantile(torch.tensor([0.0], dtype=torch.float64)).isfinite().all()
-    draw = DRAWS["logit_normal"](Objective(logit_mean=0.7, logit_std=0.5), u, 1000) / 999
+    draw = DRAWS["logit_normal"](ObjectiveConfig(logit_mean=0.7, logit_std=0.5), u, 1000) / 999
     assert torch.logit(draw).mean().item() == pytest.approx(0.7, abs=1e-3)
     assert torch.logit(draw).std().item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_stratified_numbers_fall_one_into_each_share_of_the_batch_and_are_uniform_at_every_place() -> None:
-    aim, size = Objective(stratified=True), 8
+    aim, size = ObjectiveConfig(stratified=True), 8
     steps = [chances(aim, 3, step, range(size), size) for step in range(2000)]
     assert all(sorted((u * size).long().tolist()) == list(range(size)) for u in steps)
     first = torch.stack(steps)[:, 0].sort().values
@@ -100,7 +101,7 @@ def test_stratified_numbers_fall_one_into_each_share_of_the_batch_and_are_unifor
 
 
 def test_stratified_numbers_depend_on_the_place_and_not_on_the_piece() -> None:
-    aim = Objective(stratified=True)
+    aim = ObjectiveConfig(stratified=True)
     whole = chances(aim, 3, 5, range(8), 8)
     pieces = [chances(aim, 3, 5, range(i, i + 4), 8) for i in (0, 4)]
     assert torch.equal(whole, torch.cat(pieces))
@@ -110,103 +111,19 @@ def test_stratified_numbers_depend_on_the_place_and_not_on_the_piece() -> None:
 def test_stratified_numbers_estimate_a_mean_with_less_variance() -> None:
     means = [
         torch.stack([chances(aim, 0, s, range(16), 16).square().mean() for s in range(300)])
-        for aim in (Objective(stratified=True), Objective())
+        for aim in (ObjectiveConfig(stratified=True), ObjectiveConfig())
     ]
     assert all(m.mean().item() == pytest.approx(1 / 3, abs=0.02) for m in means)
     assert means[0].std() < means[1].std() / 5
 
 
 def test_plain_numbers_are_those_of_the_keys() -> None:
-    assert torch.equal(chances(Objective(), 1, 2, range(4), 4), rng.uniform(rng.keys(1, 2, range(4), "t")))
-
-
-# ---- importance
-
-
-def learned(losses: Tensor) -> Importance:
-    """After ten rounds in which every t had its loss."""
-    made, T = Importance(len(losses)), len(losses)
-    for _ in range(10):
-        made.note(range(T), torch.arange(T), losses * made.weight(torch.arange(T)))
-        made.learn(T, lambda pairs: pairs)
-    return made
-
-
-LOSSES = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0, 0.5, 0.25, 0.25], dtype=torch.float64)
-
-
-def test_importance_draws_in_proportion_to_the_loss_and_its_weights_are_unbiased() -> None:
-    made = learned(LOSSES)
-    assert torch.allclose(made.p(), LOSSES / LOSSES.sum(), atol=1e-3)
-    expected = (made.p() * made.weight(torch.arange(8)) * LOSSES).sum()  # E[w·loss] over the draws
-    assert expected.item() == pytest.approx(LOSSES.mean().item(), rel=1e-12)
-    u = rng.uniform(torch.arange(20_000))
-    t = made.draw(u).long()
-    assert torch.allclose(torch.bincount(t, minlength=8) / 20_000, made.p().float(), atol=0.01)
-    drawn, plain = made.weight(t) * LOSSES[t], LOSSES[(u * 8).long()]
-    assert drawn.mean().item() == pytest.approx(LOSSES.mean().item(), rel=0.02)
-    assert drawn.std() < plain.std() / 10  # in proportion to the loss, every weighted loss is the same
-
-
-def test_importance_is_uniform_until_every_t_has_its_losses() -> None:
-    made = Importance(4)
-    made.note(range(3), torch.tensor([0, 1, 1]), torch.tensor([9.0, 1.0, 2.0]))
-    made.learn(3, lambda pairs: pairs)
-    assert made.p().tolist() == [0.25] * 4 and made.counts.tolist() == [1, 2, 0, 0]
-    assert made.losses[1, -2:].tolist() == [1.0, 2.0]
-    assert made.draw(torch.tensor([0.0, 0.3, 0.99], dtype=torch.float64)).tolist() == [0, 1, 3]
-
-
-def test_importance_keeps_the_last_losses_of_a_batch_that_holds_more() -> None:
-    made, many = Importance(3), torch.arange(1.0, 13.0)
-    for t, losses in ((0, many[:3]), (2, many), (0, many[3:])):
-        made.note(range(len(losses)), torch.full((len(losses),), t), losses)
-        made.learn(len(losses), lambda pairs: pairs)
-    assert made.losses.tolist() == [many[2:].tolist(), [0.0] * 10, many[2:].tolist()]
-    assert made.counts.tolist() == [10, 0, 10]
-
-
-def test_importance_reads_nothing_back_from_the_device() -> None:
-    """Meta tensors hold no numbers: what waits for one fails."""
-    made, u = Importance(5).to("meta"), torch.rand(4, dtype=torch.float64, device="meta")
-    made.note(range(4), made.draw(u), torch.rand(4, device="meta"))
-    made.learn(4, lambda pairs: pairs)
-    assert made.losses.shape == (5, 10) and made.losses.is_meta
-
-
-def test_importance_does_not_care_how_the_batch_is_cut_or_about_a_loss_that_is_none() -> None:
-    t, losses = torch.tensor([2, 0, 2, 1]), torch.tensor([1.0, float("nan"), 3.0, 4.0])
-    whole, pieces = Importance(3), [Importance(3), Importance(3)]
-    whole.note(range(4), t, losses)
-    whole.learn(4, lambda pairs: pairs)
-    sums: list[Tensor] = []
-    for rank, piece in enumerate(pieces):
-        own = range(2 * rank, 2 * rank + 2)
-        piece.note(own, t[own.start : own.stop], losses[own.start : own.stop])
-        piece.learn(4, lambda pairs: sums.append(pairs.clone()) or torch.zeros(0, 2))
-    pieces[0].learn(4, lambda pairs: sum(sums))
-    assert torch.equal(whole.losses, pieces[0].losses) and torch.equal(whole.counts, pieces[0].counts)
-    assert whole.counts.tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"loss": "l3"}, "objective.loss is 'l3'; it must be l2 or l1 or huber"),
-        ({"timesteps": "late"}, "objective.timesteps"),
-        ({"weighting": "snr"}, "objective.weighting"),
-        ({"gamma": 0.0}, "objective.gamma is 0.0"),
-        ({"weighting": "uncertainty", "elbo": 0.1}, "objective.elbo is 0.1; .* it must be 0"),
-    ],
-)
-def test_what_cannot_be_is_refused_by_name(change: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        Objective(**change)
+    assert torch.equal(chances(ObjectiveConfig(), 1, 2, range(4), 4), rng.uniform(rng.keys(1, 2, range(4), "t")))
 
 
 # ---- uncertainty
 
-AIM = Objective(weighting="uncertainty", timesteps="logit_normal", logit_mean=-1.0)
+AIM = ObjectiveConfig(weighting="uncertainty", timestep_sampling="logit_normal", logit_mean=-1.0)
 
 
 def left(t: Tensor) -> Tensor:

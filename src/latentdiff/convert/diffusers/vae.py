@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import KL, VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig, VQConfig
 from latentdiff.config import UserError
 from latentdiff.convert.diffusers import folder as folders
 from latentdiff.convert.diffusers.folder import Options, Place, Weights
@@ -82,7 +82,7 @@ def _config(o: Options) -> AutoencoderConfig:
     )
     if "num_vq_embeddings" not in o:
         return mine
-    codes = replace(mine, bottleneck=VQ(codebook_size=o["num_vq_embeddings"]))
+    codes = replace(mine, bottleneck=VQConfig(codebook_size=o["num_vq_embeddings"]))
     width = o["vq_embed_dim"] or o["latent_channels"]
     return codes if width == codes.z_channels else replace(codes, z_channels=width, inner_channels=codes.z_channels)
 
@@ -111,10 +111,10 @@ def to_theirs(model: Autoencoder, size: int, reads: Iterable[str] = STATISTICS) 
     """
     config, state = model.config, dict(model.state_dict())
     _check(config)
-    if isinstance(config.bottleneck, Identity):
+    if isinstance(config.bottleneck, IdentityConfig):
         config, state = _with_variance(config, state)
     shift, scale = state.pop("shift").flatten(), state.pop("scale").flatten()
-    is_vq = isinstance(config.bottleneck, VQ)
+    is_vq = isinstance(config.bottleneck, VQConfig)
     reads = set(reads) - ({"shift_factor"} if is_vq else set())
     held = [(value == value[0]).all() and (value[0] == default or name in reads)
             for name, value, default in (("shift_factor", shift, 0), ("scaling_factor", scale, 1))]  # fmt: skip
@@ -135,7 +135,7 @@ def _short(x: Tensor) -> float:
 def _check(config: AutoencoderConfig) -> None:
     if not config.channel_mult:
         raise UserError("the run works on pixels; there is no autoencoder to export")
-    if config.inner_channels not in (0, config.z_channels) and not isinstance(config.bottleneck, VQ):
+    if config.inner_channels not in (0, config.z_channels) and not isinstance(config.bottleneck, VQConfig):
         raise UserError(
             f"autoencoder.inner_channels is {config.inner_channels} and z_channels {config.z_channels}; diffusers' "
             f"AutoencoderKL cannot express two widths"
@@ -153,7 +153,7 @@ def _options(config: AutoencoderConfig) -> Options:
         "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in attend[::-1]],
         "mid_block_add_attention": config.mid_attention,
     }  # fmt: skip
-    if isinstance(config.bottleneck, VQ):
+    if isinstance(config.bottleneck, VQConfig):
         options |= {"_class_name": "VQModel", "num_vq_embeddings": config.bottleneck.codebook_size}
         options |= {"vq_embed_dim": config.z_channels, "latent_channels": config.inner_channels or config.z_channels}
     return options
@@ -168,7 +168,7 @@ def _with_variance(config: AutoencoderConfig, state: Weights) -> tuple[Autoencod
     }
     for name in ("encoder.conv_out.weight", "encoder.conv_out.bias"):
         state[name] = torch.cat([state[name], torch.zeros_like(state[name])])
-    return replace(config, bottleneck=KL()), state
+    return replace(config, bottleneck=KLConfig()), state
 
 
 def _folded(state: Weights, shift: Tensor, scale: Tensor, is_vq: bool) -> Weights:

@@ -8,13 +8,13 @@ import torch
 
 from latentdiff import rng
 from latentdiff.conditioning.conditioner import Conditioner
-from latentdiff.conditioning.label import Label, LabelCondition
+from latentdiff.conditioning.label import LabelCondition, LabelConfig
 from latentdiff.config import UserError
 from latentdiff.diffusion import guidance
 from latentdiff.diffusion.guidance import blend_known
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.model import LatentDiffusion, Objective, Sampling
+from latentdiff.model import LatentDiffusion, ObjectiveConfig, SamplingConfig
 
 TINY = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), num_heads=2, norm_groups=4)
 SHAPE = (2, 8, 8)
@@ -23,8 +23,10 @@ SHAPE = (2, 8, 8)
 def model():
     """Latents [2, h, w], a label of five classes."""
     torch.manual_seed(0)
-    conditioner = Conditioner([LabelCondition(Label(classes=5, dim=8))])
-    made = LatentDiffusion(conditioner, UNet(TINY, 2, 2, 8), Schedule(ScheduleConfig()), Objective(prediction="x0"))
+    conditioner = Conditioner([LabelCondition(LabelConfig(classes=5, dim=8))])
+    made = LatentDiffusion(
+        conditioner, UNet(TINY, 2, 2, 8), Schedule(ScheduleConfig()), ObjectiveConfig(prediction="x0")
+    )
     for p in made.parameters():  # so that zero-initialised layers pass something on
         torch.nn.init.normal_(p, std=0.1)
     return made.eval()
@@ -33,7 +35,7 @@ def model():
 def drawn(**given):
     """given: fields of Sampling, and start, strength, around."""
     extra = {name: given.pop(name) for name in ("start", "strength", "around") if name in given}
-    settings = replace(Sampling(steps=8, guidance_scale=1.0), **given)
+    settings = replace(SamplingConfig(steps=8, guidance_scale=1.0), **given)
     return list(model().draw({"label": torch.tensor([1])}, [3], SHAPE, settings, **extra))
 
 
@@ -61,7 +63,7 @@ def test_drawing_over_a_picture_begins_at_its_noised_self():
     made, start = model(), rng.normal(torch.tensor([7]), SHAPE)
     seen = []
     made.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
-    settings = Sampling(steps=8, guidance_scale=1.0)
+    settings = SamplingConfig(steps=8, guidance_scale=1.0)
     list(made.draw({"label": torch.tensor([1])}, [3], SHAPE, settings, start=start, strength=0.5))
     x, t = seen[0]
     assert len(seen) == 4 and t.item() == made.grid(settings)[4]

@@ -14,16 +14,16 @@ from torch.utils._pytree import tree_leaves
 
 from latentdiff.autoencoder import tiling
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
-from latentdiff.autoencoder.bottleneck import VQ, Identity
+from latentdiff.autoencoder.bottleneck import IdentityConfig, VQConfig
 from latentdiff.config import UserError
 
 ATTENDING = AutoencoderConfig(channels=8, channel_mult=(1, 2, 2), num_res_blocks=1, attention_levels=(2,),
                               norm_groups=4)  # fmt: skip
 CONFIGS = {
     "kl": ATTENDING,
-    "vq": AutoencoderConfig(channels=8, channel_mult=(2, 1), num_res_blocks=2, bottleneck=VQ(codebook_size=16),
+    "vq": AutoencoderConfig(channels=8, channel_mult=(2, 1), num_res_blocks=2, bottleneck=VQConfig(codebook_size=16),
                             mid_attention=False, norm_groups=4),
-    "flat": AutoencoderConfig(channels=8, channel_mult=(1,), num_res_blocks=1, bottleneck=Identity(), norm_groups=8),
+    "flat": AutoencoderConfig(channels=8, channel_mult=(1,), num_res_blocks=1, bottleneck=IdentityConfig(), norm_groups=8),
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def test_a_large_offset_does_not_spoil_the_statistics() -> None:
 
 
 def test_pixel_space_passes_through_and_sizes_are_checked() -> None:
-    pixels = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=Identity()))
+    pixels = Autoencoder(AutoencoderConfig(channel_mult=(), z_channels=3, bottleneck=IdentityConfig()))
     x, latents = drawn(1, 3, 6, 6), made(ATTENDING)
     for pixels.through in (tiling.exact, tiling.spilled, tiling.blended):
         assert torch.equal(pixels.decode(x), x) and torch.equal(pixels.encode(x), x)

@@ -8,14 +8,14 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.latent_cache import Cache, CachedLatents
 from latentdiff.data.encode_latents import open_cache, row_key
-from latentdiff.data.folder import Folder, FolderDataset
-from latentdiff.data.image import BadPicture
+from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.image import BadImage
+from latentdiff.data.latent_cache import CachedLatents, LatentCacheConfig
 from latentdiff.training.distributed import World
 
-ALONE = World(0, 1, torch.device("cpu"))
-SMALL = Cache(shard_rows=4, batch_size=3)
+SINGLE_PROCESS = World(0, 1, torch.device("cpu"))
+SMALL = LatentCacheConfig(shard_size=4, batch_size=3)
 
 
 def quiet(text):
@@ -40,7 +40,7 @@ class Pictures:
     def item(self, i, key):
         self.asked.append(i)
         if i in self.bad:
-            raise BadPicture("is torn")
+            raise BadImage("is torn")
         image = np.random.default_rng(i).integers(0, 200, (4, 6, 3), dtype=np.uint8) + np.uint8(key // 2 % 50)
         return self.record(i, key) | {"image": image[:, ::-1] if key & 1 else image}
 
@@ -63,7 +63,7 @@ class Encoder:
         return mean, mean * 0.5 - 1 if self.logvar else None
 
 
-def opened(folder, data, encode=None, config=SMALL, weights="weights", world=ALONE, say=quiet):
+def opened(folder, data, encode=None, config=SMALL, weights="weights", world=SINGLE_PROCESS, say=quiet):
     return open_cache(folder, config, data, weights, encode or Encoder(), world, say)
 
 
@@ -104,7 +104,7 @@ def test_statistics_are_those_of_posterior_samples(tmp_path):
 
 def test_copies_have_keys_of_their_own_and_alternate_in_flip(tmp_path):
     data = Pictures(3)
-    made = opened(tmp_path, data, config=Cache(copies=4, shard_rows=5, batch_size=3))
+    made = opened(tmp_path, data, config=LatentCacheConfig(copies=4, shard_size=5, batch_size=3))
     assert len(made) == 12
     for i in range(3):
         keys = [made.row(4 * i + copy)["key"] for copy in range(4)]
@@ -121,13 +121,13 @@ def test_flipped_copies_of_a_real_folder_are_encoded_from_the_flipped_picture(tm
     gray = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
     (tmp_path / "pictures").mkdir()
     Image.fromarray(np.stack([gray] * 3, -1)).save(tmp_path / "pictures" / "a.png")
-    data = FolderDataset(Folder(path=str(tmp_path / "pictures"), size=8, flip=True), "train")
+    data = FolderDataset(FolderConfig(path=str(tmp_path / "pictures"), size=8, flip=True), "train")
 
     def lopsided(batch):  # not symmetric: the flipped latent is not the latent of the flipped picture
         x = loader.images(batch)
         return x[..., ::2, ::2], None
 
-    made = opened(tmp_path / "cache", data, lopsided, Cache(copies=2))
+    made = opened(tmp_path / "cache", data, lopsided, LatentCacheConfig(copies=2))
     plain, flipped = (made.row(copy)["mean"] for copy in (0, 1))
     assert np.allclose(plain[0, 0], gray[0, ::2] / 127.5 - 1, atol=1e-6)
     assert np.allclose(flipped[0, 0], gray[0, ::-1][::2] / 127.5 - 1, atol=1e-6)
@@ -136,7 +136,7 @@ def test_flipped_copies_of_a_real_folder_are_encoded_from_the_flipped_picture(tm
 
 def test_captions_are_joined_by_id_and_chosen_anew(tmp_path):
     data = Pictures(5)
-    rows = CachedLatents(data, opened(tmp_path, data, config=Cache(copies=2, shard_rows=4, batch_size=3)))
+    rows = CachedLatents(data, opened(tmp_path, data, config=LatentCacheConfig(copies=2, shard_size=4, batch_size=3)))
     assert len(rows) == 10
     for r in range(10):
         assert rows.id(r) == f"a-{r // 2}"
@@ -152,8 +152,8 @@ def test_pictures_keep_their_captions_by_colour(tmp_path):
     for name, colour in colours.items():
         Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / f"{name}.png")
         (tmp_path / "pictures" / f"{name}.txt").write_text(f"all {name}")
-    data = FolderDataset(Folder(path=str(tmp_path / "pictures"), size=8, val_share=0.0), "train")
-    rows = CachedLatents(data, opened(tmp_path / "cache", data, config=Cache(shard_rows=2)))
+    data = FolderDataset(FolderConfig(path=str(tmp_path / "pictures"), size=8, val_fraction=0.0), "train")
+    rows = CachedLatents(data, opened(tmp_path / "cache", data, config=LatentCacheConfig(shard_size=2)))
     for batch in loader.batches(rows, 0, 4, [range(4)], 0, 10):
         for caption, mean in zip(batch["caption"], batch["mean"]):
             assert ((mean[:, 0, 0] + 1) * 127.5).round().tolist() == list(colours[caption.removeprefix("all ")])
@@ -168,7 +168,7 @@ def test_bad_pictures_leave_rows_that_are_never_used(tmp_path):
     rows = CachedLatents(data, made)
     for r in data.bad:
         assert not made.row(r)["ok"]
-        with pytest.raises(BadPicture, match="is torn"):
+        with pytest.raises(BadImage, match="is torn"):
             rows.item(r, 0)
     batches = list(loader.batches(rows, 0, 4, [range(4)], 0, 12))
     assert {caption.split(",")[0] for b in batches for caption in b["caption"]} == {
@@ -180,7 +180,7 @@ def test_bad_pictures_leave_rows_that_are_never_used(tmp_path):
 
 def test_a_picture_that_was_mended_is_still_not_used(tmp_path):
     made = opened(tmp_path, Pictures(5, bad=(1,)))
-    with pytest.raises(BadPicture, match="when the latent cache was made"):
+    with pytest.raises(BadImage, match="when the latent cache was made"):
         CachedLatents(Pictures(5), made).item(1, 0)
 
 
@@ -239,8 +239,8 @@ def test_a_shard_that_was_deleted_is_made_anew(tmp_path):
 @pytest.mark.parametrize("change, words", [
     ({"weights": "others"}, "another autoencoder"),
     ({"data": Pictures(10, name="b")}, "another data"),
-    ({"config": Cache(shard_rows=4, copies=2)}, "another copies"),
-    ({"config": Cache(shard_rows=5)}, "another shard_rows"),
+    ({"config": LatentCacheConfig(shard_size=4, copies=2)}, "another copies"),
+    ({"config": LatentCacheConfig(shard_size=5)}, "another shard_size"),
 ])  # fmt: skip
 def test_a_cache_of_something_else_is_refused_with_the_reason(tmp_path, change, words):
     opened(tmp_path, Pictures())
@@ -290,9 +290,9 @@ def test_a_damaged_manifest_is_named(tmp_path):
 
 def test_running_out_of_memory_halves_the_batch(tmp_path):
     encode = Encoder(limit=2)
-    opened(tmp_path / "small", Pictures(), encode, Cache(shard_rows=100, batch_size=9))
+    opened(tmp_path / "small", Pictures(), encode, LatentCacheConfig(shard_size=100, batch_size=9))
     assert encode.sizes == [9, 4, 2, 2, 2, 2, 2]
-    opened(tmp_path / "large", Pictures(), Encoder(), Cache(shard_rows=100, batch_size=9))
+    opened(tmp_path / "large", Pictures(), Encoder(), LatentCacheConfig(shard_size=100, batch_size=9))
     assert shards(tmp_path / "small") == shards(tmp_path / "large")
     with pytest.raises(torch.OutOfMemoryError):
         opened(tmp_path / "none", Pictures(), Encoder(limit=0))
@@ -326,12 +326,14 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
 def test_the_manifest_says_what_the_rows_depend_on(tmp_path):
     opened(tmp_path, Pictures())
     assert json.loads((tmp_path / "manifest.json").read_text()) == {
-        "autoencoder": "weights", "data": "pictures-a-10", "copies": 1, "rows": 10, "shard_rows": 4,
+        "autoencoder": "weights", "data": "pictures-a-10", "copies": 1, "rows": 10, "shard_size": 4,
     }  # fmt: skip
 
 
 def test_rows_can_be_sent_to_a_worker_that_is_not_forked(tmp_path):
-    rows = CachedLatents(Pictures(), open_cache(tmp_path, SMALL, Pictures(), "weights", Encoder(), ALONE, quiet))
+    rows = CachedLatents(
+        Pictures(), open_cache(tmp_path, SMALL, Pictures(), "weights", Encoder(), SINGLE_PROCESS, quiet)
+    )
     sent = pickle.loads(pickle.dumps(rows))
     for r in (0, 7):
         ours, theirs = rows.item(r, 3), sent.item(r, 3)

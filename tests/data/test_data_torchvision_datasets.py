@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentdiff.config import UserError
-from latentdiff.data.torchvision_datasets import Torchvision, TorchvisionDataset
+from latentdiff.data.torchvision_datasets import TorchvisionConfig, TorchvisionDataset
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def cifar(tmp_path, monkeypatch):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
-    return Torchvision(path=str(tmp_path))
+    return TorchvisionConfig(path=str(tmp_path))
 
 
 def test_classes_are_labels_and_captions(cifar):
@@ -46,7 +46,7 @@ def test_train_is_parted_where_there_is_no_val_and_test_is_its_own(cifar):
 
 
 def test_a_set_without_splits_or_root_works_as_well():
-    config = Torchvision("FakeData", size=16, val_share=0.1)
+    config = TorchvisionConfig("FakeData", size=16, val_fraction=0.1)
     train, val = (TorchvisionDataset(config, split) for split in ("train", "val"))
     assert len(train) + len(val) == 1000 and 60 < len(val) < 140
     assert train.item(0, 1)["image"].shape == (16, 16, 3) and isinstance(train.record(0, 0)["label"], int)
@@ -59,11 +59,11 @@ def test_a_set_without_splits_or_root_works_as_well():
 @pytest.mark.parametrize(
     "config, words",
     [
-        (Torchvision("CIFAR"), "is no data set of torchvision; close to it: .*CIFAR10"),
-        (Torchvision("VisionDataset"), "is no data set"),
-        (Torchvision("wrap_dataset_for_transforms_v2"), "is no data set"),
-        (Torchvision("CIFAR10", path="/no/such"), "data.download=true"),
-        (Torchvision("FakeData", size=0), "data.size=0"),
+        (TorchvisionConfig("CIFAR"), "is no data set of torchvision; close to it: .*CIFAR10"),
+        (TorchvisionConfig("VisionDataset"), "is no data set"),
+        (TorchvisionConfig("wrap_dataset_for_transforms_v2"), "is no data set"),
+        (TorchvisionConfig("CIFAR10", path="/no/such"), "data.download=true"),
+        (TorchvisionConfig("FakeData", size=0), "data.size=0"),
     ],
 )
 def test_what_cannot_be_opened_is_refused_by_name(config, words):
@@ -74,4 +74,4 @@ def test_what_cannot_be_opened_is_refused_by_name(config, words):
 def test_several_ranks_do_not_download(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process"):
-        TorchvisionDataset(Torchvision("CIFAR10", path="/no/such", download=True), "train")
+        TorchvisionDataset(TorchvisionConfig("CIFAR10", path="/no/such", download=True), "train")

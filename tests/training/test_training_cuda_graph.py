@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.training.cuda_graph import Replayed, leaves, rebuilt
-from latentdiff.training.state import Learner
-from latentdiff.training.settings import Train
+from latentdiff.training.cuda_graph import CudaGraph, leaves, rebuilt
 from latentdiff.training.distributed import World
+from latentdiff.training.settings import TrainConfig
+from latentdiff.training.state import TrainState
 
 
 def test_without_a_gpu_every_call_is_a_call():
     calls = []
-    twice = Replayed(lambda x: calls.append(1) or {"y": 2 * x})
+    twice = CudaGraph(lambda x: calls.append(1) or {"y": 2 * x})
     for i in range(6):
         assert twice(torch.tensor(float(i)))["y"] == 2 * i
     assert len(calls) == 6 and twice.graph is None
@@ -28,7 +28,7 @@ def test_leaves_and_their_copies():
 
 
 def test_what_a_graph_cannot_do_is_refused():
-    with pytest.raises(UserError, match=r"train.accumulate is 2"):
-        Train(graph=True, accumulate=2)
+    with pytest.raises(UserError, match=r"train.grad_accum_steps is 2"):
+        TrainConfig(cuda_graph=True, grad_accum_steps=2)
     with pytest.raises(UserError, match="2 ranks"):
-        Learner(torch.nn.Linear(1, 1), Train(graph=True), World(0, 2, torch.device("cpu")))
+        TrainState(torch.nn.Linear(1, 1), TrainConfig(cuda_graph=True), World(0, 2, torch.device("cpu")))

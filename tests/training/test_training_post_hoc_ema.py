@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from latentdiff.config import UserError
-from latentdiff.training.post_hoc_ema import PowerEMA, exponent, main, reconstruct, weights
+from latentdiff.training.post_hoc_ema import PostHocEMA, exponent, main, reconstruct, weights
 
 
 @pytest.mark.parametrize("width", [0.02, 0.05, 0.1, 0.2])
@@ -28,7 +28,7 @@ def test_an_average_weighs_step_t_by_its_power():
     found = []
     for spike in (100, 250, 399):
         model = nn.Linear(1, 1, bias=False)
-        averages = PowerEMA(model, (width,))
+        averages = PostHocEMA(model, (width,))
         for step in range(steps):
             nn.init.constant_(model.weight, 1.0 if step == spike else 0.0)
             averages.update(step)
@@ -46,7 +46,7 @@ def test_a_kept_average_is_made_of_itself():
 def test_an_average_of_another_width_is_reconstructed(tmp_path):
     torch.manual_seed(0)
     model, steps = nn.Linear(8, 8), 800
-    averages = PowerEMA(model, (0.05, 0.1, 0.075))  # the third to compare with
+    averages = PostHocEMA(model, (0.05, 0.1, 0.075))  # the third to compare with
     for step in range(steps):
         with torch.no_grad():
             for p in model.parameters():
@@ -64,9 +64,9 @@ def test_an_average_of_another_width_is_reconstructed(tmp_path):
 
 def test_the_averages_go_on_where_they_were():
     model = nn.Linear(2, 2)
-    a = PowerEMA(model, (0.05,))
+    a = PostHocEMA(model, (0.05,))
     a.update(0)
-    b = PowerEMA(nn.Linear(2, 2), (0.05,))
+    b = PostHocEMA(nn.Linear(2, 2), (0.05,))
     b.load({name: {k: v.clone() for k, v in tensors.items()} for name, tensors in a.tensors().items()})
     assert torch.equal(a.models["0.05"].weight, b.models["0.05"].weight)
 
