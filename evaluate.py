@@ -37,13 +37,13 @@ from latentdiff.evaluation import report, run, stage_two
 from latentdiff.evaluation.run import EvalRun
 from latentdiff.model import LatentDiffusion
 from latentdiff.training import checkpoint, run_dir
-from latentdiff.training.distributed import World, start
+from latentdiff.training.distributed import World, init_distributed
 from latentdiff.training.log import read_metrics
 
 
 def main(words: list[str]) -> None:
     options = sampling_options.evaluate_arguments(words)
-    started, world = time.perf_counter(), start()
+    started, world = time.perf_counter(), init_distributed()
     if options.run is None:
         figures, protocol = run.folders(options, world)
         return tell(figures, protocol, Path(options.output or "evaluation.json"), world)

@@ -1,200 +1,204 @@
-"""Stage one: train an autoencoder on pictures.
+"""Stage one: train an autoencoder on images.
 
     python train_autoencoder.py [RECIPE.py] [field=value ...] [--overfit N] [--report-to tensorboard|wandb]
     torchrun --nproc_per_node=8 train_autoencoder.py RECIPE.py ...
 
 RECIPE.py      what to train (default: recipes/autoencoder/demo.py); RECIPE.py --help lists every field of it
-field=value    changes a field by its dotted path:  train.lr=5e-5  data.path=my/pictures  autoencoder.bottleneck=VQ
-name=NAME      the run's folder, runs/NAME (LATENTDIFF_RUNS changes the root); a run that exists is resumed
---overfit N    train on N pictures only: a first check that anything is right
+field=value    sets a field by its dotted path:  train.lr=5e-5  data.path=my/images  autoencoder.bottleneck=VQ
+name=NAME      the run's folder, runs/NAME (LATENTDIFF_RUNS changes the root); an existing run is resumed
+--overfit N    train on N images only, as a first check of data and settings
 """
 
 from latentdiff import cli
 
 cli.answer_help(__doc__)
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from latentdiff import load, recipe, rng
-from latentdiff.autoencoder import discriminator, equivariance, loss, perceptual
+from latentdiff import build, load, recipe, rng
+from latentdiff.autoencoder import bottleneck, equivariance, loss, perceptual
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import VQConfig
-from latentdiff.build import build_autoencoder, weights_metadata
-from latentdiff.config import UserError
+from latentdiff.config import UserError, short_name
 from latentdiff.data import loader
 from latentdiff.recipe import AutoencoderRecipe
 from latentdiff.stage_one.adversarial import Adversarial
 from latentdiff.stage_one.codebook import CodebookResetter
 from latentdiff.stage_one.validation import ReconstructionValidator
-from latentdiff.training import checkpoint, optim, run_dir, run_summary
-from latentdiff.training.cuda_graph import CudaGraph
-from latentdiff.training.distributed import World, start
+from latentdiff.training import checkpoint, optim, run_dir
+from latentdiff.training.cuda_graph import ADVICE, CudaGraph
+from latentdiff.training.distributed import World, init_distributed
 from latentdiff.training.log import Log
 from latentdiff.training.precision import autocast, precision
-from latentdiff.training.state import ADVICE, TrainState
+from latentdiff.training.run_summary import run_summary
+from latentdiff.training.state import TrainState
 
 CURVES = ("nll", "psnr", "lpips", "kl", "perplexity", "disc_loss", "grad_norm")
 
 
-class Parts(NamedTuple):
-    """What trains, and what judges it."""
+class AutoencoderTrainState(NamedTuple):
+    """All that trains in stage one; one checkpoint holds the three together."""
 
-    learner: TrainState  # the autoencoder
-    critic: Adversarial
-    codes: CodebookResetter
-    distance: nn.Module | None  # the perceptual one
+    autoencoder: TrainState
+    adversarial: Adversarial
+    codebook: CodebookResetter
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        return self.learner.tensors() | self.critic.tensors() | self.codes.tensors()
+    def save(self, folder: Path) -> None:
+        tensors = self.autoencoder.tensors() | self.adversarial.tensors() | self.codebook.tensors()
+        self.autoencoder.save(folder, tensors, self.adversarial.state())
 
-    def state(self) -> dict:
-        return self.learner.state() | self.critic.state()
-
-    def load(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
-        self.learner.load(tensors, state)
-        self.critic.load(tensors, state)
-        self.codes.load(tensors)
+    def load(self, path: Path) -> None:
+        tensors, scalars = checkpoint.load(path)
+        self.autoencoder.load_tensors(tensors, scalars)
+        self.adversarial.load(tensors, scalars)
+        self.codebook.load(tensors)
 
 
-def main(words: list[str]) -> None:
-    r, report_to = cli.training_recipe(words, AutoencoderRecipe, "recipes/autoencoder/demo.py")
+def main(argv: list[str]) -> None:
+    r, report_to = cli.training_recipe(argv, AutoencoderRecipe, "recipes/autoencoder/demo.py")
     if not r.autoencoder.channel_mult:
-        raise UserError("autoencoder.channel_mult is empty: pixel space has no first stage to train")
+        raise UserError("autoencoder.channel_mult is empty: in pixel space there is no first stage to train")
     if r.train.compile:
-        raise UserError("train.compile is true, but only stage two's U-Net is compiled; leave it out")
-    world = start(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
-    data, held_out = recipe.open_data(r, "train"), recipe.open_data(r, "val")
-    loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.grad_accum_steps)  # refused now, if at all
-    distance = perceptual.build(r.loss.perceptual)
+        raise UserError("train.compile is true, but only the U-Net of stage two is compiled; set it to false")
+    world = init_distributed(r.train.device, deterministic=r.train.deterministic, timeout=r.train.timeout)
+    train_data, val_data = recipe.open_data(r, "train"), recipe.open_data(r, "val")
+    micro_batches = loader.micro_batches(world.rank, world.size, r.train.batch_size, r.train.grad_accum_steps)
+    perceptual_distance = perceptual.build(r.loss.perceptual)
     folder, newest = run_dir.open_run(r, world)
-    tensors, state = checkpoint.load(newest) if newest else ({}, {"step": 0})
-    log = Log(folder, world, state["step"], r.train, report_to)
+    log = Log(folder, world, run_dir.step_of(newest), r.train, report_to)
 
-    model = build_autoencoder(r)
+    model = build.build_autoencoder(r)
     if not newest:
-        load.start_from(r, model, log.say)
-    parts = build(r, world, model, distance)
+        load.initialize_from(r, model, log.info)
+    adversarial = Adversarial(r.discriminator, r.train, world)
+    autoencoder = TrainState(world.to_device(model), r.train, world)
+    state = AutoencoderTrainState(autoencoder, adversarial, CodebookResetter(autoencoder, r.train.seed, world))
+    if perceptual_distance is not None:
+        perceptual_distance = world.to_device(perceptual_distance)
     if newest:
-        parts.load(tensors, state)
-        tensors.clear()  # its files would stay mapped, in every rank, as long as the training lasts
-    log.say(describe(r, log, data, held_out, parts))
-    bad = recipe.bad_list(r, folder, data)
-    watch = ReconstructionValidator(r, world, held_out, parts.distance, bad, log)
-    run_dir.begin(folder, r, world, lambda: bad.enter(getattr(data, "bad", [])))
+        state.load(newest)
+    networks, facts = describe(r, state)
+    log.info(run_summary(r, log, autoencoder.step, train_data, val_data, r.data.image_size, model, networks, **facts))
+
+    bad_images = recipe.bad_image_list(r, folder, train_data)
+    validator = ReconstructionValidator(r, world, val_data, perceptual_distance, bad_images, log)
+    run_dir.create_run_dir(folder, r, world, lambda: bad_images.enter(getattr(train_data, "bad", [])))
     log.start()
-    with run_dir.Stop() as stop:
-        train(r, world, parts, data, watch, stop, log)
-    finish(r, world, parts.learner.ema.model, data, log)
+    with run_dir.StopSignal() as stop:
+        train(r, world, state, train_data, micro_batches, perceptual_distance, bad_images, validator, stop, log)
+    finish(r, world, autoencoder.ema.model, train_data, log)
 
 
-def build(r: AutoencoderRecipe, world: World, model: Autoencoder, distance: nn.Module | None) -> Parts:
-    critic = Adversarial(r.discriminator, r.train, world)
-    learner = TrainState(world.place(model), r.train, world)
-    codes = CodebookResetter(learner, r.train.seed, world)
-    return Parts(learner, critic, codes, None if distance is None else world.place(distance))
+def train(r, world, state, data, micro_batches, perceptual_distance, bad_images, validator, stop, log) -> None:
+    """The training loop. micro_batches: positions of this rank's samples in the global batch, per accumulation step."""
+    cfg, (autoencoder, adversarial, codebook) = r.train, state
+    model, optimizer, ema = autoencoder.model, autoencoder.optimizer, autoencoder.ema
+    ddp = world.ddp(model, broadcast_buffers=False)
 
+    def forward_backward(
+        x: Tensor, noise: Tensor, warp, disc_weight: Tensor | None, train_disc: bool, grad_scale: float, last: bool
+    ) -> dict[str, Tensor]:  # fmt: skip
+        with autoencoder.autocast():
+            output, x = ddp(x, noise, warp), warp(x)
+            y = output.y.detach().requires_grad_()
+            losses = loss.reconstruction_loss(r.loss, x, y, perceptual_distance, model.quantize.reduction)
+            bottleneck_loss = model.quantize.loss(output.bottleneck)
+            g_loss = None if disc_weight is None else adversarial.generator_loss(y)
+        adaptive_weight = loss.backward(
+            output, bottleneck_loss, y, losses["nll"], g_loss, disc_weight, model.last_layer, grad_scale,
+            world.all_reduce_mean,
+        )  # fmt: skip
+        metrics = losses | ({} if g_loss is None else {"g_loss": g_loss, "adaptive_weight": adaptive_weight})
+        if train_disc:
+            metrics |= adversarial.disc_forward_backward(x, y.detach(), not last, 1 / cfg.grad_accum_steps)
+        return metrics | codebook.count(output.bottleneck)
 
-def train(r, world: World, parts: Parts, data, watch: ReconstructionValidator, stop: run_dir.Stop, log: Log) -> None:
-    """The loop. `micro`: the positions in the batch that this rank computes, by pieces."""
-    (learner, critic, codes, distance), t = parts, r.train
-    model, parallel = learner.model, world.parallel(learner.model, broadcast_buffers=False)
-
-    def walk(x: Tensor, noise: Tensor, warp, weight: Tensor | None, learns: bool, scale: float, more: bool) -> dict:
-        with learner.autocast():
-            out, x = parallel(x, noise, warp), warp(x)
-            y = out.y.detach().requires_grad_()
-            terms = loss.reconstruction_loss(r.loss, x, y, distance, model.quantize.reduction)
-            held = model.quantize.loss(out.bottleneck)
-            g = None if weight is None else critic.generator_loss(y)
-        adaptive = loss.backward(out, held, y, terms["nll"], g, weight, model.last_layer, scale, world.mean)
-        terms = terms | ({} if g is None else {"g": g, "adaptive": adaptive}) | codes.count(out.bottleneck)
-        return terms | (critic.learn(x, y.detach(), more, 1 / t.grad_accum_steps) if learns else {})
-
-    walk = CudaGraph(walk, [*model.parameters(), *critic.parameters()], ADVICE) if t.cuda_graph else walk
-    micro = loader.micro_batches(world.rank, world.size, t.batch_size, t.grad_accum_steps)
-    stream = loader.batches(data, t.seed, t.batch_size, micro, log.first, t.steps, t.num_workers)
-    for step in range(log.first, t.steps):
-        weight, learns = critic.weight_at(step), critic.learns_at(step)
-        weighed = torch.full((), weight, device=world.device) if weight else None
-        for positions in micro:
-            batch, more = next(stream), positions is not micro[-1]
-            watch.bad.note(batch["bad"])
-            x = loader.images(batch, world.device)
+    if cfg.cuda_graph:
+        forward_backward = CudaGraph(forward_backward, [*model.parameters(), *adversarial.parameters()], ADVICE)
+    start = autoencoder.step
+    batches = loader.batches(data, cfg.seed, cfg.batch_size, micro_batches, start, cfg.steps, cfg.num_workers)
+    for step in range(start, cfg.steps):
+        disc_weight, train_disc = adversarial.disc_weight_at(step), adversarial.train_disc_at(step)
+        disc_weight_tensor = torch.full((), disc_weight, device=world.device) if disc_weight else None
+        for positions in micro_batches:
+            batch, last = next(batches), positions is micro_batches[-1]
+            bad_images.note(batch["bad"])
+            x = loader.images(batch, world.device)  # [B, 3, H, W]
             shape = (model.z_channels, *(side // model.factor for side in x.shape[2:]))
-            noise = rng.normal(rng.keys(t.seed, step, positions, "posterior", x.device), shape)
-            rng.reseed(t.seed, step, positions.start, "dropout")
-            warp = equivariance.draw(r.loss.equivariance, t.seed, step, shape[1:], model.factor)
-            with world.no_sync(parallel, more):
-                log.add(**walk(x, noise, warp, weighed, learns, learner.scale / len(micro), more))
-        log.add(**learner.step(step))
-        log.add(**critic.step(step))
-        log.add(**codes.revive(step))
-        done = step + 1
-        watch.health.look(done, log.report(done, lr=optim.rate(t, step), disc_weight=weight))
+            noise = rng.normal(rng.keys(cfg.seed, step, positions, "posterior", x.device), shape)
+            rng.reseed(cfg.seed, step, positions.start, "dropout")
+            warp = equivariance.sample_warp(r.loss.equivariance, cfg.seed, step, shape[1:], model.factor)
+            with world.no_sync(ddp, not last):  # DDP all-reduces in the last backward
+                grad_scale = autoencoder.scaler.get_scale() / cfg.grad_accum_steps
+                log.add(**forward_backward(x, noise, warp, disc_weight_tensor, train_disc, grad_scale, last))
+        lr = optim.lr_at(cfg, step)
+        optim.set_lr(optimizer, lr)
+        grad_norm = autoencoder.clip_grad_norm_()  # NaN if a gradient of any rank is not finite: nothing is updated
+        optimizer.step()
+        ema.update(step, grad_norm)
+        optimizer.zero_grad(set_to_none=True)
+        autoencoder.end_step()
+        log.add(grad_norm=grad_norm, skipped_steps=grad_norm.isnan().float())
+        log.add(**adversarial.step(step), **codebook.reset_dead_codes(step))
+        validator.diagnostics.check(step + 1, log.report(step + 1, lr=lr, disc_weight=disc_weight))
 
-        leave = stop.wanted(world)
-        with log.aside():
-            if t.due(done, t.val_every):
-                watch.validate(learner.ema.model, done)
-            if t.due(done, t.sample_every):
-                watch.draw(learner.ema.model, done)
-            if world.is_main and (leave or t.due(done, t.checkpoint_every)):
-                checkpoint.save(log.folder / "checkpoints", done, parts.tensors(), parts.state(), t.keep_checkpoints)
-                learner.averages.keep(log.folder, done)
-        if leave:
-            stop.leave(log, done, leave)
+        signum = stop.requested(world)
+        with log.exclude_from_throughput():
+            if cfg.due(step + 1, cfg.val_every):
+                validator.validate(ema.model, step + 1)
+            if cfg.due(step + 1, cfg.sample_every):
+                validator.save_samples(ema.model, step + 1)
+            if world.is_main and (signum or cfg.due(step + 1, cfg.checkpoint_every)):
+                state.save(log.folder)
+        if signum:
+            stop.exit(log, step + 1, signum)
 
 
 def finish(r: AutoencoderRecipe, world: World, model: Autoencoder, data, log: Log) -> None:
-    """Measure the latents over the whole training set and leave the averaged weights, normalised."""
-    shift, scale = statistics(r, world, model, data)
-    model.set_statistics(shift, scale)
-    deviations = ", ".join(f"{1 / s:.3f}" for s in dict.fromkeys(scale.flatten().tolist()))
-    if isinstance(r.autoencoder.bottleneck, VQConfig):
-        log.say("latents: the codebook's own scale is kept")
+    """Normalize the latents by their statistics over the whole training set, and write the EMA weights."""
+    if isinstance(r.autoencoder.bottleneck, VQConfig):  # as in the paper
+        log.info("latents: the scale of the codebook is kept")
     else:
-        log.say(f"latents: standard deviation {deviations} over the training data, now normalised to 1")
-    run_dir.finish(log, model.state_dict(), weights_metadata(r, r.train.steps, model.weights_hash()), CURVES)
-    log.say(f"done: {log.folder}  (python train_diffusion.py RECIPE.py autoencoder={log.folder})")
+        shift, scale = latent_stats(r, world, model, data)
+        model.set_latent_stats(shift, scale)
+        deviations = ", ".join(f"{1 / s:.3f}" for s in dict.fromkeys(scale.flatten().tolist()))
+        log.info(f"latents: standard deviation {deviations} over the training data, normalized to 1")
+    metadata = build.weights_metadata(r, r.train.steps, model.weights_hash())
+    run_dir.finish_run(log, model.state_dict(), metadata, CURVES)
+    log.info(f"done: {log.folder}  (python train_diffusion.py RECIPE.py autoencoder={log.folder})")
 
 
 @torch.no_grad()
-def statistics(r: AutoencoderRecipe, world: World, model: Autoencoder, data) -> tuple[Tensor, Tensor]:
-    """Shift and scale [C] that normalise the latents: Var(z) = Var(mean) + E[exp(logvar)], over all pictures."""
-    sums = torch.zeros(4, model.z_channels, dtype=torch.float64, device=world.device)  # n, sum, squares, variances
-    if isinstance(r.autoencoder.bottleneck, VQConfig):  # the codebook's scale is the latent's own; the paper leaves it
-        return torch.zeros(model.z_channels), torch.ones(model.z_channels)
-    for batch in loader.sequential_batches(data, world.share_of(len(data)), 4 * r.train.batch_size):
+def latent_stats(r: AutoencoderRecipe, world: World, model: Autoencoder, data) -> tuple[Tensor, Tensor]:
+    """Shift and scale [C] that normalize the latents: Var(z) = Var(mean) + E[exp(logvar)], over all images."""
+    sums = torch.zeros(4, model.z_channels, dtype=torch.float64, device=world.device)
+    for batch in loader.sequential_batches(data, world.shard(len(data)), 4 * r.train.batch_size):
         with autocast(world.device, precision(r.train.precision, world.device)):
             moments = model.moments(loader.images(batch, world.device))
-        mean, logvar = (None if m is None else m.double() for m in moments)
-        variances = torch.zeros_like(mean) if logvar is None else logvar.exp()
-        sums += torch.stack([m.sum((0, 2, 3)) for m in (torch.ones_like(mean), mean, mean**2, variances)])
-    n, total, squares, variances = world.sum(sums)
-    variance = squares / n - (total / n) ** 2 + variances / n
+        sums += bottleneck.moment_sums(*moments)
+    mean, variance = bottleneck.latent_stats(world.all_reduce_sum(sums))
     if r.latent_norm == "channel":
-        return total / n, variance.rsqrt()
+        return mean, variance.rsqrt()
     return torch.zeros(model.z_channels), variance.mean().rsqrt().expand(model.z_channels)
 
 
-def describe(r: AutoencoderRecipe, log: Log, data, held_out, parts: Parts) -> str:
-    """One screen: what will happen."""
-    model, critic, adversary = parts.learner.model, parts.critic.network, "none"
+def describe(r: AutoencoderRecipe, state: AutoencoderTrainState) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The networks and facts of the run summary that only stage one has."""
+    model, network, schedule = state.autoencoder.model, state.adversarial.network, "none"
     networks = {"encoder": model.encoder, "decoder": model.decoder}
-    if critic is not None:
-        networks["discriminator"] = critic
-        learns, starts, ramp = discriminator.plan(r.discriminator, r.train.steps)
-        adversary = f"learns from step {learns:.0f}, weighs from {starts:.0f}, fully after {ramp:.0f} more"
-    weights = {"L1": r.loss.l1, "L2": r.loss.l2}
-    terms = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    if network is not None:
+        networks["discriminator"] = network
+        d = state.adversarial
+        schedule = f"trains from step {d.train_from:.0f}; adversarial loss from step {d.start:.0f}, ramp {d.ramp:.0f}"
+    terms = [f"{weight:g} {name}" for name, weight in (("L1", r.loss.l1), ("L2", r.loss.l2)) if weight]
     if r.loss.perceptual is not None:
-        terms.append(f"{r.loss.perceptual.weight:g} {type(r.loss.perceptual).__name__}")
-    bottleneck = type(r.autoencoder.bottleneck).__name__
-    facts = {"latent": bottleneck, "loss": " + ".join(terms), "adversary": adversary}
-    return run_summary.opening(r, log, data, held_out, model, networks, **facts)
+        terms.append(f"{r.loss.perceptual.weight:g} {short_name(type(r.loss.perceptual))}")
+    latent = short_name(type(r.autoencoder.bottleneck))
+    return networks, {"latent": latent, "loss": " + ".join(terms), "discriminator": schedule}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from latentdiff import cli
 from latentdiff.evaluation import run
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 from latentdiff.training.log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def figures(folder: Path, saved: Path, prompts: int) -> dict[str, float]:
     """What the reader finds of the prompts in pictures drawn with a checkpoint's averaged weights."""
     options = Namespace(prompts=prompts, sampler=None, steps=None, guidance_scale=None, split="val", batch_size=50,
                         summary=False)  # fmt: skip
-    found, _ = run.prompted(run.open_subject(str(as_run(folder, saved)), start()), options, start())
+    found, _ = run.prompted(run.open_subject(str(as_run(folder, saved)), init_distributed()), options, init_distributed())
     return {name: value for name, value in found.items() if name.startswith(("prompt_accuracy", "right_"))}
 
 

@@ -33,9 +33,9 @@ from latentdiff.evaluation import image_sets, run
 from latentdiff.evaluation.image_sets import ImageDir
 from latentdiff.evaluation.run import EvalRun
 from latentdiff.evaluation.sample_images import SampleSpec
-from latentdiff.model import SamplingConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.training import checkpoint
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLERS, SPACINGS = ("dpmpp_2m", "unipc", "ipndm"), ("trailing", "log_snr", "karras", "quadratic")
@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--features", default="own", help="what sees the pictures, as evaluate.py's --features")
     parser.add_argument("--data", default="", help="where the run's pictures lie now")
     o = parser.parse_args(words)
-    world = start("auto")
+    world = init_distributed("auto")
     subject = run.open_subject(o.run, world)
     if o.data:
         subject = subject._replace(recipe=replace(subject.recipe, data=replace(subject.recipe.data, path=o.data)))

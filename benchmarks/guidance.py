@@ -17,16 +17,15 @@ from torch import Tensor
 
 from latentdiff import load
 from latentdiff.autoencoder import perceptual
-from latentdiff.classifier import load_classifier, towards
+from latentdiff.load import load_classifier
 from latentdiff.data import loader
 from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
 from latentdiff.data.shapes.scene import KINDS
-from latentdiff.diffusion.guidance import image_guidance
+from latentdiff.diffusion.guidance import image_guidance, image_similarity_loss
 from latentdiff.evaluation.image_metrics import psnr
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.sampling.image_guidance import resembles
 from latentdiff.training import checkpoint, image_grid, run_dir
 
 SMALL = 8  # side of the small picture
@@ -87,7 +86,7 @@ def by_picture(model: LatentDiffusion, x: Tensor, options, grid: list[Tensor]) -
     shrunk = lambda a: F.interpolate(a, size=(SMALL, SMALL), mode="bicubic", antialias=True)  # noqa: E731
     target, found = shrunk(x), []
     grid += [x, F.interpolate(target, size=x.shape[2:])]
-    guiders = {"l2": resembles(target, decode), "lpips": resembles(x, decode, near)}
+    guiders = {"l2": image_similarity_loss(target, decode), "lpips": image_similarity_loss(x, decode, near)}
     for name, scale in (("l2", 0), ("l2", 10), ("l2", 100), ("l2", 1000), ("l2", -10), ("lpips", 1000)):
         y = drawn(model, options, lambda d, noise, n=name, s=scale: image_guidance(d, guiders[n], s, model.schedule))
         grid.append(y)

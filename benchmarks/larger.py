@@ -23,11 +23,11 @@ from torch import Tensor
 
 from latentdiff import load
 from latentdiff.autoencoder import tiling
-from latentdiff.autoencoder.autoencoder import Through, whole
+from latentdiff.autoencoder.autoencoder import Tiling, untiled
 from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
 from latentdiff.data.shapes.scene import draw as draw_scene
-from latentdiff.diffusion.tiling import moved
+from latentdiff.diffusion.tiling import tile_offset
 from latentdiff.layers import windows
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
@@ -123,15 +123,15 @@ def draw(model: LatentDiffusion, maps: Tensor, steps: int, seed: int = 0, **sett
     return z
 
 
-def decode(model: LatentDiffusion, z: Tensor, through: Through) -> Tensor:
-    model.autoencoder.through = through
+def decode(model: LatentDiffusion, z: Tensor, tiling_: Tiling) -> Tensor:
+    model.autoencoder.tiling = tiling_
     return model.autoencoder.decode(z)
 
 
 CALLS = {
-    "decode untiled": lambda model, given, steps: decode(model, given["z"], whole),
+    "decode untiled": lambda model, given, steps: decode(model, given["z"], untiled),
     "decode exact": lambda model, given, steps: decode(model, given["z"], tiling.exact),
-    "decode spilled": lambda model, given, steps: decode(model, given["z"], tiling.spilled),
+    "decode spilled": lambda model, given, steps: decode(model, given["z"], tiling.offloaded),
     "decode blended": lambda model, given, steps: decode(model, given["z"], tiling.blended),
     "sample untiled": lambda model, given, steps: draw(model, given["map"], steps),
     "sample patchwise": lambda model, given, steps: draw(model, given["map"], steps, tile=TILE, overlap=OVERLAP),
@@ -180,8 +180,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
             "memory_of_untiled": figures[f"decode {name}"]["peak_mib"] / figures["decode untiled"]["peak_mib"],
             "largest_difference_in_255ths": (results[f"decode {name}"] - untiled).abs().max().item() * 127.5,
         }
-    last = moved(model.grid(replace(model.sampling, steps=options.steps))[-1])  # the tiles that a picture shows most of
-    places = [place for place, _ in windows(options.side // factor, TILE, round(TILE * OVERLAP), shift=last)]
+    last = tile_offset(model.grid(replace(model.sampling, steps=options.steps))[-1].item())  # tiles of the last step
+    places = [place for place, _ in windows(options.side // factor, TILE, round(TILE * OVERLAP), offset=last)]
     lines = sorted({factor * end for place in places for end in (place.start, place.stop)} - {0, options.side})
     for name in ("untiled", "patchwise"):
         x = decode(model, results[f"sample {name}"], tiling.exact)[0].clamp(-1, 1)

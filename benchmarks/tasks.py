@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.larger import agreement, mosaic
 from latentdiff import load
 from latentdiff.autoencoder.perceptual import LPIPSConfig, build
-from latentdiff.conditioning.spatial import to_signed
+from latentdiff.layers import images_to_float
 from latentdiff.config import UserError, override
 from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
@@ -99,7 +99,7 @@ def column(items: list[dict], name: str) -> list[Tensor]:
 
 
 def images(items: list[dict]) -> Tensor:
-    return to_signed(torch.stack(column(items, "image")))
+    return images_to_float(torch.stack(column(items, "image")))
 
 
 def share(verdicts: Iterable[bool]) -> float:
@@ -171,15 +171,15 @@ def enlarged(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     bicubic = torch.from_numpy(
         np.stack([np.array(Image.fromarray(s.numpy()).resize(truth.shape[:1:-1], Image.BICUBIC)) for s in small])
     )
-    bicubic = to_signed(bicubic)
+    bicubic = images_to_float(bicubic)
     distance, figures = build(LPIPSConfig(backbone="squeezenet")), {}
-    again = to_signed(torch.from_numpy(np.stack([reduced(picture, small.shape[1:3]) for picture in x])))
-    figures["psnr_made_small_again"] = psnr(again, to_signed(small)).mean().item()
+    again = images_to_float(torch.from_numpy(np.stack([reduced(picture, small.shape[1:3]) for picture in x])))
+    figures["psnr_made_small_again"] = psnr(again, images_to_float(small)).mean().item()
     for name, picture in (("drawn", x), ("bicubic", bicubic)):
         with torch.no_grad():
             figures[f"lpips_{name}"] = distance(picture, truth).mean().item()
         figures[f"psnr_{name}"] = psnr(picture, truth).mean().item()
-    return figures, [F.interpolate(to_signed(small), truth.shape[2:]), bicubic, x, truth]
+    return figures, [F.interpolate(images_to_float(small), truth.shape[2:]), bicubic, x, truth]
 
 
 def reduced(picture: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -219,7 +219,7 @@ def unprompted(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     distances = {name: distance(drawn[name], known[name]) for name in known}
     figures |= {f"histogram_{name}": value for name, value in distances.items()}
     figures["histogram_distance"] = float(np.mean(list(distances.values())))
-    seen = to_signed(torch.from_numpy(np.stack([train.item(i, 0)["image"] for i in range(len(train))])))
+    seen = images_to_float(torch.from_numpy(np.stack([train.item(i, 0)["image"] for i in range(len(train))])))
     near, far = (torch.cdist(p.flatten(1), seen.flatten(1)).min(1).values.mean().item() for p in (x, real))
     figures["nearest_neighbour_ratio"] = near / far
     return figures, [x[:12], x[12:24]]

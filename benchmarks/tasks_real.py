@@ -20,7 +20,7 @@ from benchmarks.tasks import Arm, column, draw, images, words_of
 from latentdiff import load, recipe
 from latentdiff.autoencoder import pretrained
 from latentdiff.autoencoder.perceptual import LPIPSConfig, build
-from latentdiff.conditioning.spatial import to_signed
+from latentdiff.layers import images_to_float
 from latentdiff.data.fields import ConditionFields
 from latentdiff.evaluation import distances, features
 from latentdiff.evaluation.image_metrics import psnr, ssim
@@ -28,7 +28,7 @@ from latentdiff.evaluation.stage_one import again, lpips_in_hole
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training import checkpoint, image_grid, optim, run_dir
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 from latentdiff.training.log import read_metrics
 from latentdiff.training.settings import TrainConfig
 
@@ -65,7 +65,7 @@ def enlarged(model: LatentDiffusion, items: list[dict], train: ConditionFields) 
     small, truth = torch.stack(column(items, "low_res")), images(items)
     size = (truth.shape[3], truth.shape[2])
     bicubic = np.stack([np.array(Image.fromarray(s.numpy()).resize(size, Image.BICUBIC)) for s in small])
-    shown = {"drawn": draw(model, {"low_res": small}, len(items)), "plain": to_signed(torch.from_numpy(bicubic)),
+    shown = {"drawn": draw(model, {"low_res": small}, len(items)), "plain": images_to_float(torch.from_numpy(bicubic)),
              "best": copies(model, truth)}  # fmt: skip
     distance = build(LPIPSConfig(backbone="squeezenet"))
     figures = {"plain": "bicubic enlargement", "best": "the autoencoder's copy of the true picture"}
@@ -106,7 +106,7 @@ def mapped(model: LatentDiffusion, items: list[dict], train: ConditionFields) ->
     seen = {who: torch.cat([reader(part).argmax(1) for part in x.split(50)]) for who, x in shown.items()}
     figures["pixels_right"] = {who: (x == maps).double().mean().item() for who, x in seen.items()}
     figures["mean_iou"] = {who: mean_iou(x, maps, classes) for who, x in seen.items()}
-    look = features.find(str(pretrained.folder() / pretrained.FILES["squeezenet"][0]), None, None, Path(), start())
+    look = features.find(str(pretrained.weights_dir() / pretrained.FILES["squeezenet"][0]), None, None, Path(), init_distributed())
     first = {who: torch.cat([look.network(part)[0] for part in x.split(50)]) for who, x in shown.items()}
     real = torch.cat([look.network(part)[0] for part in known[: len(train)].split(50)])
     figures["kid_to_training"] = {who: distances.kid(x, real) for who, x in first.items()}

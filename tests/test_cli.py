@@ -15,8 +15,8 @@ from latentdiff.training import progress
 SCRIPTS = ("train_autoencoder", "train_diffusion", "sample", "evaluate")
 
 
-def python(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def python(*argv: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -39,14 +39,14 @@ def test_a_script_ends_with_one_line_and_exit_code_2():
     assert result.stderr.startswith("error: train has no field 'stepz'") and result.stderr.count("\n") == 1
 
 
-def refuse(words):
+def refuse(argv):
     raise UserError("two\nlines  here")
 
 
 LINE = "two lines here\n"
 
 
-def said(capsys) -> str:
+def error_line(capsys) -> str:
     with pytest.raises(SystemExit) as leaving:
         cli.run(refuse)
     assert leaving.value.code == 2
@@ -57,38 +57,38 @@ def said(capsys) -> str:
 def test_before_the_ranks_meet_the_first_of_each_machine_prints_the_error(rank, local, text, monkeypatch, capsys):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("LOCAL_RANK", local)
-    assert said(capsys) == (text and f"error: {text}")
+    assert error_line(capsys) == (text and f"error: {text}")
 
 
-def test_a_rank_that_fails_alone_says_so_and_ranks_that_fail_alike_say_it_once(monkeypatch, capsys):
+def test_an_error_of_one_rank_has_its_number_and_a_shared_error_is_printed_once(monkeypatch, capsys):
     store, names = torch.distributed.HashStore(), ("is_initialized", "distributed_c10d._get_default_store")
     for name, value in zip(names, (True, store)):
         monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("latentdiff.training.world.said.__defaults__", (0.1,))
-    assert said(capsys) == f"error: rank 1: {LINE}"
+    monkeypatch.setattr("latentdiff.training.distributed.reported_by_rank0.__defaults__", (0.1,))
+    assert error_line(capsys) == f"error: rank 1: {LINE}"
     store.set("refused", "another reason")
-    assert said(capsys) == f"error: rank 1: {LINE}"
+    assert error_line(capsys) == f"error: rank 1: {LINE}"
     monkeypatch.setenv("RANK", "0")
-    assert said(capsys) == f"error: {LINE}"
+    assert error_line(capsys) == f"error: {LINE}"
     monkeypatch.setenv("RANK", "1")
-    assert said(capsys) == ""
+    assert error_line(capsys) == ""
 
 
-def test_memory_that_does_not_suffice_is_one_line_that_says_what_needs_less(capsys):
-    def fail(words):
+def test_out_of_memory_is_one_line_that_says_what_uses_less(capsys):
+    def fail(argv):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of ...")
 
     with pytest.raises(SystemExit) as leaving:
         cli.run(fail)
     error = capsys.readouterr().err
     assert leaving.value.code == 2 and error.count("\n") == 1 and "GPU 0" not in error
-    assert error.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. Training needs less with")
+    assert error.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB. To train with less memory")
     assert "train.grad_accum_steps" in error
 
 
-def test_errors_of_programmers_are_raised():
-    def fail(words):
+def test_other_exceptions_are_raised():
+    def fail(argv):
         raise AssertionError("a bug")
 
     with pytest.raises(AssertionError):
@@ -98,19 +98,19 @@ def test_errors_of_programmers_are_raised():
 # ---- training
 
 
-def resolved(*words):
-    return cli.training_recipe([STAGE_TWO[1], *words], DiffusionRecipe, "unused.py")
+def resolved(*argv):
+    return cli.training_recipe([STAGE_TWO[1], *argv], DiffusionRecipe, "unused.py")
 
 
-def test_words_are_applied_in_order_and_options_stand_anywhere():
+def test_assignments_are_applied_in_order_and_options_may_stand_anywhere():
     recipe, report_to = resolved("train.steps=3", "--overfit", "5", "train.steps=4", "name=mine")
     assert (recipe.train.steps, recipe.train.overfit, recipe.name, report_to) == (4, 5, "mine-overfit5", None)
     assert resolved("--overfit=2")[0].train.overfit == 2
 
 
-def test_the_recipe_may_stand_anywhere_among_the_words():
-    words = ["autoencoder=other.py", STAGE_TWO[1], "train.steps=3"]
-    recipe, _ = cli.training_recipe(words, DiffusionRecipe, "unused.py")
+def test_the_recipe_may_stand_anywhere_in_argv():
+    argv = ["autoencoder=other.py", STAGE_TWO[1], "train.steps=3"]
+    recipe, _ = cli.training_recipe(argv, DiffusionRecipe, "unused.py")
     assert (recipe.name, recipe.train.steps, recipe.autoencoder.path) == ("tiny", 3, "other.py")
 
 
@@ -120,7 +120,7 @@ def test_a_recipe_is_named_after_its_file():
 
 def test_without_a_file_the_default_is_used():
     assert cli.training_recipe(["train.steps=3"], DiffusionRecipe, STAGE_TWO[1])[0].train.steps == 3
-    with pytest.raises(UserError, match=r"no recipe at nowhere\.py"):
+    with pytest.raises(UserError, match=r"there is no recipe at nowhere\.py"):
         cli.training_recipe([], DiffusionRecipe, "nowhere.py")
 
 
@@ -136,22 +136,22 @@ def test_a_report_to_what_is_not_installed_is_refused(monkeypatch):
 
 
 def test_every_alias_means_the_same():
-    given = {
+    aliases = {
         "steps": ("--steps", "--ddim_steps", "--ddim-steps", "--num-inference-steps", "--num_inference_steps"),
         "guidance_scale": ("--guidance-scale", "--guidance_scale", "--scale", "--cfg-scale"),
         "num_images": ("--num-images", "--n_samples"), "height": ("--height", "--H"), "width": ("--width", "--W"),
         "eta": ("--eta", "--ddim_eta"), "output": ("--output", "--outdir", "--output_dir"),
         "prompts_file": ("--prompts-file", "--from-file", "--from_file"), "run": ("--run", "--ckpt"),
     }  # fmt: skip
-    for name, options in given.items():
+    for name, options in aliases.items():
         for option in options:
-            for words in ([option, "3"], [f"{option}=3"]):
-                assert float(getattr(sampling_options.sample_arguments(words), name)) == 3
+            for argv in ([option, "3"], [f"{option}=3"]):
+                assert float(getattr(sampling_options.sample_arguments(argv), name)) == 3
 
 
 def test_every_option_is_in_the_help():
-    for option in [*sampling_options._SAMPLE, "--prompt", "--no-grid"]:
-        assert f"{option} " in sampling_options.SAMPLE_OPTIONS + " " or f"{option}\n" in sampling_options.SAMPLE_OPTIONS
+    for option in [*sampling_options._OPTIONS, "--prompt", "--no-grid"]:
+        assert f"{option} " in sampling_options.HELP + " " or f"{option}\n" in sampling_options.HELP
 
 
 def test_values_keep_their_underscores():
@@ -162,20 +162,20 @@ def test_values_keep_their_underscores():
     ("7", 3, [7, 8, 9]), ("0", 1, [0]), ("0-15", 1, list(range(16))), ("3-3", 5, [3]),
 ])  # fmt: skip
 def test_seeds(text, count, seeds):
-    assert sampling_options.seeds(text, count) == seeds
+    assert sampling_options.read_seeds(text, count) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "-1", "a", "5-2", "1-", "1,2", "9" * 20])
 def test_wrong_seeds_are_refused(text):
     with pytest.raises(UserError, match="--seed"):
-        sampling_options.seeds(text, 1)
+        sampling_options.read_seeds(text, 1)
 
 
-@pytest.mark.parametrize("words", [["--steps", "0"], ["--num-images", "-1"], ["--batch-size=0"], ["--steps", "x"],
+@pytest.mark.parametrize("argv", [["--steps", "0"], ["--num-images", "-1"], ["--batch-size=0"], ["--steps", "x"],
                                    ["--colour"], ["stray"], ["--prompt"]])  # fmt: skip
-def test_wrong_options_are_refused(words):
+def test_wrong_options_are_refused(argv):
     with pytest.raises(UserError):
-        sampling_options.sample_arguments(words)
+        sampling_options.sample_arguments(argv)
 
 
 def test_a_progress_bar_is_not_needed(monkeypatch):

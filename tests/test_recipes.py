@@ -9,7 +9,8 @@ from conftest import ROOT, call
 
 from latentdiff import build, config, recipe
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.classifier import ClassifierRecipe, build_classifier
+from latentdiff.build import build_classifier
+from latentdiff.recipe import ClassifierRecipe
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
@@ -81,10 +82,10 @@ class TestEveryRecipe:
         tree = read(path)
         if isinstance(tree, DiffusionRecipe):
             if not tree.init:  # one that goes on from another may draw larger pictures
-                assert recipe.size_of(first_recipe(tree)) == recipe.size_of(tree)
+                assert recipe.size_of(first_recipe(tree)) == tree.data.image_size
             with torch.device("meta"):
                 factor = first_stage(tree).factor
-            assert not any(side % factor for side in recipe.size_of(tree))
+            assert not any(side % factor for side in tree.data.image_size)
 
 
 def first_recipe(tree):

@@ -8,11 +8,12 @@ from conftest import ROOT
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.classifier import ClassifierRecipe, build_classifier
+from latentdiff.build import build_classifier
+from latentdiff.recipe import ClassifierRecipe
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.model import LatentDiffusion
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 
 FIRST_STAGES = {  # parameters of the release's configs, without its losses
     "vq-f4": 55_322_782,
@@ -108,7 +109,7 @@ def test_the_diffusion_model_has_the_published_parameters(name):
 @pytest.mark.parametrize("name", UNRELEASED)
 def test_what_was_not_released_is_as_the_tables_say(name):
     recipe, model, autoencoder = built(ROOT / f"recipes/diffusion/paper/unreleased/{name}.py")
-    side = size_of(recipe)[0] // autoencoder.factor
+    side = recipe.data.image_size[0] // autoencoder.factor
     attention = tuple(side >> level for level in recipe.unet.attention_levels)
     assert (count(model.unet), (side, autoencoder.z_channels), attention) == UNRELEASED[name]
 

@@ -17,7 +17,7 @@ from latentdiff.evaluation import distances, features, image_sets, run
 from latentdiff.evaluation.image_sets import Features, ImageDir
 from latentdiff.evaluation.run import EvalRun
 from latentdiff.evaluation.sample_images import SampleSpec
-from latentdiff.training.distributed import World, start
+from latentdiff.training.distributed import World, init_distributed
 
 PROMPTS = 40_000_000  # a seed of scenes that no other measurement draws
 
@@ -51,7 +51,7 @@ class Arm(NamedTuple):
 
 @cache
 def bench(setting: Setting) -> Bench:
-    world = start(setting.device)
+    world = init_distributed(setting.device)
     subject = run.open_subject(setting.run, world)
     options = Namespace(features="own", split="val", batch_size=100, summary=False)
     train = recipe.open_data(subject.recipe, "train")

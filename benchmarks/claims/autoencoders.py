@@ -17,7 +17,7 @@ from latentdiff import recipe
 from latentdiff.config import read_recipe
 from latentdiff.evaluation import features, run
 from latentdiff.training import run_dir
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 1000
@@ -62,17 +62,17 @@ def autoencoder(setting: Setting, arm: str, seed: int) -> Path:
 @cache
 def figures(setting: Setting, arm: str, seed: int) -> dict[str, float]:
     """What evaluate.py says of a stage-one run; and raw_std."""
-    world, folder = start(setting.device), autoencoder(setting, arm, seed)
+    world, folder = init_distributed(setting.device), autoencoder(setting, arm, seed)
     subject = run.open_subject(str(folder), world)
     options = Namespace(features=str(judge(setting)), split="val", count=500, summary=False)
     found, _ = run.reconstructions(subject, options, world)
-    return found | {"raw_std": 1 / subject.autoencoder.scale.mean().item()}
+    return found | {"raw_std": 1 / subject.autoencoder.latent_scale.mean().item()}
 
 
 @cache
 def judge(setting: Setting) -> Path:
     """The network that sees the pictures of all arms."""
-    folder, world = run_dir.runs_root() / "claims", start(setting.device)
+    folder, world = run_dir.runs_root() / "claims", init_distributed(setting.device)
     folder.mkdir(parents=True, exist_ok=True)
     data = recipe.open_data(read_recipe(ROOT / FIRST[1]), "train")
     features.find("own", data, None, folder, world)

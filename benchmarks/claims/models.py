@@ -12,12 +12,13 @@ from benchmarks.claims.autoencoders import STEPS, autoencoder, judge, over_seeds
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, bootstrap, paired_t
 from latentdiff import recipe
 from latentdiff.data import loader
-from latentdiff.diffusion.schedule import timesteps
+from latentdiff.diffusion.schedule import sampling_timesteps
 from latentdiff.evaluation import distances, features, image_sets, run
 from latentdiff.evaluation.sample_images import SampleSpec
-from latentdiff.model import LatentDiffusion, Noise
+from latentdiff.sampling.pipeline import SampleNoise
+from latentdiff.model import LatentDiffusion
 from latentdiff.training import checkpoint
-from latentdiff.training.distributed import World, start
+from latentdiff.training.distributed import World, init_distributed
 from latentdiff.training.log import read_metrics
 
 SECOND = ("train_diffusion.py", "recipes/diffusion/small.py", "train.val_every=1000", "train.sample_every=4000",
@@ -64,7 +65,7 @@ def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def tradeoff(setting: Setting) -> Result:
     """KID over training, by steps and by seconds of this machine; seed 0 alone, one run per f."""
-    world, curves, within = start(setting.device), {}, {}
+    world, curves, within = init_distributed(setting.device), {}, {}
     for f in sorted(FACTORS, key=lambda f: f != 4):  # f = 4 first: its seconds are the budget of all
         folder = latent_run(setting, f, 0, steps=LENGTHS.get(f, GRADES[-1]))
         logged = [(row["step"], row["seconds"]) for row in read_metrics(folder / "metrics.jsonl")]
@@ -103,7 +104,7 @@ def tradeoff(setting: Setting) -> Result:
 
 def by_heart(setting: Setting) -> Result:
     """Trained on 64 pictures and on 20,000: how near what is drawn is to what was learned."""
-    world, ratios = start(setting.device), {}
+    world, ratios = init_distributed(setting.device), {}
     for count in (64, 20000):
         for seed in setting.seeds:
             folder = latent_run(setting, 4, seed, f"data.count={count}", steps=4000, name=f"count{count}")
@@ -145,24 +146,24 @@ def learns(setting: Setting, task: str, seed: int) -> tuple[float, float, bool]:
              "train.log_every=10")  # fmt: skip
     folder = trained(setting, f"reuse-{task}-{seed}", "train_diffusion.py", f"recipes/diffusion/{task}.py", *words)
     own, kept = (checkpoint.read_tensors(path / "model.safetensors") for path in (source, folder / "autoencoder"))
-    same = all(torch.equal(own[name], kept[name]) for name in own if name not in ("shift", "scale"))
+    same = all(torch.equal(own[name], kept[name]) for name in own if name not in ("latent_shift", "latent_scale"))
     losses = [row["val_loss"] for row in read_metrics(folder / "metrics.jsonl") if "val_loss" in row]
     return losses[0], losses[-1], same
 
 
 def rate_distortion(setting: Setting, count: int = 200) -> Result:
     """What the pixel model must be told of held-out pictures, from the noise down, and what that buys."""
-    world = start(setting.device)
+    world = init_distributed(setting.device)
     subject = run.open_subject(str(latent_run(setting, 1, 0, steps=LENGTHS[1])), world)
     data, model = recipe.open_data(subject.recipe, "val"), subject.model
     z = torch.cat([subject.autoencoder.encode(loader.images(batch, world.device))
                    for batch in loader.sequential_batches(data, range(count), 100)])  # fmt: skip
     ts, noise = (
-        timesteps(64, model.schedule, "log_snr").to(world.device),
+        sampling_timesteps(64, model.schedule, "log_snr").to(world.device),
         Noise(list(range(count)), z.shape[1:], z.device)(),
     )
     errors = torch.stack([_error(model, z, noise, t) for t in ts], 1)  # [N, K, C, h, w]
-    rmse = 255 / 2 * (errors / subject.autoencoder.scale.view(-1, 1, 1)).square().flatten(2).mean(2).sqrt().cpu()
+    rmse = 255 / 2 * (errors / subject.autoencoder.latent_scale.view(-1, 1, 1)).square().flatten(2).mean(2).sqrt().cpu()
     snr, squares = model.schedule.log_snr(ts).exp(), errors.double().square().flatten(2).sum(2)
     bits = bound(squares, z.double().square().flatten(1).sum(1), snr).cpu() / z[0].numel()
 

@@ -17,7 +17,7 @@ from latentdiff.data import loader
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
 from latentdiff.evaluation import run
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 from latentdiff.training.precision import autocast, precision
 
 UNET = UNetConfig(channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_levels=(2,), head_channels=32,
@@ -26,7 +26,7 @@ UNET = UNetConfig(channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attenti
 
 def throughput(setting: Setting) -> Result:
     """One U-Net on pixels and on latents of f = 4, one after the other, so that both meet the same machine."""
-    device, sizes = start(setting.device).device, [32, 64, 128]
+    device, sizes = init_distributed(setting.device).device, [32, 64, 128]
     torch.manual_seed(0)
     net = UNet(UNET, 3, 3).to(device)
     ratios = {(what, size): _ratios(net, size, what, device) for what in ("train", "sample") for size in sizes}
@@ -118,17 +118,17 @@ def _grown(side: int, attends: str, what: str) -> float:
 def snr(setting: Setting) -> Result:
     """Rescaling latents by 1 / std multiplies their signal-to-noise ratio by 1 / std² at every timestep."""
     folder = autoencoders.autoencoder(setting, "f4", 0)
-    world, schedule = start(setting.device), Schedule(ScheduleConfig())
+    world, schedule = init_distributed(setting.device), Schedule(ScheduleConfig())
     subject = run.open_subject(str(folder), world)
     data = recipe.open_data(subject.recipe, "val")
     with torch.no_grad():
         raw = subject.autoencoder.moments(
             loader.images(next(loader.sequential_batches(data, range(256), 256)), world.device)
         )[0]
-        latents = {"raw": raw, "rescaled": subject.autoencoder.normalise(raw)}
+        latents = {"raw": raw, "rescaled": subject.autoencoder.normalize(raw)}
     ts = torch.arange(0, schedule.T, 50, dtype=torch.float64)
     ratios = {name: schedule.log_snr(ts).exp() * z.double().var().item() for name, z in latents.items()}
-    std = 1 / subject.autoencoder.scale.mean().item()
+    std = 1 / subject.autoencoder.latent_scale.mean().item()
     measured = (ratios["raw"] / ratios["rescaled"] / std**2).tolist()
     moved = [ts[max(0, int((r > 1).sum()) - 1)].item() for r in ratios.values()]
     interval = measured[0], min(measured), max(measured)

@@ -7,12 +7,12 @@ from benchmarks.speed import machine, networks
 from benchmarks.speed.race import Contestant, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff.autoencoder import tiling
-from latentdiff.autoencoder.autoencoder import Autoencoder, whole
-from latentdiff.training import distributed
+from latentdiff.autoencoder.autoencoder import Autoencoder, untiled
+from latentdiff.training import precision
 
 WAYS = {
-    "encode": whole, "encode, exact": tiling.exact,
-    "decode": whole, "exact": tiling.exact, "blended": tiling.blended,
+    "encode": untiled, "encode, exact": tiling.exact,
+    "decode": untiled, "exact": tiling.exact, "blended": tiling.blended,
 }  # fmt: skip
 
 
@@ -26,8 +26,8 @@ def picture(pixels: int) -> Tensor:
 
 def ours(done, how: str, pixels: int, width: float) -> None:
     model = networks.autoencoder(width).requires_grad_(False)
-    distributed.place(model, machine.device())
-    model.through = WAYS[how]
+    precision.to_device(model, machine.device())
+    model.tiling = WAYS[how]
     run = Autoencoder.encode if how.startswith("encode") else Autoencoder.decode
     work(done, run, model, how, pixels)
 

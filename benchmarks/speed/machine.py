@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 from latentdiff.training.precision import precision
 
 MB = 2**20
@@ -29,7 +29,7 @@ def begin() -> None:
     """As the scripts begin; what the first optimiser's step would import is imported."""
     importlib.import_module("torch._dynamo")
 
-    start()
+    init_distributed()
     torch.manual_seed(0)
 
 

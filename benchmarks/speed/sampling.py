@@ -17,9 +17,11 @@ from latentdiff.convert.diffusers import export
 from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import LatentDiffusion, Noise, SamplingConfig
+from latentdiff.sampling.pipeline import SampleNoise
+from latentdiff.diffusion.sampling_config import SamplingConfig
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
-from latentdiff.training import distributed, image_grid
+from latentdiff.training import image_grid, precision
 from latentdiff.training.precision import autocast
 
 PROMPT = "a large red star above a small blue circle on a gray background"
@@ -55,7 +57,7 @@ def build(name: str) -> tuple[DiffusionRecipe, LatentDiffusion]:
     )
     tokenizer = CaptionTokenizer(wordpiece([*SPECIALS, *sorted(set(PROMPT.split()))]), m.text.max_length)
     autoencoder = build_autoencoder(AutoencoderRecipe(autoencoder=m.autoencoder))
-    autoencoder.set_statistics(0.0, 0.18215)
+    autoencoder.set_latent_stats(0.0, 0.18215)
     model = build_diffusion(recipe, autoencoder, tokenizer)
     model.autoencoder, model.tokenizer, model.size = autoencoder, tokenizer, (m.pixels, m.pixels)
     return recipe, networks.awake(model).eval().requires_grad_(False)
@@ -65,7 +67,7 @@ def ours(done, model: str, batch: int, **settings) -> None:
     """What sample.py does for one batch."""
     done.settled()
     _, drawer = build(model)
-    drawer = distributed.place(drawer, machine.device()).cast_weights(machine.dtype())
+    drawer = precision.to_device(drawer, machine.device()).cast_weights(machine.dtype())
     path = Path(tempfile.mkdtemp()) / "0.png"
     chosen, seeds = replace(drawer.sampling, **settings), list(range(batch))
     while True:

@@ -28,7 +28,7 @@ from latentdiff.data.folder import FolderConfig
 from latentdiff.data.latent_cache import LatentCacheConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.stage_two.batches import BatchEncoder
-from latentdiff.training.distributed import World, start
+from latentdiff.training.distributed import World, init_distributed
 from latentdiff.training.log import Log
 from latentdiff.training.settings import TrainConfig
 from latentdiff.training.state import TrainState
@@ -107,10 +107,10 @@ class Bench:
 
     def __init__(self, done) -> None:
         self.done, self.log, self.facts = done, None, {}
-        self.health = SimpleNamespace(look=lambda step, values: None)
+        self.diagnostics = SimpleNamespace(check=lambda step, metrics: None)
         self.bad = SimpleNamespace(note=lambda bad: None)
 
-    def wanted(self, world: World) -> int:
+    def requested(self, world: World) -> int:
         losses = {name: float(self.log.sums[name][0]) for name in ("loss", "nll") if name in self.log.sums}
         self.log.sums = {}
         self.done(**losses, **self.facts)
@@ -130,12 +130,12 @@ def text_to_image(size: Size, data: Path, world: World, bench: Bench) -> tuple:
     r, rows = text_recipe(size, data), None
     rows = recipes.open_data(r, "train")
     bench.log = Log(data / "run", world, 0, r.train)
-    autoencoder = world.place(build_autoencoder(AutoencoderRecipe(autoencoder=size.frozen)))
+    autoencoder = world.to_device(build_autoencoder(AutoencoderRecipe(autoencoder=size.frozen)))
     autoencoder.eval().requires_grad_(False)
-    tokenizer = open_tokenizer(r, data / "run", rows, world, bench.log.say)
+    tokenizer = open_tokenizer(r, data / "run", rows, world, bench.log.info)
     model = networks.awake(build_diffusion(r, autoencoder, tokenizer))
     model.conditioner.requires_grad_(False)
-    learner, began = TrainState(world.place(model, plain=True), r.train, world), now()
+    learner, began = TrainState(world.to_device(model, contiguous=True), r.train, world), now()
     latents = BatchEncoder(r, world, autoencoder, tokenizer, rows, bench.log)
     bench.facts["filling"] = (now() - began) / len(rows)
     bench.log.start()
@@ -144,7 +144,7 @@ def text_to_image(size: Size, data: Path, world: World, bench: Bench) -> tuple:
 
 def ours_text(done, size: str) -> None:
     """train_diffusion.py's loop, on the cache that it fills before."""
-    train, world, bench = script("train_diffusion").train, start(), Bench(done)
+    train, world, bench = script("train_diffusion").train, init_distributed(), Bench(done)
     done.settled()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LATENTDIFF_RUNS"] = folder
@@ -154,7 +154,7 @@ def ours_text(done, size: str) -> None:
 
 def ours_autoencoder(done, size: str) -> None:
     """train_autoencoder.py's loop."""
-    stage, world, bench = script("train_autoencoder"), start(), Bench(done)
+    stage, world, bench = script("train_autoencoder"), init_distributed(), Bench(done)
     done.settled()
     with tempfile.TemporaryDirectory() as folder:
         r = autoencoder_recipe(sizes()[size], pictures(Path(folder), sizes()[size]))

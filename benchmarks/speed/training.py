@@ -12,7 +12,7 @@ from benchmarks.speed.race import Contestant, Spread, Turn, clock, race, ratio
 from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
 from latentdiff.training import optim
 from latentdiff.training.cuda_graph import CudaGraph
-from latentdiff.training.distributed import start
+from latentdiff.training.distributed import init_distributed
 from latentdiff.training.precision import autocast
 from latentdiff.training.settings import TrainConfig
 from latentdiff.training.state import TrainState
@@ -23,12 +23,12 @@ TRAIN = TrainConfig(lr=1e-4, ema_decay=0.9999, grad_clip=1.0)
 def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = False, **changes) -> None:
     """What train_diffusion.py does between two batches; changes: of the size."""
     done.settled()
-    chosen, world = replace(networks.sizes()[size], **changes), start()
+    chosen, world = replace(networks.sizes()[size], **changes), init_distributed()
     device = world.device
-    unet = world.place(networks.ours(chosen), plain=True)
+    unet = world.to_device(networks.ours(chosen), contiguous=True)
     learner, parallel = (
         TrainState(unet, replace(TRAIN, cuda_graph=graph), world),
-        world.parallel(unet, broadcast_buffers=False),
+        world.ddp(unet, broadcast_buffers=False),
     )
     if compiled:
         unet.compile()

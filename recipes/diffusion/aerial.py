@@ -5,7 +5,7 @@ The classes: 0 unlabeled, 1 building, 2 land, 3 road, 4 vegetation, 5 water.
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import SemanticConfig
+from latentdiff.conditioning.semantic import SemanticConfig
 from latentdiff.config import load
 from latentdiff.data.folder import FolderConfig
 from latentdiff.data.latent_cache import LatentCacheConfig

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from latentdiff.config import load
 from latentdiff.diffusion.distillation import DistillConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 
 demo = load("demo.py")
 

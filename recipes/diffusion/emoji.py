@@ -5,9 +5,10 @@ data/emoji holds train/, val/ and test/ with a metadata.jsonl each; data.path=..
 
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.data.folder import FolderConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import TrainConfig
 

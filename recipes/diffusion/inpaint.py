@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import MaskedConfig
+from latentdiff.conditioning.inpainting import MaskedConfig
 from latentdiff.config import load
 from latentdiff.data.masks import MasksConfig
 

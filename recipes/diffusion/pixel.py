@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.model import ObjectiveConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
 from latentdiff.recipe import FrozenAutoencoderConfig
 
 small = load("small.py")
@@ -22,7 +22,7 @@ recipe = replace(
         logit_mean=-1.2,
         logit_std=1.3,
         stratified=True,
-        weighting="uncertainty",
+        weighting="learned",
     ),
     train=replace(small.train, steps=1500, batch_size=64, lr=3e-3, lr_decay_start=0.6, checkpoint_every=500),
     sampling=replace(small.sampling, sampler="dpmpp_2m_sde", steps=50),

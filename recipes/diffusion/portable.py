@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import load
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import FrozenAutoencoderConfig
 
 recipe = replace(

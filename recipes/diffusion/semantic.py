@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import SemanticConfig
+from latentdiff.conditioning.semantic import SemanticConfig
 from latentdiff.config import load
 
 small = load("small.py")

@@ -3,9 +3,10 @@
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.data.latent_cache import LatentCacheConfig
 from latentdiff.data.shapes.dataset import ShapesConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import TrainConfig
 

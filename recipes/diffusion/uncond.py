@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from latentdiff.config import load
-from latentdiff.model import SamplingConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 
 demo = load("demo.py")
 

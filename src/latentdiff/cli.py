@@ -1,7 +1,7 @@
-"""How the scripts are called and how they end. Imports no torch, so that --help answers at once."""
+"""How the scripts read their command line and how they end. Imports no torch, so that --help answers at once."""
 
+import argparse
 import importlib.util
-import json
 import os
 import signal
 import sys
@@ -12,138 +12,132 @@ from typing import Any
 
 from latentdiff import config
 from latentdiff.config import UserError
-from latentdiff.sampling import requirements
 
-LESS_MEMORY = (
-    "Training needs less with a larger train.grad_accum_steps (the same batch in more pieces), a smaller train.batch_size "
-    "or unet.gradient_checkpointing=true; sample.py and evaluate.py with a smaller --batch-size, sample.py also with --tile "
-    "and, with least, --coding blended or spilled"
+OUT_OF_MEMORY = (
+    "To train with less memory, use gradient accumulation (a larger train.grad_accum_steps), a smaller "
+    "train.batch_size or unet.gradient_checkpointing=true; for sample.py and evaluate.py a smaller --batch-size, for "
+    "sample.py also --tile-size, with --tiling blended or offloaded for the least"
 )
 
 
-def answer_help(doc: str, more: Callable[[list[str]], str] = lambda words: "") -> None:
-    """--help without a recipe: print how the script is called, before anything slow is imported, and `more`."""
-    words = sys.argv[1:]
-    if {"-h", "--help"} & set(words) and not any(word.endswith(".py") for word in words):
-        print(doc.strip() + more(words))
+def answer_help(doc: str, extra: Callable[[list[str]], str] = lambda argv: "") -> None:
+    """--help without a recipe: print the usage, before anything slow is imported, and exit."""
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv) and not any(argument.endswith(".py") for argument in argv):
+        print(doc.strip() + extra(argv))
         sys.exit(0)
 
 
-def training_recipe(words: list[str], root: type, default: str) -> tuple[Any, str | None]:
-    """[RECIPE.py] [a.b=c ...] [--overfit N] [--report-to NAME] -> the resolved recipe and where to report."""
-    words = list(words)
-    overfit, report_to = _take(words, "--overfit"), _take(words, "--report-to")
-    show = bool({"-h", "--help"} & set(words))
-    words = [word for word in words if word not in ("-h", "--help")]
-    unknown = [word for word in words if word.startswith("-")]
+def training_recipe(argv: list[str], root: type, default: str) -> tuple[Any, str | None]:
+    """[RECIPE.py] [a.b=c ...] [--overfit N] [--report-to NAME] -> the resolved recipe, and where to report metrics."""
+    argv = list(argv)
+    overfit, report_to = option_value(argv, "--overfit"), option_value(argv, "--report-to")
+    show_fields = bool({"-h", "--help"} & set(argv))
+    argv = [argument for argument in argv if argument not in ("-h", "--help")]
+    unknown = [argument for argument in argv if argument.startswith("-")]
     if unknown:
-        raise UserError(f"unknown option {unknown[0]}; there are --overfit N, --report-to NAME and --help")
-    named = [i for i, word in enumerate(words) if word.endswith(".py") and "=" not in word]
-    path = words.pop(named[0]) if named else default
-    recipe = config.override(config.read_recipe(path, root), words).named(Path(path).stem)  # name= alone: its default
+        raise UserError(f"unknown option {unknown[0]}; the options are --overfit N, --report-to NAME and --help")
+    recipes = [i for i, argument in enumerate(argv) if argument.endswith(".py") and "=" not in argument]
+    path = argv.pop(recipes[0]) if recipes else default
+    recipe = config.override(config.read_recipe(path, root), argv).named(Path(path).stem)  # name= resets the name
     if overfit is not None:
         if not overfit.isdigit() or int(overfit) < 1:
-            raise UserError(f"--overfit {overfit}: it takes the number of items to train on, at least 1")
+            raise UserError(f"--overfit {overfit}: it must be the number of items to train on, at least 1")
         train = replace(recipe.train, overfit=int(overfit))
         recipe = replace(recipe, train=train, name=f"{recipe.name}-overfit{overfit}")
     if report_to not in (None, "tensorboard", "wandb"):
         raise UserError(f"--report-to {report_to}: it must be tensorboard or wandb")
     if report_to and importlib.util.find_spec(report_to) is None:
         raise UserError(f"--report-to {report_to} needs the package {report_to}: pip install 'latentdiff[{report_to}]'")
-    if show:
+    if show_fields:
         print("\n".join(config.describe(recipe)))
         sys.exit(0)
     return recipe, report_to
 
 
-def _take(words: list[str], option: str) -> str | None:
-    """Remove `--option value` or `--option=value` from the words; return the value."""
-    for i, word in enumerate(words):
-        if word == option:
-            if i + 1 == len(words):
+def option_value(argv: list[str], option: str) -> str | None:
+    """Remove `--option value` or `--option=value` from argv; return the value."""
+    for i, argument in enumerate(argv):
+        if argument == option:
+            if i + 1 == len(argv):
                 raise UserError(f"{option} needs a value")
-            del words[i]
-            return words.pop(i)
-        if word.startswith(option + "="):
-            return words.pop(i).partition("=")[2]
+            del argv[i]
+            return argv.pop(i)
+        if argument.startswith(option + "="):
+            return argv.pop(i).partition("=")[2]
     return None
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Call main with the command line's words; a UserError, or a disk that refuses, ends as one line and exit code 2.
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose errors are UserErrors."""
 
-    Ranks that fail alike say it once, on rank 0; one that fails alone says so with its number. A signal ends with
-    128 + its number, the loss of another rank with 1.
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; --help lists the options")
+
+
+def hyphens(argument: str) -> str:
+    """--batch_size=4 -> --batch-size=4."""
+    option, equals, value = argument.partition("=")
+    return option.replace("_", "-") + equals + value if argument.startswith("--") else argument
+
+
+# ---- how a script ends
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call main(argv); a UserError, or an OSError such as a full disk, becomes one line and exit code 2.
+
+    An error that all processes share is printed once, by rank 0; an error of a single rank is printed with its number.
+    After a signal the exit code is 128 + its number, after the loss of another rank 1.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm announces the end of a job by the last
-        signal.signal(number, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Slurm sends SIGUSR1 before the end of a job
+        signal.signal(number, _exit_on_signal)
     try:
         main(sys.argv[1:])
     except (UserError, OSError) as error:
-        _fail(error)
+        _exit_with_error(error)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's; it is not imported for --help
-            _fail(UserError(f"{str(error).partition('. GPU')[0]}. {LESS_MEMORY}"))
-        _mourn(error)
+            _exit_with_error(UserError(f"{str(error).partition('. GPU')[0]}. {OUT_OF_MEMORY}"))
+        _exit_if_rank_lost(error)
         raise
     except KeyboardInterrupt:
         sys.exit(130)
     if "RANK" in os.environ:
         from latentdiff.training import distributed
 
-        distributed.end()
+        distributed.destroy()
 
 
-def _leave(number: int, frame: Any) -> None:
-    """A signal while nothing is to be saved."""
+def _exit_on_signal(number: int, frame: Any) -> None:
+    """A signal outside of the training loop: there is nothing to save."""
     if os.environ.get("RANK", "0") == "0":
         print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
     sys.exit(128 + number)
 
 
-def _fail(error: Exception) -> None:
+def _exit_with_error(error: Exception) -> None:
     text, rank = " ".join(str(error).split()), os.environ.get("RANK", "0")
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or 'writing'}: {error.strerror}; what was finished before is kept"
+        text = f"{error.filename or 'writing'}: {error.strerror}; files that were complete before are intact"
     if "RANK" in os.environ:
         from latentdiff.training import distributed
 
-        if distributed.said(text, int(rank), int(os.environ.get("LOCAL_RANK", rank))):
+        if distributed.reported_by_rank0(text, int(rank), int(os.environ.get("LOCAL_RANK", rank))):
             sys.exit(2)
     print(f"error: {'' if rank == '0' else f'rank {rank}: '}{text}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def _mourn(error: Exception) -> None:
-    """If the error is that another rank is gone, say which, once, and leave."""
+def _exit_if_rank_lost(error: Exception) -> None:
+    """If the error means that another rank is gone, print which one, once, and exit."""
     if "RANK" not in os.environ:
         return
     from latentdiff.training import distributed
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends those that are left, and would cut the sentence short
-    text = distributed.lost(error)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun terminates the remaining ranks, before the message is out
+    text = distributed.diagnose_lost_ranks(error)
     if text:
-        print(f"error: {text}; start again to go on from the last checkpoint", file=sys.stderr, flush=True)
+        print(f"error: {text}; start again to continue from the last checkpoint", file=sys.stderr, flush=True)
     if text is not None:
         sys.exit(1)
-
-
-# ---- a run that is named
-
-
-def about_run(words: list[str]) -> str:
-    """What --help adds where --run names one: what that run draws from."""
-    name = _take(list(words), "--run")
-    for folder in (Path(name or ""), Path(os.environ.get("LATENTDIFF_RUNS", "runs")) / (name or "")):
-        if name and (folder / "recipe.json").is_file():
-            recipe = read_json(folder / "recipe.json")
-            if recipe["type"] == "DiffusionRecipe":
-                return "\n\n" + requirements.describe(folder, recipe)
-    return ""
-
-
-def read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error

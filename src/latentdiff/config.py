@@ -1,7 +1,7 @@
 """Recipes: dataclass tree <-> recipe file <-> command line <-> saved JSON.
 
-A recipe is a tree of frozen dataclasses. A choice (a bottleneck, a kind of data) is a field annotated with a union of
-dataclasses; JSON and the command line name the class, and it is looked up in that union and nowhere else.
+A recipe is a tree of frozen dataclasses. A choice (of the bottleneck, of the data format) is a field annotated with a
+union of dataclasses; JSON and the command line name the class, which is looked up in that union only.
 """
 
 import difflib
@@ -13,6 +13,7 @@ import runpy
 import sys
 import types
 from dataclasses import fields, is_dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -20,14 +21,14 @@ FIELD = r"^    (\w+): (?:(?!^    \w+:).)*?#\s*([^\n]+)$"  # a field with a comme
 
 
 class UserError(Exception):
-    """Something the user can mend; the scripts print it as one line and exit with code 2."""
+    """An error that the user can fix; the scripts print it as one line and exit with code 2."""
 
 
 # ---- recipe file -> tree
 
 
 def load(path: str) -> Any:
-    """The recipe of another file; inside a recipe file, `path` is relative to that file."""
+    """The recipe of another file; `path` is relative to the recipe file that calls this."""
     caller = sys._getframe(1).f_globals.get("__file__", ".")
     return read_recipe(Path(caller).parent / path)
 
@@ -36,25 +37,22 @@ def read_recipe(path: str | Path, root: type | None = None) -> Any:
     """Run a recipe file (trusted code) and return its `recipe`, checked; its name defaults to the file's stem."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no recipe at {path}; those that come along are in recipes/autoencoder and recipes/diffusion")
+        raise UserError(f"there is no recipe at {path}; see recipes/autoencoder and recipes/diffusion")
     try:
         recipe = runpy.run_path(str(path), run_name="recipe").get("recipe")
-    except UserError as error:
-        raise UserError(f"recipe {path}: {error}") from error
-    except Exception as error:  # a recipe is a program: anything may go wrong in it
-        raise UserError(f"recipe {path}: {_unknown_field(error) or f'{type(error).__name__}: {error}'}") from error
-    if isinstance(recipe, type) or not is_dataclass(recipe) or (root is not None and type(recipe) is not root):
-        want = root.__name__ if root else "a dataclass"
-        raise UserError(f"recipe {path} must set `recipe` to {want}; it is {type(recipe).__name__}")
-    try:
+        if isinstance(recipe, type) or not is_dataclass(recipe) or (root is not None and type(recipe) is not root):
+            expected = root.__name__ if root else "a dataclass"
+            raise UserError(f"it must set `recipe` to {expected}; it is {type(recipe).__name__}")
         recipe = checked(recipe, type(recipe), "")
     except UserError as error:
         raise UserError(f"recipe {path}: {error}") from error
+    except Exception as error:  # a recipe is a program, which may fail in any way
+        raise UserError(f"recipe {path}: {_unknown_field(error) or f'{type(error).__name__}: {error}'}") from error
     return recipe if root is None else recipe.named(path.stem)
 
 
 def _unknown_field(error: Exception) -> str:
-    """Train(stepz=1) in a recipe file, in the words of the command line; "" for any other error."""
+    """The message for an unknown field in a recipe file, TrainConfig(stepz=1); "" for any other error."""
     match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     trace = error.__traceback__
     while match and trace:
@@ -74,7 +72,7 @@ def _no_field(where: str, name: str, names: list[str]) -> str:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """The value as `hint` wants it (lists become tuples, 1 becomes 1.0); anything else is refused by name."""
+    """The value with the type of the annotation (lists become tuples, 1 becomes 1.0), or a UserError with its name."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for option in options:
@@ -98,16 +96,16 @@ def checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def check_types(node: Any, where: str) -> None:
-    """What a __post_init__ asks before it compares values."""
+    """Check the types of all fields of a dataclass; for its __post_init__, before values are compared."""
     for name, hint in get_type_hints(type(node)).items():
         checked(getattr(node, name), hint, f"{where}.{name}")
 
 
 def _name(hint: Any) -> str:
-    """A type in words: 'a whole number', 'KL, VQ or Identity'."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
-    if hint in words:
-        return words[hint]
+    """A type for a message: 'a whole number', 'KL, VQ or Identity'."""
+    simple = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    if hint in simple:
+        return simple[hint]
     if get_origin(hint) is tuple:
         return f"a list, each item {_name(get_args(hint)[0])}"
     if get_args(hint):
@@ -124,7 +122,7 @@ def override(tree: Any, assignments: list[str]) -> Any:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
-            raise UserError(f"{assignment!r} is neither a recipe (.py) nor an assignment like train.lr=5e-5")
+            raise UserError(f"{assignment!r} is neither a recipe (.py) nor an assignment such as train.lr=5e-5")
         tree = _set(tree, type(tree), path.split("."), text, "")
     return checked(tree, type(tree), "")
 
@@ -132,36 +130,30 @@ def override(tree: Any, assignments: list[str]) -> Any:
 def _set(node: Any, hint: Any, path: list[str], text: str, where: str) -> Any:
     if not path:
         return _parsed(text, hint, node, where)
-    name, here = path[0], f"{where}.{path[0]}".lstrip(".")
+    name, field_path = path[0], f"{where}.{path[0]}".lstrip(".")
     if isinstance(node, tuple):
         if not name.isdigit() or int(name) >= len(node):
             raise UserError(f"{where} has no item {name!r}; it has {len(node)}, counted from 0")
-        item = _set(node[int(name)], get_args(hint)[0], path[1:], text, here)
+        item = _set(node[int(name)], get_args(hint)[0], path[1:], text, field_path)
         return node[: int(name)] + (item,) + node[int(name) + 1 :]
     if not is_dataclass(node):
         raise UserError(f"{where} is {node!r} and has no field {name!r}")
     names = [f.name for f in fields(node)]
     if name not in names:
         raise UserError(_no_field(where or "the recipe", name, names))
-    return replace(node, **{name: _set(getattr(node, name), get_type_hints(type(node))[name], path[1:], text, here)})
+    return replace(node, **{name: _set(getattr(node, name), get_type_hints(type(node))[name], path[1:], text, field_path)})
 
 
 READERS = {
     bool: lambda text: {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()],
-    int: lambda text: int(text) if text.lstrip("+-").isdigit() else _whole(float(text)),  # 1e6 is a whole number
+    int: lambda text: int(str(Fraction(text))),  # 1e6 is a whole number, 1.5 a ValueError
     float: float,
     str: str,
 }
 
 
-def _whole(x: float) -> int:
-    if x != int(x):
-        raise ValueError
-    return int(x)
-
-
 def _parsed(text: str, hint: Any, node: Any, where: str) -> Any:
-    """Text from the command line in the type of the field."""
+    """Parse text from the command line as the type of the field."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in options and text.lower() in ("none", "null"):
         return None
@@ -169,15 +161,15 @@ def _parsed(text: str, hint: Any, node: Any, where: str) -> Any:
         if is_dataclass(option) and short_name(option) == text:
             return node if type(node) is option else option()
     if is_dataclass(node) and "path" in (f.name for f in fields(node)):
-        return replace(node, path=text)  # a frozen autoencoder or a folder of data may be named by its path alone
+        return replace(node, path=text)  # autoencoder=RUN, data=FOLDER: the path alone
     for option in options:
         try:
             if option in READERS:
                 return READERS[option](text)
             if get_origin(option) is tuple:
-                item, words = get_args(option)[0], text.strip("()").split(",")
-                words = json.loads(text) if text.startswith("[") else [word.strip() for word in words if word.strip()]
-                return tuple(_parsed(word, item, None, where) if isinstance(word, str) else word for word in words)
+                item, values = get_args(option)[0], text.strip("()").split(",")
+                values = json.loads(text) if text.startswith("[") else [v.strip() for v in values if v.strip()]
+                return tuple(_parsed(v, item, None, where) if isinstance(v, str) else v for v in values)
         except (ValueError, KeyError, OverflowError):
             continue
     raise UserError(f"{where}={text} cannot be read; it must be {_name(hint)}")
@@ -187,19 +179,19 @@ def _parsed(text: str, hint: Any, node: Any, where: str) -> Any:
 
 
 def to_dict(node: Any) -> Any:
-    """Plain data for JSON; every dataclass carries its class's short name under "type"."""
+    """Plain data for JSON; every dataclass has the short name of its class under "type"."""
     if is_dataclass(node):
         return {"type": short_name(type(node))} | {f.name: to_dict(getattr(node, f.name)) for f in fields(node)}
     return [to_dict(item) for item in node] if isinstance(node, tuple) else node
 
 
 def from_dict(data: Any, hint: Any, where: str = "recipe") -> Any:
-    """The inverse of to_dict; a kind is looked up among the classes that the field's annotation names."""
+    """The inverse of to_dict; the class is looked up in the annotation of the field."""
     if isinstance(data, dict):
         options = {short_name(o): o for o in (get_args(hint) or (hint,)) if is_dataclass(o)}
         kind = options.get(data.get("type"))
         if kind is None:
-            raise UserError(f"{where} is of type {data.get('type')!r}; this version knows {', '.join(options)}")
+            raise UserError(f"{where} is of type {data.get('type')!r}; it must be {', '.join(options)}")
         hints = get_type_hints(kind)
         unknown = set(data) - set(hints) - {"type"}
         if unknown:
@@ -227,20 +219,20 @@ def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any
 
 
 def describe(node: Any, where: str = "") -> list[str]:
-    """One line per field: its path, its value and, from the comment beside it in the source, its meaning."""
+    """One line per field: its path, its value and its meaning, which is the comment at its line in the source."""
     lines = []
     for field in fields(node):
         value, path = getattr(node, field.name), f"{where}{field.name}"
-        inside = value if isinstance(value, tuple) and any(map(is_dataclass, value)) else ()
-        parts = [("", value)] if is_dataclass(value) else [(f"{i}.", item) for i, item in enumerate(inside)]
-        shown = ", ".join(short_name(type(part)) for _, part in parts) if parts else json.dumps(to_dict(value))
+        items = value if isinstance(value, tuple) and any(map(is_dataclass, value)) else ()
+        children = [("", value)] if is_dataclass(value) else [(f"{i}.", item) for i, item in enumerate(items)]
+        shown = ", ".join(short_name(type(c)) for _, c in children) if children else json.dumps(to_dict(value))
         lines.append(f"{path} = {shown}".ljust(44) + "  " + meanings(type(node)).get(field.name, ""))
-        lines += [line for place, part in parts for line in describe(part, f"{path}.{place}")]
+        lines += [line for prefix, child in children for line in describe(child, f"{path}.{prefix}")]
     return lines
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """Field name -> the comment at the end of its line or lines, in the class or in one that it is made from."""
+    """Field name -> the comment at the end of its line or lines, in the class or a base class."""
     sources = [inspect.getsource(base) for base in reversed(kind.__mro__[:-1])]
     return {name: text for source in sources for name, text in re.findall(FIELD, source, re.MULTILINE | re.DOTALL)}
 

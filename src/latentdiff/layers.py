@@ -1,4 +1,4 @@
-"""Functions both networks share: attention, tokens <-> image, embeddings of time and place, initialisation."""
+"""Functions that several networks share: attention, embeddings, initialization, overlapping tiles."""
 
 import math
 from collections.abc import Callable
@@ -8,35 +8,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Vaswani et al. 2017, eq. 1: q [B, N, heads·d], k and v [B, L, heads·d] -> [B, N, heads·d].
+def images_to_float(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
-    mask: bool [B, L], True where a key may be attended to; every row keeps at least one.
-    Measured: on CPUs bf16 attention is 2 to 14 times slower than fp32 with its backward pass; alone it is, for large
-    pictures, twice as fast where the CPU multiplies tiles (AMX).
+
+def to_tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2).contiguous()  # [B, C, h, w] -> [B, h·w, C]; fused attention needs contiguous
+
+
+def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(2, (height, width))  # [B, h·w, C] -> [B, C, h, w]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention (Vaswani et al. 2017, eq. 1): q [B, N, heads·d], k and v [B, L, heads·d] -> [B, N, heads·d].
+
+    mask: bool [B, L], True where a key may be attended to; at least one key per sample.
     """
-    # [B, heads, N or L, d]: the fused kernels take nothing but four dimensions
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, N or L, d]
     if mask is not None:
-        mask = mask[:, None, None, :]
-    if q.device.type == "cpu" and (q.requires_grad or not _cpu_has_tiles()):
+        mask = mask[:, None, None, :]  # [B, 1, 1, L]
+    if q.device.type == "cpu" and (q.requires_grad or not _cpu_has_amx()):  # bf16 is 2 to 14 times slower than float32
         with torch.autocast("cpu", enabled=False):
-            wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-            h = F.scaled_dot_product_attention(*wide, attn_mask=mask).to(q.dtype)
+            q32, k32, v32 = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+            h = F.scaled_dot_product_attention(q32, k32, v32, attn_mask=mask).to(q.dtype)
     else:
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return h.transpose(1, 2).flatten(2)
+    return h.transpose(1, 2).flatten(2)  # [B, N, heads·d]
 
 
-def _cpu_has_tiles() -> bool:
+def _cpu_has_amx() -> bool:
     return hasattr(torch.cpu, "_is_amx_tile_supported") and torch.cpu._is_amx_tile_supported()
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens [B, N, width] to a context [B, L, context_width] -> [B, N, width].
+    """Multi-head attention of tokens [B, N, width] to a context [B, L, context_width]: [B, N, width].
 
-    gain: the standard deviation at which queries and keys of normed input start. torch's default, 0.58, attends to
-    everything alike, and what is to be told apart is then learnt late or never.
+    `gain` is the standard deviation of queries and keys at initialization, if the inputs are normalized. PyTorch's
+    default corresponds to 0.58: all keys are attended to almost equally, and are told apart late or never.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int, context_width: int, gain: float | None = None) -> None:
@@ -51,81 +61,78 @@ class Attention(nn.Module):
             nn.init.normal_(self.k.weight, std=gain * context_width**-0.5)
 
     def forward(self, tokens: Tensor, context: "Tensor | KVCache", mask: Tensor | None = None) -> Tensor:
-        k, v = self.hold(context) if isinstance(context, Tensor) else context[self]
-        return self.out(attention(self.q(tokens), k, v, self.heads, mask))
+        k, v = self.project_kv(context) if isinstance(context, Tensor) else context[self]  # [B, L, heads·head_dim]
+        return self.out(attention(self.q(tokens), k, v, self.heads, mask))  # [B, N, width]
 
-    def hold(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values of a context, which are the same at every step of a sampler."""
+    def project_kv(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a context; a sampler computes them once, because they are the same at every step."""
         return self.k(context), self.v(context)
 
 
-KVCache = dict[nn.Module, tuple[Tensor, Tensor]]  # keys and values of a context for each attention to it
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2).contiguous()  # [B, C, h, w] -> [B, h·w, C]; fused attention takes no others
-
-
-def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, (height, width))  # [B, h·w, C] -> [B, C, h, w]
+KVCache = dict[nn.Module, tuple[Tensor, Tensor]]  # attention layer -> keys and values of the context
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids of t [B] at width / 2 frequencies, cosines first, as the original release: float32 [B, width]."""
+    """Sinusoidal embedding of t [B], cosines first as in the original release: float32 [B, width]."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t.float()[:, None] * frequencies
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+    angles = t.float()[:, None] * frequencies  # [B, half]
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))  # [B, width]
 
 
 def sincos_pos_embed_2d(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """Sines of y and x, from half a turn to four turns across the picture: [h·w, channels], on the device of `like`.
+    """Sinusoidal embedding of relative positions, y in the first half of the channels and x in the second.
 
-    Places are shares of the picture, so that "above" means the same at any size; channels must divide by 4.
+    From half a period to four periods per side, whatever the resolution; `channels` must be a multiple of 4.
+
+    Returns: [height·width, channels] with the device and dtype of `like`.
     """
-    turns = math.pi * 2.0 ** (3 * torch.arange(channels // 4, device=like.device) / (channels // 4))
-    y, x = (((torch.arange(n, device=like.device) + 0.5) / n)[:, None] * turns for n in (height, width))
-    rows, columns = (torch.cat([angles.cos(), angles.sin()], dim=1) for angles in (y, x))  # [h or w, channels / 2]
-    both = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
-    return torch.cat(both, dim=-1).flatten(0, 1).to(like.dtype)
+    frequencies = math.pi * 2.0 ** (3 * torch.arange(channels // 4, device=like.device) / (channels // 4))
+    y, x = (((torch.arange(n, device=like.device) + 0.5) / n)[:, None] * frequencies for n in (height, width))
+    y, x = (torch.cat([angles.cos(), angles.sin()], dim=1) for angles in (y, x))  # [h or w, channels / 2]
+    both = y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1)  # [h, w, channels / 2] each
+    return torch.cat(both, dim=-1).flatten(0, 1).to(like.dtype)  # [h·w, channels]
 
 
-def zero(module: nn.Module) -> nn.Module:
-    """The module with every parameter at zero: a residual branch that starts as the identity."""
+def zero_module(module: nn.Module) -> nn.Module:
+    """Set all parameters to zero, so that a residual branch starts as the identity; returns the module."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module with the weights of its products in the type that autocast would cast them to, at half the memory.
+    """Cast the weights of linear and convolution layers to the dtype of autocast; returns the module.
 
-    For networks that train no more: autocast remembers its casts only of weights that want a gradient, and casts all
-    others at every call. What is computed stays the same, bit for bit.
+    For inference: autocast caches its casts only of weights that require a gradient. The outputs stay bit-identical.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            part.to(dtype)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(dtype)
     return module
 
 
 # ---- tiles
 
 
-def windows(length: int, tile: int, overlap: int, scale: int = 1, shift: float = 0.0) -> list[tuple[slice, Tensor]]:
-    """Where the tiles along one side lie, and the weight of each of their places: the weights over any place sum to 1.
+def windows(length: int, tile: int, overlap: int, scale: int = 1, offset: float = 0.0) -> list[tuple[slice, Tensor]]:
+    """Overlapping tiles along one axis, with blending weights that sum to 1 at every position.
 
-    As few tiles as overlap by at least `overlap`, spread evenly and cut from 0..length; weights fall linearly towards
-    a tile's ends. The weights are for a result `scale` times as long as what is cut. shift: the share of the way to
-    their next, below 1, by which all lie further up; those beyond an end lie at it.
+    As few tiles as possible cover 0..length evenly, with at least `overlap`, over which the weights rise linearly.
+
+    Args:
+        scale: size of the output per size of the input.
+        offset: shift of all tiles towards 0, as a fraction (below 1) of their stride.
+
+    Returns: for each tile its slice of the input and its weights [tile·scale] for the output.
     """
     tile = min(tile, length)
     count = max(1, -(-(length - overlap) // (tile - overlap))) if tile < length else 1
     stride = (length - tile) / max(1, count - 1)
-    places = (round((i - shift) * stride) for i in range(count + (shift > 0)))
-    starts = list(dict.fromkeys(min(max(place, 0), length - tile) for place in places))
-    inside = torch.arange(tile * scale, dtype=torch.float64) + 0.5
-    ramp = torch.minimum(inside, tile * scale - inside).clamp(max=max(1, overlap * scale))
+    starts = (round((i - offset) * stride) for i in range(count + (offset > 0)))
+    starts = list(dict.fromkeys(min(max(start, 0), length - tile) for start in starts))
+    centers = torch.arange(tile * scale, dtype=torch.float64) + 0.5
+    ramp = torch.minimum(centers, tile * scale - centers).clamp(max=max(1, overlap * scale))
     total = torch.zeros(length * scale, dtype=torch.float64)
     for start in starts:
         total[start * scale : (start + tile) * scale] += ramp
@@ -133,22 +140,18 @@ def windows(length: int, tile: int, overlap: int, scale: int = 1, shift: float =
 
 
 def blend(
-    function: Callable[[slice, slice], Tensor],
-    height: int,
-    width: int,
-    tile: int,
-    overlap: int,
-    scale: int = 1,
-    shift: float = 0.0,
-) -> Tensor:
-    """The picture [B, C, height·scale, width·scale] of which function(rows, columns) makes a tile at a time."""
+    function: Callable[[slice, slice], Tensor], height: int, width: int, tile: int, overlap: int, scale: int = 1,
+    offset: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """The output [B, C, height·scale, width·scale] of function(rows, columns) -> tile, blended as in `windows`."""
     assert 0 <= overlap < tile, f"tiles of {tile} cannot overlap by {overlap}"
     out = None
-    for rows, down in windows(height, tile, overlap, scale, shift):
-        for columns, across in windows(width, tile, overlap, scale, shift):
-            piece = function(rows, columns)
+    for rows, weights_y in windows(height, tile, overlap, scale, offset):
+        for columns, weights_x in windows(width, tile, overlap, scale, offset):
+            y = function(rows, columns)
             if out is None:
-                out = piece.new_zeros(*piece.shape[:2], height * scale, width * scale)
-            y, x = (slice(s.start * scale, s.stop * scale) for s in (rows, columns))
-            out[:, :, y, x] += piece * (down[:, None] * across).to(piece)
+                out = y.new_zeros(*y.shape[:2], height * scale, width * scale)
+            top, left = rows.start * scale, columns.start * scale
+            weights = (weights_y[:, None] * weights_x).to(y)  # [tile·scale, tile·scale]
+            out[:, :, top : top + y.shape[2], left : left + y.shape[3]] += y * weights
     return out

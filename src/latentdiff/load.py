@@ -1,4 +1,4 @@
-"""Weights that were trained before: a frozen first stage, a finished run, a start for the next one."""
+"""Trained weights: the frozen autoencoder, a finished run, the initial weights of the next run."""
 
 import json
 from collections.abc import Callable
@@ -9,41 +9,22 @@ import torch
 from latentdiff import config
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import upcast
-from latentdiff.build import build_autoencoder, build_diffusion, init_run, scale_of
+from latentdiff.build import build_autoencoder, build_classifier, build_diffusion
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.data.tokenizer import CaptionTokenizer, load_tokenizer
-from latentdiff.diffusion.teacher import Teacher
+from latentdiff.diffusion.classifier import Classifier
+from latentdiff.diffusion.distillation import Teacher
 from latentdiff.model import LatentDiffusion
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.recipe import AutoencoderRecipe, ClassifierRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
 from latentdiff.training.distributed import World
 
-
-def open_autoencoder(recipe: DiffusionRecipe, folder: Path, world: World, say) -> tuple[Autoencoder, AutoencoderRecipe]:
-    """The frozen autoencoder of a diffusion run and its recipe: the run's own copy, or from where the recipe says."""
-    own, source = folder / "autoencoder", recipe.autoencoder.path
-    if not source and recipe.init:  # the one that the other run was trained on
-        source = str(init_run(recipe) / "autoencoder")
-    if (own / "model.safetensors").exists():
-        first_stage, autoencoder = run_dir.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
-    elif not source:
-        raise UserError(
-            "autoencoder is empty; name a stage-one run (autoencoder=runs/NAME) or an autoencoder recipe (.py)"
-        )
-    elif source.endswith(".py"):
-        first_stage = config.read_recipe(source, AutoencoderRecipe)
-        autoencoder, seed = build_autoencoder(first_stage), first_stage.train.seed
-        if first_stage.autoencoder.channel_mult:  # pixel space has nothing to train
-            say(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialised from seed {seed}")
-    else:
-        path = run_dir.find_run(source)
-        first_stage, autoencoder = run_dir.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
-    return world.place(autoencoder).eval().requires_grad_(False), first_stage
+Info = Callable[[str], None]  # prints a line of the log
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights to use of a run: the finished model's, or the EMA's of its newest checkpoint."""
+    """The weights of a run: of the finished model, or the EMA weights of its newest checkpoint."""
     if (folder / "model.safetensors").is_file():
         return checkpoint.read_tensors(folder / "model.safetensors")
     checkpoints = checkpoint.list_checkpoints(folder / "checkpoints")
@@ -53,91 +34,134 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """A stage-one run's autoencoder."""
+    """The autoencoder of a stage-one run."""
     recipe = run_dir.read_recipe(folder, AutoencoderRecipe)
-    with torch.device("meta"):  # no weight is made up to be thrown away
+    with torch.device("meta"):  # without initial weights, which would be overwritten
         autoencoder = Autoencoder(recipe.autoencoder)
-    _load(autoencoder, weights_of(folder), folder)
+    _assign(autoencoder, weights_of(folder), folder)
     return autoencoder.eval()
 
 
-def load_run(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion | Autoencoder:
-    """A trained run as a model: a LatentDiffusion with its autoencoder and tokenizer, or an Autoencoder."""
-    folder = run_dir.find_run(path)
-    recipe = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    if isinstance(recipe, AutoencoderRecipe):
-        return load_autoencoder(folder).to(device)
+def load_diffusion(folder: Path, weights: Path | None = None) -> tuple[LatentDiffusion, Autoencoder, DiffusionRecipe]:
+    """The diffusion model of a run, its autoencoder and its recipe, on the CPU; weights: another file of weights."""
+    recipe = run_dir.read_recipe(folder, DiffusionRecipe)
     text = next((c for c in recipe.conditions if isinstance(c, TextConfig)), None)
     tokenizer = CaptionTokenizer(load_tokenizer(folder / "tokenizer.json"), text.max_length) if text else None
     autoencoder = load_autoencoder(folder / "autoencoder")
     with torch.device("meta"):
         model = build_diffusion(recipe, autoencoder, tokenizer)
-    _load(model, weights_of(folder), folder)
-    model.autoencoder, model.tokenizer = autoencoder, tokenizer
-    model.size, model.scale = size_of(recipe), scale_of(recipe)
-    return model.eval().requires_grad_(False).to(device)
+    _assign(model, weights_of(folder) if weights is None else checkpoint.read_tensors(weights), folder)
+    return model.eval().requires_grad_(False), autoencoder, recipe
 
 
-def load_guide(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion:
-    """A worse model for autoguidance: a run, or an earlier checkpoint of one (runs/NAME/checkpoints/step_00001000)."""
-    average = Path(path) / "ema.safetensors"
-    model = load_run(Path(path).parent.parent if average.is_file() else path, device)
-    if not isinstance(model, LatentDiffusion):
-        raise UserError(f"run {path} is a stage-one run; autoguidance needs a diffusion run")
-    if average.is_file():
-        autoencoder, model.autoencoder = model.autoencoder, None  # a checkpoint holds what trains
-        _load(model, checkpoint.read_tensors(average), average)
-        model.autoencoder = autoencoder
-    return model.requires_grad_(False).to(device)
+def load_weak_model(path: str | Path, device: str | torch.device = "cpu") -> LatentDiffusion:
+    """The weaker model of autoguidance: a run, or an earlier checkpoint (runs/NAME/checkpoints/step_00001000)."""
+    weights = Path(path) / "ema.safetensors"
+    folder = Path(path).parent.parent if weights.is_file() else run_dir.find_run(path)
+    model, _, _ = load_diffusion(folder, weights if weights.is_file() else None)
+    return model.to(device)
 
 
-def attach_teacher(recipe: DiffusionRecipe, model: LatentDiffusion, device: torch.device) -> None:
-    """Where the recipe has `distill`: the run named by init, for the loss to ask."""
-    if recipe.distill is None:
-        return
-    if not recipe.init or recipe.align is not None:
-        raise UserError("distill needs init=RUN, the run to learn from, and does not go with align")
-    teacher = load_run(init_run(recipe), device)
-    if teacher.schedule.config != model.schedule.config:
-        raise UserError(f"the run init={recipe.init} has another schedule; a student must have its teacher's")
-    model.teacher = Teacher(teacher, recipe.distill)
+def load_classifier(path: str | Path, model: LatentDiffusion, autoencoder: Autoencoder) -> Classifier:
+    """The classifier that guides `model`; it must have been trained on the same latents and noise schedule."""
+    folder = run_dir.find_run(path)
+    recipe = run_dir.read_recipe(folder, ClassifierRecipe)
+    own = load_autoencoder(folder / "autoencoder")
+    device = next(model.parameters()).device
+    hashes = {(a.weights_hash(), *a.latent_shift.flatten().tolist(), *a.latent_scale.flatten().tolist())
+              for a in (own, autoencoder)}  # fmt: skip
+    if len(hashes) > 1:
+        raise UserError(f"classifier {folder} was trained on the latents of another autoencoder than the sampled run")
+    if recipe.schedule != model.schedule.config:
+        raise UserError(
+            f"classifier {folder} was trained with schedule {recipe.schedule}, the sampled run with "
+            f"{model.schedule.config}; they must be the same"
+        )
+    classifier = build_classifier(recipe, own)
+    classifier.load_state_dict(weights_of(folder))
+    return classifier.eval().requires_grad_(False).to(device)
 
 
-def names_of(folder: Path) -> dict[str, list[str]]:
-    """The names of the classes that a run was trained on: "label" and "boxes", where its data said any."""
+def class_names(folder: Path) -> dict[str, list[str]]:
+    """Names of the classes that a run was trained on: "label" and "boxes", if its data has names."""
     path = folder / "classes.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def start_from(
-    recipe: AutoencoderRecipe | DiffusionRecipe, module: Autoencoder | LatentDiffusion, say: Callable[[str], None]
+# ---- for a training that starts
+
+
+def open_autoencoder(
+    recipe: DiffusionRecipe | ClassifierRecipe, folder: Path, world: World, info: Info
+) -> tuple[Autoencoder, AutoencoderRecipe]:
+    """The frozen autoencoder of a run and its recipe: the run's own copy, or from where the recipe says."""
+    own, source = folder / "autoencoder", recipe.autoencoder.path
+    init = getattr(recipe, "init", "")
+    if not source and init:  # the autoencoder that the other run was trained with
+        source = str(init_run(recipe) / "autoencoder")
+    if (own / "model.safetensors").exists():
+        first_stage, autoencoder = run_dir.read_recipe(own, AutoencoderRecipe), load_autoencoder(own)
+    elif not source:
+        raise UserError("autoencoder is empty; set it to a stage-one run (autoencoder=runs/NAME) or a recipe (.py)")
+    elif source.endswith(".py"):
+        first_stage = config.read_recipe(source, AutoencoderRecipe)
+        autoencoder, seed = build_autoencoder(first_stage), first_stage.train.seed
+        if first_stage.autoencoder.channel_mult:  # in pixel space there is nothing to train
+            info(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialized from seed {seed}")
+    else:
+        path = run_dir.find_run(source)
+        first_stage, autoencoder = run_dir.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)
+    return world.to_device(autoencoder).eval().requires_grad_(False), first_stage
+
+
+def init_run(recipe: AutoencoderRecipe | DiffusionRecipe) -> Path:
+    """The folder of the run named by `init`, which must be of the same stage."""
+    folder = run_dir.find_run(recipe.init)
+    run_dir.read_recipe(folder, type(recipe))
+    return folder
+
+
+def attach_teacher(recipe: DiffusionRecipe, model: LatentDiffusion, device: torch.device) -> None:
+    """With `distill` in the recipe: attach the run named by init as the teacher."""
+    if recipe.distill is None:
+        return
+    if not recipe.init or recipe.align is not None:
+        raise UserError("distill needs init=RUN, the teacher, and cannot be combined with align")
+    teacher, _, _ = load_diffusion(init_run(recipe))
+    if teacher.schedule.config != model.schedule.config:
+        raise UserError(f"the run init={recipe.init} has another schedule; a student must have that of its teacher")
+    model.teacher = Teacher(teacher.to(device), recipe.distill)
+
+
+def initialize_from(
+    recipe: AutoencoderRecipe | DiffusionRecipe, module: Autoencoder | LatentDiffusion, info: Info
 ) -> None:
-    """init=RUN: the averaged weights of another run, native or converted, as far as they fit (init_partial) or all."""
+    """init=RUN: load the EMA weights of another run, trained or converted; with init_partial those that fit."""
     if not recipe.init:
         return
     folder = init_run(recipe)
-    theirs, ours = (  # but for what a run learns of its own losses
-        {name: x for name, x in tensors.items() if not name.startswith("uncertainty.")}
+    src, dst = (
+        {name: x for name, x in tensors.items() if not name.startswith("learned_weighting.")}
         for tensors in (weights_of(folder), module.state_dict())
     )
-    fitting = {name: x for name, x in theirs.items() if name in ours and x.shape == ours[name].shape}
+    fitting = {name: x for name, x in src.items() if name in dst and x.shape == dst[name].shape}
     shape = lambda tensors, name: str([*tensors[name].shape]) if name in tensors else "none"  # noqa: E731
-    others = [f"{name} ({shape(theirs, name)} there, {shape(ours, name)} here)"
-              for name in sorted(ours.keys() | theirs.keys()) if name not in fitting]  # fmt: skip
+    others = [f"{name} ({shape(src, name)} in the run, {shape(dst, name)} in the model)"
+              for name in sorted(dst.keys() | src.keys()) if name not in fitting]  # fmt: skip
     if others and not recipe.init_partial:
         more = f" and {len(others) - 8} more" if len(others) > 8 else ""
         raise UserError(
             f"init={recipe.init}: {len(others)} tensors do not fit: {', '.join(others[:8])}{more}; init_partial=true "
-            f"takes the {len(fitting)} that do and starts the rest from noise"
+            f"loads the {len(fitting)} that fit and initializes the rest randomly"
         )
     module.load_state_dict(fitting, strict=False)
-    say(f"starts from the averaged weights of {folder}: {len(fitting)} of {len(ours)} tensors")
+    info(f"initialized from the EMA weights of {folder}: {len(fitting)} of {len(dst)} tensors")
     for other in others:
-        say(f"  from noise: {other}")
+        info(f"  randomly initialized: {other}")
 
 
-def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    tensors = {name: upcast(value) for name, value in tensors.items()}  # weights compute in float32, whatever is stored
+def _assign(module: torch.nn.Module, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    tensors = {name: upcast(value) for name, value in tensors.items()}  # weights are float32, in whichever type stored
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     if missing or unexpected:
         raise UserError(

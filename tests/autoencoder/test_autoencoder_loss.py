@@ -21,7 +21,7 @@ class Stage:
         torch.manual_seed(0)
         sizes = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4}
         self.model = Autoencoder(AutoencoderConfig(**sizes, bottleneck=bottleneck)).double()
-        self.critic = Discriminator(DiscriminatorConfig(channels=8, layers=2)).double()
+        self.discriminator = Discriminator(DiscriminatorConfig(channels=8, layers=2)).double()
         self.config, self.perceptual = config, build(config.perceptual)
         self.x = torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1
         self.noise = torch.randn(2, 4, 8, 8, dtype=torch.float64)
@@ -29,26 +29,28 @@ class Stage:
     def losses(self, y: Tensor, reduction: str | None = None) -> tuple[Tensor, Tensor]:
         reduction = reduction or self.model.quantize.reduction
         terms = reconstruction_loss(self.config, self.x, y, self.perceptual, reduction)
-        return terms["nll"], generator_loss(self.critic(y))
+        return terms["nll"], generator_loss(self.discriminator(y))
 
-    def one_walk(self, weight: float, with_g: bool = True, **options) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def one_backward(
+        self, disc_weight: float, with_g: bool = True, **options
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         output = self.model(self.x, self.noise)
         bottleneck = self.model.quantize.loss(output.bottleneck)
         y = output.y.detach().requires_grad_()
         nll, g = self.losses(y)
         self.model.zero_grad()
         g = g if with_g else None
-        adaptive = backward(output, bottleneck, y, nll, g, weight, self.model.last_layer, **options)
+        adaptive = backward(output, bottleneck, y, nll, g, disc_weight, self.model.last_layer, **options)
         return adaptive, gradients(self.model)
 
-    def three_walks(self, weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """As the original release does it: two gradients down to the last layer, then the whole sum."""
+    def three_backwards(self, disc_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """As in the original release: two gradients of the last layer, then backward of the whole sum."""
         output, last = self.model(self.x, self.noise), self.model.last_layer.weight
         nll, g = self.losses(output.y)
         norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, g)]
         adaptive = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
         self.model.zero_grad()
-        (nll + self.model.quantize.loss(output.bottleneck) + weight * adaptive * g).backward()
+        (nll + self.model.quantize.loss(output.bottleneck) + disc_weight * adaptive * g).backward()
         return adaptive, gradients(self.model)
 
 
@@ -57,73 +59,73 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Relative; a gradient that is zero but for rounding (a bias before a norm) is measured by the largest one."""
+    """The largest relative difference; gradients that are zero up to rounding are compared with the largest one."""
     sizes = {k: v.abs().max() for k, v in a.items()}
     floor = 1e-3 * max(sizes.values())
     return max(((a[k] - b[k]).abs().max() / torch.maximum(sizes[k], floor)).item() for k in a)
 
 
 @BOTTLENECKS
-def test_one_walk_gives_the_gradients_of_three(bottleneck):
+def test_one_backward_gives_the_gradients_of_three(bottleneck):
     stage = Stage(bottleneck)
-    (slow, expected), (quick, actual) = stage.three_walks(0.5), stage.one_walk(0.5)
-    assert abs(slow - quick) < 1e-12 * slow
+    (expected_weight, expected), (adaptive, actual) = stage.three_backwards(0.5), stage.one_backward(0.5)
+    assert abs(expected_weight - adaptive) < 1e-12 * expected_weight
     assert largest_difference(expected, actual) < 1e-12
-    assert largest_difference(expected, stage.one_walk(0.51)[1]) > 1e-4
+    assert largest_difference(expected, stage.one_backward(0.51)[1]) > 1e-4
 
 
-def test_without_a_discriminator_there_is_no_adaptive_weight_and_no_trace_of_one():
+def test_without_a_discriminator_there_is_no_adaptive_weight_and_no_adversarial_gradient():
     stage = Stage(KLConfig())
-    adaptive, actual = stage.one_walk(0.5, with_g=False)
+    adaptive, actual = stage.one_backward(0.5, with_g=False)
     assert adaptive is None
-    assert largest_difference(stage.three_walks(0.0)[1], actual) < 1e-12
+    assert largest_difference(stage.three_backwards(0.0)[1], actual) < 1e-12
 
 
 @pytest.mark.parametrize("scale", [0.25, torch.tensor(1024.0)])
 def test_a_scaled_loss_scales_the_gradients_and_leaves_the_adaptive_weight(scale):
     stage = Stage(KLConfig(weight=0.01))
-    (adaptive, plain), (scaled_adaptive, scaled) = stage.one_walk(0.5), stage.one_walk(0.5, scale=scale)
+    (adaptive, unscaled), (scaled_adaptive, scaled) = stage.one_backward(0.5), stage.one_backward(0.5, grad_scale=scale)
     assert adaptive.item() == pytest.approx(scaled_adaptive.item(), rel=1e-10)
-    assert largest_difference({k: v * float(scale) for k, v in plain.items()}, scaled) < 1e-10
+    assert largest_difference({k: v * float(scale) for k, v in unscaled.items()}, scaled) < 1e-10
 
 
 def test_a_call_inside_autocast_does_not_lower_the_precision_of_the_backward_pass():
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(48, 48), torch.randn(4, 48)
-    found = []
+    grads = []
     for inside in (False, True):
         output = Reconstruction(layer(x).view(4, 3, 4, 4), x, {})  # in float32 both times
         y = output.y.detach().requires_grad_()
         nll = y.square().sum()
         with torch.autocast("cpu", torch.bfloat16, enabled=inside):
             backward(output, torch.zeros(()), y, nll, None, 0.0, None)
-        found.append(layer.weight.grad.clone())
+        grads.append(layer.weight.grad.clone())
         layer.zero_grad()
-    assert torch.equal(*found)
+    assert torch.equal(*grads)
 
 
 def test_ranks_agree_on_the_adaptive_weight_of_their_mean_gradients():
     torch.manual_seed(0)
     last = torch.nn.Conv2d(4, 3, 3, padding=1)
     a, b, h = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8) / 100, torch.randn(2, 4, 8, 8)
-    whole = adaptive_weight(a / 2, b / 2, h, last)  # the mean over a batch of both ranks' items
+    expected = adaptive_weight(a / 2, b / 2, h, last)  # the mean over a batch of both ranks' items
     ranks = [tuple(t[rank : rank + 1] for t in (a, b, h)) for rank in (0, 1)]
-    sent = []
-    alone = [adaptive_weight(*mine, last, lambda t: sent.append(t) or t) for mine in ranks]
-    mean = torch.stack(sent).mean(0)
-    for mine, own in zip(ranks, alone):
-        torch.testing.assert_close(adaptive_weight(*mine, last, lambda t: mean), whole)
-        assert abs(own - whole) > 1e-3 * whole
+    reduced = []
+    local = [adaptive_weight(*inputs, last, lambda t: reduced.append(t) or t) for inputs in ranks]
+    mean = torch.stack(reduced).mean(0)
+    for inputs, weight in zip(ranks, local):
+        torch.testing.assert_close(adaptive_weight(*inputs, last, lambda t: mean), expected)
+        assert abs(weight - expected) > 1e-3 * expected
 
 
 def test_the_adaptive_weight_is_bounded_and_in_full_precision():
     last, h = torch.nn.Conv2d(4, 3, 3, padding=1), torch.ones(1, 4, 8, 8, dtype=torch.bfloat16)
-    a, none = torch.full((1, 3, 8, 8), 100.0), torch.zeros(1, 3, 8, 8)
-    assert adaptive_weight(a, none, h, last).item() == 1e4 and adaptive_weight(none, none, h, last).item() == 0
+    a, zeros = torch.full((1, 3, 8, 8), 100.0), torch.zeros(1, 3, 8, 8)
+    assert adaptive_weight(a, zeros, h, last).item() == 1e4 and adaptive_weight(zeros, zeros, h, last).item() == 0
     assert adaptive_weight(a, a, h, last).dtype == torch.float32
 
 
-TERMS = {  # a term alone -> the gradients that it must move
+TERMS = {  # a term alone -> a layer that must get a gradient
     "l1": (LossConfig(l1=1.0, perceptual=None), IdentityConfig(), "decoder.conv_out"),
     "l2": (LossConfig(l1=0.0, l2=1.0, perceptual=None), IdentityConfig(), "decoder.conv_out"),
     "perceptual": (LossConfig(l1=0.0, perceptual=MultiScaleConfig()), IdentityConfig(), "decoder.conv_out"),
@@ -134,20 +136,20 @@ TERMS = {  # a term alone -> the gradients that it must move
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_every_term_alone_moves_a_weight(term):
+def test_every_term_alone_has_a_gradient(term):
     config, bottleneck, name = TERMS[term]
-    _, moved = Stage(bottleneck, config).one_walk(0.0, with_g=False)
-    assert moved[f"{name}.weight"].abs().max() > 1e-9
+    _, grads = Stage(bottleneck, config).one_backward(0.0, with_g=False)
+    assert grads[f"{name}.weight"].abs().max() > 1e-9
 
 
-def test_the_adversarial_term_moves_the_weights_and_not_the_discriminator():
+def test_the_adversarial_term_has_gradients_for_the_autoencoder_and_none_for_the_discriminator():
     stage = Stage(KLConfig())
-    stage.one_walk(0.5)
-    assert all(p.grad is None for p in stage.critic.parameters())
-    assert largest_difference(stage.one_walk(0.0)[1], stage.one_walk(0.5)[1]) > 1e-2
+    stage.one_backward(0.5)
+    assert all(p.grad is None for p in stage.discriminator.parameters())
+    assert largest_difference(stage.one_backward(0.0)[1], stage.one_backward(0.5)[1]) > 1e-2
 
 
-def test_a_sum_is_the_mean_times_the_values_of_a_picture_so_the_kl_weighs_as_in_the_paper():
+def test_a_sum_is_the_mean_times_the_values_of_an_image_so_the_kl_weight_is_that_of_the_paper():
     stage = Stage(KLConfig())
     y = torch.zeros_like(stage.x)
     mean, sum_ = stage.losses(y, "mean")[0], stage.losses(y, "sum")[0]
@@ -165,8 +167,8 @@ def test_reconstruction_terms_have_their_closed_forms():
     assert {k: v.item() for k, v in terms.items()} == {"l1": 0.5, "l2": 0.25, "nll": 2.0}
 
 
-@pytest.mark.parametrize("given, computed", [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_half_types_are_raised_and_double_stays(given, computed):
-    x, y = torch.rand(1, 3, 8, 8).to(given), torch.rand(1, 3, 8, 8).to(given)
+@pytest.mark.parametrize("dtype, expected", [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_half_precision_becomes_float32_and_float64_stays(dtype, expected):
+    x, y = torch.rand(1, 3, 8, 8).to(dtype), torch.rand(1, 3, 8, 8).to(dtype)
     terms = reconstruction_loss(CONFIG, x, y, build(CONFIG.perceptual), "sum")
-    assert {value.dtype for value in terms.values()} == {computed}
+    assert {value.dtype for value in terms.values()} == {expected}

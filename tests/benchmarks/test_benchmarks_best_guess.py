@@ -10,7 +10,9 @@ from latentdiff.conditioning.conditioner import Conditioner
 from latentdiff.data.shapes.dataset import ShapesConfig
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.model import LatentDiffusion, ObjectiveConfig, SamplingConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
+from latentdiff.model import LatentDiffusion
 
 
 @pytest.mark.parametrize("ratio", [1.0, 3.0])

@@ -1,4 +1,4 @@
-"""A condition computed elsewhere goes through the door it is meant for."""
+"""A precomputed condition is passed to the U-Net unchanged."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from latentdiff.config import UserError
 DROP = torch.zeros(2, dtype=torch.bool)
 
 
-@pytest.mark.parametrize("door, shape", [("context", (2, 5, 7)), ("concat", (2, 7, 4, 4)), ("vector", (2, 7))])
-def test_each_door_gets_the_field_of_its_name_as_it_is(door, shape):
-    conditioner = Conditioner([PrecomputedCondition(PrecomputedConfig(door, 7))])
+@pytest.mark.parametrize("name, shape", [("context", (2, 5, 7)), ("concat", (2, 7, 4, 4)), ("vector", (2, 7))])
+def test_each_input_gets_the_field_of_its_name_unchanged(name, shape):
+    conditioner = Conditioner([PrecomputedCondition(PrecomputedConfig(name, 7))])
     sizes = conditioner.context_dim, conditioner.concat_channels, conditioner.vector_dim
-    assert sizes == tuple(7 * (door == name) for name in ("context", "concat", "vector"))
+    assert sizes == tuple(7 * (name == other) for other in ("context", "concat", "vector"))
     x = torch.randn(shape)
-    cond = conditioner({door: x}, ~DROP)
-    assert getattr(cond, door) is x
-    assert not conditioner.can_hide
+    cond = conditioner({name: x}, ~DROP)
+    assert getattr(cond, name) is x
+    assert not conditioner.can_drop
 
 
 def test_a_context_may_come_with_a_mask():
@@ -29,8 +29,8 @@ def test_a_context_may_come_with_a_mask():
     assert cond.context_mask is mask
 
 
-def test_a_door_that_is_none_and_a_field_that_is_missing_are_refused():
+def test_an_unknown_input_and_a_missing_field_are_refused():
     with pytest.raises(UserError, match="'window'"):
         PrecomputedCondition(PrecomputedConfig("window", 3))
-    with pytest.raises(UserError, match="reads a vector"):
+    with pytest.raises(UserError, match="needs a precomputed vector"):
         PrecomputedCondition(PrecomputedConfig("vector", 3))({}, DROP)

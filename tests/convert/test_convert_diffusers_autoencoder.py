@@ -92,7 +92,7 @@ def test_out_and_in_again_is_the_same_bit_for_bit(bottleneck, tmp_path):
 def test_statistics_per_channel_are_folded_into_the_weights(tmp_path):
     native(recipe(), tmp_path / "run")
     ours = latentdiff.load_run(tmp_path / "run")
-    ours.set_statistics(torch.tensor([0.3, -1.0, 2.0, 0.1]), torch.tensor([0.2, 1.5, 0.7, 3.0]))
+    ours.set_latent_stats(torch.tensor([0.3, -1.0, 2.0, 0.1]), torch.tensor([0.2, 1.5, 0.7, 3.0]))
     save_file(ours.state_dict(), tmp_path / "run" / "model.safetensors")
     theirs = diffusers.AutoencoderKL.from_pretrained(exported(tmp_path))
     assert theirs.config.scaling_factor == 1 and theirs.config.shift_factor is None
@@ -114,7 +114,7 @@ def test_an_autoencoder_without_a_posterior_gets_one_that_is_hardly_wide(tmp_pat
 def test_a_codebook_cannot_be_normalised_channel_by_channel(tmp_path):
     native(recipe(bottleneck=VQConfig(codebook_size=16)), tmp_path / "run")
     model = latentdiff.load_run(tmp_path / "run")
-    model.set_statistics(0.0, torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    model.set_latent_stats(0.0, torch.tensor([1.0, 2.0, 1.0, 1.0]))
     save_file(model.state_dict(), tmp_path / "run" / "model.safetensors")
     with pytest.raises(UserError, match="codebook"):
         exported(tmp_path)

@@ -16,7 +16,7 @@ from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import IdentityConfig, VQConfig
 from latentdiff.conditioning.label import LabelConfig
 from latentdiff.conditioning.layout import LayoutConfig
-from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.low_res import LowResConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.__main__ import main as convert
@@ -28,7 +28,8 @@ from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 
 DDIM = SamplingConfig("ddim", steps=10, guidance_scale=1.0)
@@ -53,7 +54,7 @@ def tokenizer(length: int = 77) -> CaptionTokenizer:
 
 PIXELS = first_stage(0, z_channels=3, bottleneck=IdentityConfig())
 VQ3 = first_stage(3, z_channels=3, bottleneck=VQConfig(codebook_size=16))
-SUPERRES = {"fields": (DegradeConfig(scale=4),)}
+SUPERRES = {"derived_fields": (DegradeConfig(scale=4),)}
 RUNS = {  # a run's recipe, its first stage, and the pipeline of diffusers that it becomes
     "text": (second_stage(TEXT), first_stage(), "LDMTextToImagePipeline"),
     "text, predicting v": (second_stage(TEXT, objective=ObjectiveConfig("v")), first_stage(), "LDMTextToImagePipeline"),
@@ -182,7 +183,7 @@ def test_old_names_halves_and_pickles_are_read(tmp_path):
     again = latentdiff.load_run(tmp_path / "half").state_dict()
     assert all(value.dtype == torch.float32 for value in again.values())
     assert all(torch.equal(again[name], value.half().float()) for name, value in wanted.state_dict().items()
-               if name not in ("shift", "scale"))  # fmt: skip
+               if name not in ("latent_shift", "latent_scale"))  # fmt: skip
 
 
 def test_missing_and_unknown_weights_are_listed_and_nothing_is_left(tmp_path):

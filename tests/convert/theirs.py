@@ -74,11 +74,11 @@ def native(recipe: AutoencoderRecipe | DiffusionRecipe, folder: Path, first_stag
     """A run of random weights, as training would leave it."""
     if isinstance(recipe, AutoencoderRecipe):
         model = randomised(build_autoencoder(recipe))
-        model.set_statistics(0.0, scale)
+        model.set_latent_stats(0.0, scale)
         write_run(folder, Native(recipe, model.state_dict()))
         return folder
     autoencoder = randomised(build_autoencoder(first_stage))
-    autoencoder.set_statistics(0.0, scale)
+    autoencoder.set_latent_stats(0.0, scale)
     model = randomised(build_diffusion(recipe, autoencoder, tokenizer), seed=1)
     write_run(folder, Native(recipe, model.state_dict(), Native(first_stage, autoencoder.state_dict()), tokenizer))
     return folder

@@ -14,12 +14,12 @@ from latentdiff.data.fields import (
     check_classes,
     follow_boxes,
     follow_map,
-    needs_picture,
+    needs_image,
     open_map,
     stack_field,
 )
 from latentdiff.data.folder import FolderConfig, FolderDataset
-from latentdiff.data.image import BadImage, CropParams, fit
+from latentdiff.data.image import BadImage, CropParams, resize_and_crop
 from latentdiff.data.masks import MasksConfig
 from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 
@@ -38,7 +38,7 @@ def scene():
 def test_boxes_and_maps_follow_the_picture_through_crop_and_flip(crop, key, tmp_path):
     picture, marks, objects = scene()
     marks.save(tmp_path / "map.png")
-    image, view = fit(picture, 32, 32, crop, key, flip=True)
+    image, view = resize_and_crop(picture, 32, 32, crop, key, flip=True)
     segmentation, boxes = follow_map(tmp_path / "map.png", view), follow_boxes(objects, view)
     assert segmentation.shape == (32, 32)
     for kind, channel in ((1, 0), (2, 1)):
@@ -114,8 +114,8 @@ def test_a_field_that_the_data_lacks_is_named_with_what_would_make_it():
 
 def test_pictures_are_read_beside_cached_latents_only_where_a_field_needs_them():
     record = ShapesDataset(ShapesConfig()).record(0, 0)
-    assert not needs_picture(("caption",), record) and not needs_picture(("label", "boxes"), record)
-    assert needs_picture(("segmentation",), record) and needs_picture(("image", "mask"), record)
+    assert not needs_image(("caption",), record) and not needs_image(("label", "boxes"), record)
+    assert needs_image(("segmentation",), record) and needs_image(("image", "mask"), record)
 
 
 def test_boxes_of_several_pictures_are_filled_up_with_class_minus_one():
@@ -130,7 +130,7 @@ def test_columns_that_are_named_as_fields_are_not_taken_for_them(tmp_path):
     row = {"file_name": "a.png", "segmentation": "a-map.png", "boxes": [1], "mask": "m.png", "low_res": "l.png"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     data = FolderDataset(FolderConfig(str(tmp_path), size=8, val_fraction=0.0), "train")
-    assert needs_picture(("segmentation",), data.record(0, 0))
+    assert needs_image(("segmentation",), data.record(0, 0))
     with pytest.raises(UserError, match="segmentation, but the data has none; a picture needs map_file_name"):
         ConditionFields(data, ("segmentation",), (), {"segmentation": 3}).item(0, 0)
     with pytest.raises(UserError, match="caption, but the data has none; a picture needs a text"):

@@ -17,7 +17,7 @@ from latentdiff.data.image import (
     CropParams,
     check_header,
     choose_crop,
-    fit,
+    resize_and_crop,
     open_image,
 )
 
@@ -177,7 +177,7 @@ def test_the_same_photograph_in_ten_disguises_is_the_same_photograph():
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_a_view_fills_the_crop_from_inside_the_picture(size, crop):
     for key in range(5):
-        pixels, view = fit(Image.new("RGB", size, (9, 9, 9)), 8, 6, crop, key, flip=True)
+        pixels, view = resize_and_crop(Image.new("RGB", size, (9, 9, 9)), 8, 6, crop, key, flip=True)
         assert pixels.shape == (8, 6, 3) and pixels.dtype == np.uint8 and (pixels == 9).all()
         assert view.top >= 0 and view.top + 8 <= size[1] * view.scale + 1e-6
         assert view.left >= 0 and view.left + 6 <= size[0] * view.scale + 1e-6
@@ -185,7 +185,7 @@ def test_a_view_fills_the_crop_from_inside_the_picture(size, crop):
 
 def test_at_its_own_scale_a_view_copies_pixels_and_the_key_alone_decides():
     image = scene(8, 12)
-    pixels, view = fit(image, 8, 8, "center", 0, flip=False)
+    pixels, view = resize_and_crop(image, 8, 8, "center", 0, flip=False)
     assert view == CropParams(1.0, 0, 2, 8, 8, False)
     assert np.array_equal(pixels, np.array(image)[:, 2:10])
     views = [choose_crop(image.size, 8, 8, "random", key, True) for key in range(100)]
@@ -201,7 +201,7 @@ def test_at_its_own_scale_a_view_copies_pixels_and_the_key_alone_decides():
 def test_shrinking_is_antialiased_and_a_class_map_keeps_its_classes():
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
-    pixels, view = fit(Image.fromarray(stripes).convert("RGB"), 16, 16, "center", 0, False)
+    pixels, view = resize_and_crop(Image.fromarray(stripes).convert("RGB"), 16, 16, "center", 0, False)
     assert np.abs(pixels[2:-2, 2:-2].astype(int) - 127).max() <= 3
     classes = np.array(view.cut(Image.fromarray(stripes), Image.Resampling.NEAREST))
     assert set(np.unique(classes)) <= {0, 255}

@@ -1,4 +1,4 @@
-"""The U-Net: published sizes, gradients, doors, sizes and precisions."""
+"""The U-Net: published sizes, gradients, condition inputs, image sizes and dtypes."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from latentdiff.conditioning.cond import Cond
 from latentdiff.config import UserError
-from latentdiff.diffusion.unet import Layers, UNet, UNetConfig
+from latentdiff.diffusion.unet import UNet, UNetConfig, attention_block
 from latentdiff.layers import attention, sincos_pos_embed_2d
 
 TINY = UNetConfig(channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_heads=2, norm_groups=4)
 
-PUBLISHED = [  # parameters, config, in_channels, out_channels, context_dim (paper.md's counts of the original classes)
+PUBLISHED = [  # parameters, config, in_channels, out_channels, context_dim (counted from the original classes)
     (274_056_163, UNetConfig(224, (1, 2, 3, 4), attention_levels=(1, 2, 3), head_channels=32), 3, 3, None),
     (
         294_966_916,
@@ -43,14 +43,14 @@ PUBLISHED = [  # parameters, config, in_channels, out_channels, context_dim (pap
 @pytest.mark.parametrize(
     ("count", "config", "c_in", "c_out", "context_dim"), PUBLISHED, ids=lambda value: str(value)[:12]
 )
-def test_the_published_networks_have_their_published_size(count, config, c_in, c_out, context_dim) -> None:
+def test_the_published_networks_have_their_published_number_of_parameters(count, config, c_in, c_out, context_dim) -> None:
     with torch.device("meta"):
         model = UNet(config, c_in, c_out, context_dim)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-def filled(model: UNet, scale: float = 1.0) -> UNet:
-    """Noise in every weight, so that nothing hides behind an initial zero."""
+def randomize(model: UNet, scale: float = 1.0) -> UNet:
+    """Random weights in all layers, also in those that are initialized to zero."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -67,71 +67,83 @@ T = torch.tensor([10.0, 700.5])
 
 @pytest.mark.parametrize("context_dim", [None, 6])
 @pytest.mark.parametrize("changes", [{}, {"scale_shift_norm": True, "resblock_updown": True}])
-def test_every_parameter_learns_after_two_steps(context_dim: int | None, changes: dict) -> None:
+def test_every_parameter_gets_a_gradient_after_two_steps(context_dim: int | None, changes: dict) -> None:
     torch.manual_seed(0)
     model = UNet(replace(TINY, **changes), 3, 3, context_dim, vector_dim=5)
     cond = Cond(context=None if context_dim is None else noise(2, 4, 6), vector=noise(2, 5))
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model(noise(2, 3, 8, 8), T, cond) - noise(2, 3, 8, 8)).square().mean().backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
         assert all(gradient is not None for gradient in gradients.values())
-        optimiser.step()
-    still = [name for name, gradient in gradients.items() if gradient.abs().max() < 1e-9]
-    assert still == []
+        optimizer.step()
+    assert [name for name, gradient in gradients.items() if gradient.abs().max() < 1e-9] == []
 
 
-def test_one_context_token_is_attended_to_by_everyone_alike() -> None:
-    model, token = filled(UNet(TINY, 3, 3, 6)), noise(2, 1, 6)
+def test_with_a_single_context_token_queries_and_keys_of_cross_attention_get_no_gradient() -> None:
+    model, token = randomize(UNet(TINY, 3, 3, 6)), noise(2, 1, 6)
     model(noise(2, 3, 8, 8), T, Cond(context=token)).square().mean().backward()
     for name, parameter in model.named_parameters():
-        quiet = any(part in name for part in ("attn2.q", "attn2.k", "norm2")) and "attention" in name
-        assert (parameter.grad.abs().max() < 1e-6 * max(1, parameter.abs().max())) == quiet, name
+        unused = any(part in name for part in ("attn2.q", "attn2.k", "norm2")) and "attention" in name
+        assert (parameter.grad.abs().max() < 1e-6 * max(1, parameter.abs().max())) == unused, name
 
 
-def test_an_untrained_unet_gives_zero() -> None:
+def test_the_output_at_initialization_is_zero() -> None:
     assert UNet(TINY, 3, 2)(noise(2, 3, 8, 8), T).abs().max() == 0
 
 
 @pytest.mark.parametrize("updown", [False, True])
 @pytest.mark.parametrize("size", [(8, 8), (5, 8), (7, 3), (2, 9)])
-def test_any_height_and_width_come_back(size: tuple[int, int], updown: bool) -> None:
+def test_the_output_has_the_height_and_width_of_the_input(size: tuple[int, int], updown: bool) -> None:
     config = replace(TINY, resblock_updown=updown)
-    assert filled(UNet(config, 3, 3))(noise(2, 3, *size), T).shape == (2, 3, *size)
+    assert randomize(UNet(config, 3, 3))(noise(2, 3, *size), T).shape == (2, 3, *size)
 
 
-def test_patches_are_channels_of_fewer_places() -> None:
-    """With the same weights: what patch=2 makes of a picture is what patch=1 makes of its squares."""
-    small, large = UNet(replace(TINY, patch=2), 3, 3), UNet(TINY, 12, 12)
-    large.load_state_dict(filled(small).state_dict())
+def test_patches_are_channels() -> None:
+    """With the same weights, patch_size=2 on an image equals patch_size=1 on its patches as channels."""
+    patched, plain = UNet(replace(TINY, patch_size=2), 3, 3), UNet(TINY, 12, 12)
+    plain.load_state_dict(randomize(patched).state_dict())
     x = noise(2, 3, 16, 8)
-    got = small(x, T)
-    assert got.shape == x.shape and got.std() > 0
-    assert torch.equal(F.pixel_unshuffle(got, 2), large.eval()(F.pixel_unshuffle(x, 2), T))
+    output = patched(x, T)
+    assert output.shape == x.shape and output.std() > 0
+    assert torch.equal(F.pixel_unshuffle(output, 2), plain.eval()(F.pixel_unshuffle(x, 2), T))
     with pytest.raises(UserError, match="unet.patch_size is 2; it must divide the latent's sides, 7x8"):
-        small(noise(2, 3, 7, 8), T)
+        patched(noise(2, 3, 7, 8), T)
 
 
 def test_a_masked_context_token_changes_nothing() -> None:
-    model, context = filled(UNet(TINY, 3, 3, 6)), noise(2, 4, 6)
+    model, context = randomize(UNet(TINY, 3, 3, 6)), noise(2, 4, 6)
     mask = torch.tensor([[True, True, False, False], [True, True, True, False]])
     z = noise(2, 3, 8, 8)
-    one = model(z, T, Cond(context=context, context_mask=mask))
-    other = context.masked_fill(~mask[..., None], 100.0)
-    assert torch.allclose(one, model(z, T, Cond(context=other, context_mask=mask)), atol=1e-6)
-    assert torch.allclose(one[:1], model(z[:1], T[:1], Cond(context=context[:1, :2])), atol=1e-5)
-    assert not torch.allclose(one, model(z, T, Cond(context=other)), atol=1e-2)
+    output = model(z, T, Cond(context=context, context_mask=mask))
+    changed = context.masked_fill(~mask[..., None], 100.0)
+    assert torch.allclose(output, model(z, T, Cond(context=changed, context_mask=mask)), atol=1e-6)
+    assert torch.allclose(output[:1], model(z[:1], T[:1], Cond(context=context[:1, :2])), atol=1e-5)
+    assert not torch.allclose(output, model(z, T, Cond(context=changed)), atol=1e-2)
 
 
-def test_every_door_reaches_the_output() -> None:
-    model, z = filled(UNet(TINY, 5, 3, 6, vector_dim=7)), noise(2, 3, 8, 8)
+def test_every_condition_input_changes_the_output() -> None:
+    model, z = randomize(UNet(TINY, 5, 3, 6, vector_dim=7)), noise(2, 3, 8, 8)
     cond = Cond(concat=noise(2, 2, 8, 8), context=noise(2, 4, 6), vector=noise(2, 7))
-    out = model(z, T, cond)
-    for door in ("concat", "context", "vector"):
-        changed = replace(cond, **{door: getattr(cond, door).flip(0)})
-        assert not torch.allclose(out, model(z, T, changed), atol=1e-3), door
-    assert not torch.allclose(out, model(z, T.flip(0), cond), atol=1e-3)
+    output = model(z, T, cond)
+    for name in ("concat", "context", "vector"):
+        changed = replace(cond, **{name: getattr(cond, name).flip(0)})
+        assert not torch.allclose(output, model(z, T, changed), atol=1e-3), name
+    assert not torch.allclose(output, model(z, T.flip(0), cond), atol=1e-3)
+
+
+def test_the_features_are_the_output_of_the_middle_block_and_do_not_change_the_prediction() -> None:
+    model, z, outputs = randomize(UNet(TINY, 3, 3)), noise(2, 3, 8, 8), []
+    model.middle.register_forward_hook(lambda module, args, output: outputs.append(output))
+    prediction, features = model(z, T, return_features=True)
+    assert torch.equal(prediction, model(z, T))
+    assert features.shape == (2, 32, 4, 4) and torch.equal(features, outputs[0])
+
+
+def test_projected_keys_and_values_give_the_same_output_as_the_context() -> None:
+    model, z, cond = randomize(UNet(TINY, 3, 3, 6)), noise(2, 3, 8, 8), Cond(context=noise(2, 4, 6))
+    assert torch.equal(model(z, T, model.project_kv(cond)), model(z, T, cond))
 
 
 def test_a_missing_context_is_named() -> None:
@@ -139,8 +151,8 @@ def test_a_missing_context_is_named() -> None:
         UNet(TINY, 3, 3, 6)(noise(2, 3, 8, 8), T)
 
 
-def test_float64_stays_float64_and_autocast_stays_close() -> None:
-    model, z, cond = filled(UNet(TINY, 3, 3, 6)), noise(2, 3, 8, 8), Cond(context=noise(2, 4, 6))
+def test_float64_stays_float64_and_autocast_is_close() -> None:
+    model, z, cond = randomize(UNet(TINY, 3, 3, 6)), noise(2, 3, 8, 8), Cond(context=noise(2, 4, 6))
     exact = model.double()(z.double(), T.double(), cond.map(Tensor.double))
     assert exact.dtype == torch.float64
     single = model.float()(z, T, cond)
@@ -151,16 +163,16 @@ def test_float64_stays_float64_and_autocast_stays_close() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_attention_keeps_its_precision_and_equals_its_equation(dtype: torch.dtype) -> None:
+def test_attention_keeps_its_dtype_and_equals_its_equation(dtype: torch.dtype) -> None:
     q, k, v = (noise(2, n, 8).to(dtype) for n in (5, 3, 3))
     mask = torch.tensor([[True, True, False], [True, False, False]])
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        got = attention(q, k, v, 2, mask)
+        output = attention(q, k, v, 2, mask)
     heads = [x.double().unflatten(-1, (2, 4)).transpose(1, 2) for x in (q, k, v)]
     weights = (heads[0] @ heads[1].mT / 2).masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)
-    want = (weights @ heads[2]).transpose(1, 2).flatten(2)
-    assert got.dtype == dtype
-    assert torch.allclose(got.double(), want, atol={torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 0.02))
+    expected = (weights @ heads[2]).transpose(1, 2).flatten(2)
+    assert output.dtype == dtype
+    assert torch.allclose(output.double(), expected, atol={torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 0.02))
 
 
 @pytest.mark.parametrize(
@@ -171,39 +183,37 @@ def test_attention_keeps_its_precision_and_equals_its_equation(dtype: torch.dtyp
         ({"norm_groups": 5}, "unet.norm_groups is 5"),
         ({"attention_levels": (2,)}, "levels are 0 to 1"),
         ({"channel_mult": ()}, "channel_mult is empty"),
-        ({"patch": 0}, "unet.patch_size is 0"),
+        ({"patch_size": 0}, "unet.patch_size is 0"),
     ],
 )
-def test_a_config_of_no_network_is_refused_by_name(changes: dict, message: str) -> None:
+def test_an_invalid_config_is_refused_by_name(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         UNet(replace(TINY, **changes), 3, 3)
 
 
-@pytest.mark.parametrize("blocks", ["classic", "modern"])
 @pytest.mark.parametrize("context_dim", [None, 5])
-def test_with_positions_attention_tells_equal_places_apart_and_without_it_cannot(context_dim, blocks):
+def test_attention_distinguishes_positions_of_equal_content_only_with_a_positional_embedding(context_dim):
     spread = {}
-    for positions in (True, False):
+    for pos_embed in (True, False):
         torch.manual_seed(0)
-        layers = Layers(replace(TINY, positions=positions, blocks=blocks), context_dim)
-        attend = layers.attention(16).double()
-        for parameter in attend.parameters():
+        block = attention_block(replace(TINY, pos_embed=pos_embed), 16, context_dim).double()
+        for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         cond = Cond(context=torch.randn(2, 3, 5, dtype=torch.float64) if context_dim else None)
-        h = attend(torch.ones(2, 16, 4, 6, dtype=torch.float64), None, cond)
-        spread[positions] = h.flatten(2).std(dim=2).max().item()
+        h = block(torch.ones(2, 16, 4, 6, dtype=torch.float64), None, cond)
+        spread[pos_embed] = h.flatten(2).std(dim=2).max().item()
     assert spread[False] < 1e-12
     assert spread[True] > 0.1
 
 
-def test_places_are_shares_of_the_picture_and_all_differ():
+def test_positional_embeddings_depend_on_the_relative_position_and_all_differ():
     small, large = (sincos_pos_embed_2d(n, 2 * n, 16, torch.zeros(1, dtype=torch.float64)) for n in (4, 12))
     assert torch.cdist(small, small).add(torch.eye(32) * 9).min() > 0.1
-    every_third = large.unflatten(0, (12, 24))[1::3, 1::3].flatten(0, 1)  # the cells with the same centres
+    every_third = large.unflatten(0, (12, 24))[1::3, 1::3].flatten(0, 1)  # the positions with the same centers
     assert torch.allclose(small, every_third, atol=1e-6)
 
 
-def test_positions_that_cannot_be_are_refused():
+def test_a_positional_embedding_is_refused_at_widths_that_4_does_not_divide():
     odd = replace(TINY, channels=18, norm_groups=2, channel_mult=(1,), attention_levels=(0,), num_heads=2)
-    with pytest.raises(UserError, match="positions"):
-        UNet(replace(odd, positions=True), 3, 3)
+    with pytest.raises(UserError, match="unet.pos_embed"):
+        UNet(replace(odd, pos_embed=True), 3, 3)

@@ -32,11 +32,11 @@ def test_pixels_turn_and_shrink_with_their_picture_and_a_random_encoder_does_not
 
 def test_latent_statistics_are_those_of_the_latents():
     model = made()
-    model.set_statistics(0.1, 2.0)
+    model.set_latent_stats(0.1, 2.0)
     x = torch.stack([torch.from_numpy(DATA.item(i, 0)["image"]) for i in range(16)]).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         mean, logvar = model.moments(x)
-        z = model.normalise(mean)
+        z = model.normalize(mean)
     noise = (logvar.exp() * 4).mean((0, 2, 3))
     total = z.var((0, 2, 3), correction=0) + noise
     found = stage_one.latents(model, DATA, SINGLE_PROCESS, 16)

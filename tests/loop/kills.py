@@ -97,8 +97,8 @@ class Bomb:
         self.within(encode_latents, "_write_shard", "cache shard")
         self.within(log.Log, "write", "metrics line")
         self.within(log.Log, "start", "metrics line")
-        self.within(run_dir, "begin", "folder")
-        self.within(run_dir, "finish", "finish")
+        self.within(run_dir, "create_run_dir", "folder")
+        self.within(run_dir, "finish_run", "finish")
         for owner, name in (
             (os, "replace"),
             (os, "rename"),
@@ -107,7 +107,7 @@ class Bomb:
             (encode_latents, "_encode_rows"),
         ):
             self.around(owner, name)
-        self.around(optim, "step", "step")
+        self.around(optim, "clip_grad_norm_", "step")
         self.torn(checkpoint)
         self.torn(encode_latents)
         log.open = self.lines

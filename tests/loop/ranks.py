@@ -27,7 +27,7 @@ train, add, report, losses = stage.train, Log.add, Log.report, []
 def train_and_keep(r, world, parts, *servants) -> None:
     train(r, world, parts, *servants)
     learner, folder = getattr(parts, "learner", parts), servants[-1].folder
-    loss = world.mean(torch.tensor(losses, dtype=torch.float64))  # equal shares of the batch
+    loss = world.all_reduce_mean(torch.tensor(losses, dtype=torch.float64))  # equal shares of the batch
     checkpoint.write_tensors(folder / f"model{world.rank}.safetensors", learner.model.state_dict())
     checkpoint.write_tensors(folder / f"ema{world.rank}.safetensors", learner.ema.model.state_dict())
     checkpoint.write_tensors(folder / f"loss{world.rank}.safetensors", {"loss": loss})

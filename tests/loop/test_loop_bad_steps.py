@@ -95,12 +95,12 @@ def test_the_third_step_leaves_no_trace(stage, poison, files, runs, monkeypatch)
     for file in files:
         before, after = only(at[2], file), only(at[3], file)
         assert any(not torch.equal(before[name], after[name]) for name in before)  # training goes on
-    assert column(runs / "run", "skipped") == [0, 0, 1, 0] and column(runs / "run", "bad_steps") == [0, 0, 1, 1]
+    assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0] and column(runs / "run", "total_skipped_steps") == [0, 0, 1, 1]
     if "discriminator" in files:
-        assert column(runs / "run", "disc_skipped") == [0, 0, 1, 0]
+        assert column(runs / "run", "disc_skipped_steps") == [0, 0, 1, 0]
 
 
-def test_no_code_is_revived_from_a_broken_picture(runs, monkeypatch):
+def test_no_code_is_reset_to_a_non_finite_value(runs, monkeypatch):
     data(monkeypatch)
     vq = (
         "autoencoder.bottleneck=VQ",
@@ -108,8 +108,8 @@ def test_no_code_is_revived_from_a_broken_picture(runs, monkeypatch):
         "autoencoder.bottleneck.reset_after=1",
     )
     call(*STAGE_ONE, *WORDS, *vq)
-    revived = column(runs / "run", "revived")
-    assert revived[1] > 0 and revived[2] == 0 and revived[3] > 0
+    reset = column(runs / "run", "codes_reset")
+    assert reset[1] > 0 and reset[2] == 0 and reset[3] > 0
     assert all(torch.isfinite(tensor).all() for point in points(runs / "run") for tensor in point.values())
 
 
@@ -131,7 +131,7 @@ def test_moments_that_broke_move_no_weight_and_begin_anew(stage, whose, runs, mo
 
     monkeypatch.setattr(optim, "step", poisoned)
     call(*stage, *WORDS, "train.steps=12")
-    name = "disc_skipped" if whose else "skipped"
+    name = "disc_skipped_steps" if whose else "skipped_steps"
     assert column(runs / "run", name) == [0] * 2 + [1] * 8 + [0] * 2  # every tenth step mends
     weights = ("model", "ema", "discriminator")
     assert all(
@@ -161,7 +161,7 @@ def test_the_critic_has_an_fp16_scale_of_its_own_that_is_resumed(runs, monkeypat
 def test_what_breaks_on_one_rank_is_skipped_by_all(runs):
     """A loss before the gradients are averaged, and a gradient after it, which the other rank does not see."""
     torchrun(*STAGE_TWO, *WORDS, "train.steps=6", FAULT="nan")
-    assert column(runs / "run", "skipped") == [0, 0, 1, 0, 1, 0] and column(runs / "run", "bad_steps")[-1] == 2
+    assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0, 1, 0] and column(runs / "run", "total_skipped_steps")[-1] == 2
     for kind in ("model", "ema"):
         first, second = (checkpoint.read_tensors(runs / "run" / f"{kind}{rank}.safetensors") for rank in (0, 1))
         assert_same_tensors(first, second)

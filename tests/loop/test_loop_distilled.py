@@ -9,7 +9,7 @@ from latentdiff import load
 STUDENT = (*STAGE_TWO, "distill=Distill", "autoencoder=", "objective.loss=huber", "objective.timestep_sampling=uniform",
            "sampling.sampler=lcm", "sampling.steps=2", "sampling.guidance_scale=1", "name=student", "train.val_every=4",
            "train.sample_every=8", "train.checkpoint_every=4", "train.steps=8",
-           "objective.weighting=uncertainty")  # which its teacher did without  # fmt: skip
+           "objective.weighting=learned")  # which its teacher did without  # fmt: skip
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ def test_a_student_starts_as_its_teacher_learns_resumes_and_draws(unbroken_two, 
     words = (*STUDENT, f"init={unbroken_two}")
     call(*words)
     whole, loss = tensors_of(runs / "student" / "checkpoints" / "step_00000008"), rows(runs / "student")
-    assert whole["model.uncertainty.waves"].std() > 0
+    assert whole["model.learned_weighting.fourier_weights"].std() > 0
     assert not any("teacher" in name for name in whole) and any("val_loss" in row for row in loss)
     assert not any("text_gap" in row for row in loss)
     model, teacher = load.load_run(runs / "student"), load.load_run(unbroken_two)

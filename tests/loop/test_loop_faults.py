@@ -18,7 +18,7 @@ TWELVE = (*WORDS, "train.steps=12", "train.checkpoint_every=4", "name=run")
 
 END = {
     "raise": "ValueError: unwell",
-    "kill": "gone without a word (killed?)",
+    "kill": "exited without an error (killed?)",
     "hang": "no answer in time (train.timeout)",
 }
 
@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_in_mid_checkpoint_leaves_the_last_one(stage, small_
     disk = small_disk(int(1.6 * size) + rest)
     monkeypatch.setenv("LATENTDIFF_RUNS", str(disk))
     error = refused(*words)
-    assert "cannot write the checkpoint" in error and "No space left" in error and "the last one is intact" in error
+    assert "cannot write the checkpoint" in error and "No space left" in error and "the last checkpoint is intact" in error
     saved = disk / "run" / "checkpoints"
     assert os.listdir(saved) == ["step_00000003"]
     shutil.copytree(disk / "run", tmp_path / "more" / "run")  # a larger disk

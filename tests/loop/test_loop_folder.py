@@ -99,6 +99,6 @@ def test_what_the_metadata_names_in_vain_or_not_at_all_is_told_and_listed(stage,
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     call(*stage, *pictures, "train.steps=1", "name=run")
     assert (
-        "; 1 that the metadata names cannot be used; 5 that no metadata names are left out" in capsys.readouterr().out
+        "; 1 unreadable or missing, 5 not listed in the metadata" in capsys.readouterr().out
     )
     assert [entry["id"] for entry in bad(runs / "run")] == ["gone.png"]

@@ -50,7 +50,7 @@ def test_finished_latents_have_variance_one(unbroken_one):
         noise = torch.randn(4, *model.encode(x).shape, generator=torch.Generator().manual_seed(0))
         z = torch.cat([model.encode(x, n) for n in noise])
     assert z.var(dim=(0, 2, 3)).mean().item() == pytest.approx(1, abs=0.02)
-    assert not torch.equal(model.scale, torch.ones_like(model.scale))
+    assert not torch.equal(model.latent_scale, torch.ones_like(model.latent_scale))
 
 
 def test_statistics_per_channel_normalise_each_channel(runs):
@@ -59,9 +59,9 @@ def test_statistics_per_channel_normalise_each_channel(runs):
     data = recipe.open_data(read_recipe("recipes/autoencoder/tiny.py"), "train")
     x = loader.images(next(loader.sequential_batches(data, range(16), 16)))
     mean_of, logvar = model.moments(x)
-    z = model.normalise(mean_of)
+    z = model.normalize(mean_of)
     assert torch.allclose(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-3)
-    variance = z.var(dim=(0, 2, 3), correction=0) + (logvar.exp() * model.scale**2).mean(dim=(0, 2, 3))
+    variance = z.var(dim=(0, 2, 3), correction=0) + (logvar.exp() * model.latent_scale**2).mean(dim=(0, 2, 3))
     assert torch.allclose(variance, torch.ones(4), atol=1e-3)
 
 
@@ -123,7 +123,7 @@ def test_a_bad_gradient_reaches_no_weight_and_is_counted(stage, runs, monkeypatc
         before, after = ({n: t for n, t in point.items() if n.startswith(file)} for point in points[1:3])
         assert_same_tensors(before, after)
         assert furthest(points[0], points[1], file) > 0 and furthest(points[2], points[3], file) > 0
-    assert column(runs / "run", "skipped") == [0, 0, 1, 0]
+    assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0]
     assert [name for row in rows(runs / "run") for name, value in row.items() if value is None] == ["grad_norm"]
 
 
@@ -131,7 +131,7 @@ def test_a_bad_gradient_reaches_no_weight_and_is_counted(stage, runs, monkeypatc
 def test_fp16_trains_once_its_scale_is_found(stage, runs):
     call(*stage, *SMALL, "train.precision=fp16", "train.steps=24", "name=run")
     loss = column(runs / "run", "nll" if stage is STAGE_ONE else "loss")
-    assert column(runs / "run", "skipped")[-4:] == [0] * 4
+    assert column(runs / "run", "skipped_steps")[-4:] == [0] * 4
     assert mean(loss[-3:]) < mean(loss[:3])
 
 
@@ -210,8 +210,8 @@ def test_statistics_may_be_those_of_the_data(unbroken_one, runs):
     words = (*SMALL, "train.steps=1", f"autoencoder={unbroken_one}")
     for kind in ("run", "data", "identity"):
         call(*STAGE_TWO, *words, f"autoencoder.latent_stats={kind}", f"name={kind}")
-    own = latentdiff.load_run(unbroken_one).scale
-    scales = {kind: latentdiff.load_run(runs / kind).autoencoder.scale for kind in ("run", "data", "identity")}
+    own = latentdiff.load_run(unbroken_one).latent_scale
+    scales = {kind: latentdiff.load_run(runs / kind).autoencoder.latent_scale for kind in ("run", "data", "identity")}
     assert torch.equal(scales["run"], own)
     assert torch.equal(scales["identity"], torch.ones_like(own))
     assert not torch.allclose(scales["data"], own) and len(scales["data"].unique()) == 4

@@ -16,7 +16,7 @@ WORDS = ("train.precision=fp32", "train.lr=1e-4", "train.val_every=10", "train.c
 # with small losses, so that the adaptive weight stays below its limit
 ONE = ("train.steps=20", "discriminator.train_from=0", "discriminator.start=2", "discriminator.ramp=2",
        "discriminator.weight=0.5", "loss.l1=0.01", "loss.perceptual.weight=0.01")  # fmt: skip
-TWO = ("train.steps=50", "objective.weighting=uncertainty")
+TWO = ("train.steps=50", "objective.weighting=learned")
 
 
 def torchrun(
@@ -35,7 +35,7 @@ def torchrun(
 
 def furthest(a: dict, b: dict) -> float:
     """The largest difference of any weight."""
-    names = a.keys() - {"shift", "scale"}  # measured at the end
+    names = a.keys() - {"latent_shift", "latent_scale"}  # measured at the end
     return max((a[name].double() - b[name].double()).abs().max().item() for name in names)
 
 
@@ -54,7 +54,7 @@ def test_two_ranks_stay_equal_and_follow_one(stage, loss, words, runs):
     assert column(two, loss) == pytest.approx(column(runs / "one", loss), rel=1e-4)
     assert tensors_of(two / last).keys() == tensors_of(runs / "one" / last).keys()
     if stage is STAGE_ONE:
-        ours, theirs = (read_tensors(run / "model.safetensors")["scale"] for run in (two, runs / "one"))
+        ours, theirs = (read_tensors(run / "model.safetensors")["latent_scale"] for run in (two, runs / "one"))
         assert ours.flatten().tolist() == pytest.approx(theirs.flatten().tolist(), rel=1e-4) and ours[0] != 1
         discriminator = (read_tensors(run / last / "discriminator.safetensors") for run in (two, runs / "one"))
         assert furthest(*discriminator) < 1e-3

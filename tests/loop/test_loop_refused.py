@@ -128,7 +128,7 @@ def test_a_run_is_not_shortened(unbroken_two, copy_of, refused):
     run = copy_of(unbroken_two)
     before = {path: (run / path).stat().st_mtime_ns for path in written(run)}
     error = refused(*STAGE_TWO, *TWENTY, "train.steps=19", "name=run")
-    assert "train.steps is 19" in error and "made 20" in error
+    assert "train.steps is 19" in error and "done 20" in error
     assert {path: (run / path).stat().st_mtime_ns for path in written(run)} == before
 
 

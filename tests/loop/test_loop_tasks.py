@@ -374,5 +374,5 @@ def test_stage_one_starts_from_another_run_as_well(unbroken_one, runs, refused):
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
     error = refused("train_autoencoder", recipe, "autoencoder.channels=16", f"init={unbroken_one}", "name=wide")
     assert "tensors do not fit" in error and "init_partial=true" in error
-    assert "this needs DiffusionRecipe" in refused("train_diffusion", "recipes/diffusion/tiny.py",
+    assert "it must be DiffusionRecipe" in refused("train_diffusion", "recipes/diffusion/tiny.py",
                                                    f"init={unbroken_one}", "name=other")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The autoencoder's networks give the original release's numbers (tests/fixtures/vectors)."""
+"""The autoencoder reproduces the outputs of the original release (tests/fixtures/vectors)."""
 
 import pytest
 import torch
@@ -17,26 +17,26 @@ ATTENTION = AutoencoderConfig(  # attn_resolutions [16, 8] of a nominal 32: leve
 
 
 def autoencoder(name: str, config: AutoencoderConfig, dtype: torch.dtype) -> Autoencoder:
-    """The autoencoder of a case with its generated weights, loaded without a map of names."""
+    """The autoencoder of a case with its generated weights, loaded without renaming."""
     model = Autoencoder(config)
     meta, _ = vectors.case(name)
     missing, unexpected = model.load_state_dict(vectors.weights(meta), strict=False)
-    assert set(missing) == {"shift", "scale"} and not unexpected
+    assert set(missing) == {"latent_shift", "latent_scale"} and not unexpected
     return model.to(dtype).eval()
 
 
 @torch.no_grad()
-def run(model: Autoencoder, given: dict) -> dict:
-    mean, logvar = model.moments(given["x"])
+def run(model: Autoencoder, inputs: dict) -> dict:
+    mean, logvar = model.moments(inputs["x"])
     return {
-        "encoder_out": model.encoder(given["x"]),
-        "moments": model.quant_conv(model.encoder(given["x"])),
+        "encoder_out": model.encoder(inputs["x"]),
+        "moments": model.quant_conv(model.encoder(inputs["x"])),
         "mean": mean,
         "logvar": logvar,
         "kl": kl(mean, logvar),
-        "sample": model.encode(given["x"], given["noise"]),
-        "rec_mode": model.decode(model.encode(given["x"])),
-        "rec_sample": model(given["x"], given["noise"]).y,
+        "sample": model.encode(inputs["x"], inputs["noise"]),
+        "rec_mode": model.decode(model.encode(inputs["x"])),
+        "rec_sample": model(inputs["x"], inputs["noise"]).y,
     }
 
 
@@ -44,8 +44,8 @@ def run(model: Autoencoder, given: dict) -> dict:
 @pytest.mark.parametrize("name, config", [("akl_tiny", TINY), ("akl_attn_tiny", ATTENTION)])
 def test_encoder_posterior_and_decoder_equal_the_original(name, config, dtype):
     _, tensors = vectors.case(name)
-    given, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
-    for key, value in run(autoencoder(name, config, dtype), given).items():
+    inputs, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
+    for key, value in run(autoencoder(name, config, dtype), inputs).items():
         assert vectors.close(value, expected[key]), f"{key}: {vectors.error(value, expected[key]):.1e}"
 
 
@@ -58,7 +58,7 @@ def test_encoder_and_decoder_equal_the_original_in_channels_last():
 
 
 @DTYPES
-def test_odd_sizes_pass_the_encoder_as_in_the_original(dtype):
+def test_odd_sizes_are_encoded_as_in_the_original(dtype):
     _, tensors = vectors.case("akl_tiny")
     with torch.no_grad():
         actual = autoencoder("akl_tiny", TINY, dtype).encoder(vectors.inputs(tensors, dtype)["x_odd"])
@@ -86,25 +86,25 @@ def drop_level_attention(model: Autoencoder) -> None:
     model.encoder.down[1].attn[0] = nn.Identity()
 
 
-@pytest.mark.parametrize("harm", [pad_both_sides, widen_eps, drop_middle_attention, drop_level_attention])
-def test_a_harmed_autoencoder_does_not_equal_the_original(harm):
+@pytest.mark.parametrize("change", [pad_both_sides, widen_eps, drop_middle_attention, drop_level_attention])
+def test_a_changed_autoencoder_does_not_equal_the_original(change):
     _, tensors = vectors.case("akl_attn_tiny")
     model = autoencoder("akl_attn_tiny", ATTENTION, torch.float64)
-    harm(model)
+    change(model)
     actual = run(model, vectors.inputs(tensors, torch.float64))
     assert not vectors.close(actual["rec_mode"], vectors.outputs(tensors, torch.float64)["rec_mode"])
 
 
 @DTYPES
-def test_the_posterior_equals_the_original_where_it_is_clamped_too(dtype):
+def test_the_posterior_equals_the_original_also_where_it_is_clamped(dtype):
     _, tensors = vectors.case("diag_gauss")
-    given, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
-    mean, logvar = Gaussian(KLConfig(), 3).split(given["params"])
+    inputs, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
+    mean, logvar = Gaussian(KLConfig(), 3).split(inputs["params"])
     std = sample(torch.zeros_like(mean), logvar, torch.ones_like(mean))
     actual = {"mean": mean, "logvar": logvar, "std": std, "var": std.square(), "kl": kl(mean, logvar)}
     for key, value in actual.items():  # relative: some entries sit on the clamp and are huge
         torch.testing.assert_close(value, expected[key], rtol=vectors.TOLERANCE[dtype], atol=0, msg=key)
-    unclamped = kl(*given["params"].chunk(2, dim=1))
+    unclamped = kl(*inputs["params"].chunk(2, dim=1))
     assert not torch.allclose(unclamped, expected["kl"], rtol=0.5)
 
 
@@ -124,7 +124,7 @@ BLOCKS = {  # name in the case -> the block, its input
 
 @torch.no_grad()
 def run_block(key: str, dtype: torch.dtype, eps: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a block gives, and what the original gave; the *_small outputs are of 1e-3 times the input."""
+    """The output of a block and that of the original; for keys *_small the input is multiplied by 1e-3."""
     make, source = BLOCKS[key]
     meta, tensors = vectors.case("blocks")
     scope = key.removesuffix("_small").removesuffix("_odd") + "."
@@ -144,5 +144,5 @@ def test_each_block_equals_the_original(key, dtype):
     assert vectors.close(actual, expected), f"{vectors.error(actual, expected):.1e}"
 
 
-def test_the_unets_eps_would_show_in_the_small_norm():
+def test_the_eps_of_the_unet_would_change_the_norm_of_small_inputs():
     assert vectors.error(*run_block("gn_ae_small", torch.float64, eps=1e-5)) > 0.3

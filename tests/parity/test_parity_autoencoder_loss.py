@@ -1,4 +1,4 @@
-"""LPIPS, the discriminator and stage one's loss give the original release's numbers (tests/fixtures/vectors)."""
+"""LPIPS, discriminator and loss of stage one reproduce the original release (tests/fixtures/vectors)."""
 
 import functools
 import math
@@ -31,23 +31,23 @@ def lpips(name: str, scope: str, dtype: torch.dtype) -> LPIPSDistance:
 
 
 def differences(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """The values that are not the original's, and how far off they are."""
+    """The values that differ from the original's, and their errors."""
     return {k: vectors.error(v, expected[k]) for k, v in actual.items() if not vectors.close(v, expected[k])}
 
 
 @DTYPES
 @torch.no_grad()
-def test_lpips_equals_the_original_level_by_level(dtype):
+def test_lpips_equals_the_original_in_every_layer(dtype):
     _, tensors = vectors.case("lpips")
-    given, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
+    inputs, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
     distance = lpips("lpips", "", dtype)
-    actual = {"val": distance(given["a"], given["b"]), "val_swapped": distance(given["b"], given["a"])}
-    actual |= {f"level{i}": level for i, level in enumerate(distance.levels(given["a"], given["b"]))}
-    maps = distance.maps(given["a"])
+    actual = {"val": distance(inputs["a"], inputs["b"]), "val_swapped": distance(inputs["b"], inputs["a"])}
+    actual |= {f"level{i}": level for i, level in enumerate(distance.layer_distances(inputs["a"], inputs["b"]))}
+    maps = distance.feature_maps(inputs["a"])
     actual |= {f"feat{i}_mean_abs": f.abs().mean((2, 3))[:, :16] for i, f in enumerate(maps)}
     assert not differences(actual, expected)
     distance.shift.neg_()
-    assert vectors.error(distance(given["a"], given["b"]), expected["val"]) > 0.01  # a shift of the wrong sign
+    assert vectors.error(distance(inputs["a"], inputs["b"]), expected["val"]) > 0.01  # wrong sign of the shift
 
 
 def discriminator(layers: int, dtype: torch.dtype, channels: int = 16, scope: str = "") -> Discriminator:
@@ -78,43 +78,43 @@ def test_the_discriminator_equals_the_original_in_training_and_in_evaluation(dty
 @DTYPES
 def test_hinge_and_vanilla_losses_equal_the_original(dtype):
     _, tensors = vectors.case("gan_scalar")
-    given, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
-    actual = {"hinge": hinge(given["r"], given["f"]), "vanilla": vanilla(given["r"], given["f"])}
+    inputs, expected = vectors.inputs(tensors, dtype), vectors.outputs(tensors, dtype)
+    actual = {"hinge": hinge(inputs["r"], inputs["f"]), "vanilla": vanilla(inputs["r"], inputs["f"])}
     assert not differences(actual, expected)
-    assert not vectors.close(hinge(given["f"], given["r"]), expected["hinge"])
+    assert not vectors.close(hinge(inputs["f"], inputs["r"]), expected["hinge"])
 
 
-def both_players(dtype: torch.dtype, weighs: bool, reduction: str = "sum", norm_in_eval: bool = False) -> dict:
-    """One step of each player as the case ran it; `weighs`: from disc_start on. Names are the case's."""
+def training_step(dtype: torch.dtype, adversarial: bool, reduction: str = "sum", norm_in_eval: bool = False) -> dict:
+    """One step of autoencoder and discriminator as in the case, with its names; adversarial: from disc_start on."""
     meta, tensors = vectors.case("gan_losses_kl")
-    given, arguments = vectors.inputs(tensors, dtype), meta["config"]
+    inputs, arguments = vectors.inputs(tensors, dtype), meta["config"]
     # the case's output log-variance, a constant in the released models, divides the reconstruction loss
     logvar = generated("gan_losses_kl")["logvar"].to(dtype).item()
     perceptual = LPIPSConfig(weight=arguments["perceptual_weight"] / math.exp(logvar))
     config = LossConfig(l1=1 / math.exp(logvar), perceptual=perceptual)
-    critic = discriminator(2, dtype, channels=64, scope="discriminator.").train(not norm_in_eval)
+    model = discriminator(2, dtype, channels=64, scope="discriminator.").train(not norm_in_eval)
     last = nn.Conv2d(4, 3, 3, padding=1, bias=False, dtype=dtype)
-    last.weight.data = given["last_layer"]
-    x, gaussian = given["x"], Gaussian(KLConfig(weight=arguments["kl_weight"]), 3)
+    last.weight.data = inputs["last_layer"]
+    x, gaussian = inputs["x"], Gaussian(KLConfig(weight=arguments["kl_weight"]), 3)
 
-    _, kl_terms = gaussian(*gaussian.split(given["moments"].requires_grad_()), None)
-    output = Reconstruction(last(given["feat"]), given["feat"], kl_terms)
+    _, kl_terms = gaussian(*gaussian.split(inputs["moments"].requires_grad_()), None)
+    output = Reconstruction(last(inputs["feat"]), inputs["feat"], kl_terms)
     y = output.y.detach().requires_grad_()
     distance = lpips("gan_losses_kl", "perceptual_loss.", dtype)
     terms = reconstruction_loss(config, x, y, distance, reduction)
-    g = generator_loss(critic(y))
+    g = generator_loss(model(y))
     a, b = (torch.autograd.grad(loss, y, retain_graph=True)[0] for loss in (terms["nll"], g))
     adaptive = arguments["disc_weight"] * adaptive_weight(a, b, output.h, last)
     bottleneck = gaussian.loss(kl_terms)
-    backward(output, bottleneck, y, terms["nll"], g if weighs else None, arguments["disc_weight"], last)
+    backward(output, bottleneck, y, terms["nll"], g if adversarial else None, arguments["disc_weight"], last)
     nll = terms["nll"] + logvar * x[0].numel()
 
-    critic = discriminator(2, dtype, channels=64, scope="discriminator.")
-    real, fake = critic(x), critic(y.detach())
-    d_loss = weighs * hinge(real, fake)
+    model = discriminator(2, dtype, channels=64, scope="discriminator.")
+    real, fake = model(x), model(y.detach())
+    d_loss = adversarial * hinge(real, fake)
     d_loss.backward()
     return {
-        "aeloss": nll + bottleneck + weighs * adaptive * g,
+        "aeloss": nll + bottleneck + adversarial * adaptive * g,
         "grad_last_layer": last.weight.grad,
         "kl_loss": kl_terms["kl"].mean(),
         "nll_loss": nll,
@@ -122,7 +122,7 @@ def both_players(dtype: torch.dtype, weighs: bool, reduction: str = "sum", norm_
         "d_weight": adaptive,
         "g_loss": g,
         "discloss": d_loss,
-        "grad_disc_last_bias": critic.main[-1].bias.grad,
+        "grad_disc_last_bias": model.main[-1].bias.grad,
         "logits_real": real.mean(),
         "logits_fake": fake.mean(),
     }
@@ -130,15 +130,15 @@ def both_players(dtype: torch.dtype, weighs: bool, reduction: str = "sum", norm_
 
 @DTYPES
 @pytest.mark.parametrize("step", [99, 100])
-def test_both_players_losses_and_gradients_equal_the_original(step, dtype):
+def test_losses_and_gradients_of_both_networks_equal_the_original(step, dtype):
     expected = vectors.outputs(vectors.case("gan_losses_kl")[1], dtype)
-    actual = {f"step{step}.{key}": value for key, value in both_players(dtype, weighs=step >= 100).items()}
+    actual = {f"step{step}.{key}": value for key, value in training_step(dtype, adversarial=step >= 100).items()}
     assert not differences(actual, expected)
 
 
-def test_a_mean_or_a_frozen_norm_would_show_in_the_loss():
+def test_a_mean_reduction_or_a_norm_in_eval_mode_would_change_the_loss():
     expected = vectors.outputs(vectors.case("gan_losses_kl")[1], torch.float64)
-    mean = both_players(torch.float64, weighs=True, reduction="mean")
+    mean = training_step(torch.float64, adversarial=True, reduction="mean")
     assert vectors.error(mean["grad_last_layer"], expected["step100.grad_last_layer"]) > 0.5
-    frozen = both_players(torch.float64, weighs=True, norm_in_eval=True)
+    frozen = training_step(torch.float64, adversarial=True, norm_in_eval=True)
     assert vectors.error(frozen["d_weight"], expected["step100.d_weight"]) > 0.5

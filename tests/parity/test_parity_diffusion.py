@@ -11,10 +11,10 @@ from torch import Tensor
 from latentdiff.config import UserError
 from latentdiff.convert.compvis import key_map
 from latentdiff.diffusion.guidance import blend_known
-from latentdiff.diffusion.loss import ObjectiveConfig, weight
-from latentdiff.diffusion.parameterization import solve, target
+from latentdiff.diffusion.loss import ObjectiveConfig, loss_weight
+from latentdiff.diffusion.parameterization import to_x0_eps, training_target
 from latentdiff.diffusion.samplers import Denoise, ddim
-from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, timesteps
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, sampling_timesteps
 from latentdiff.diffusion.unet import UNet, UNetConfig
 
 NAMES = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt"}  # the original's -> ours
@@ -47,7 +47,7 @@ def test_the_weights_of_the_bound_equal_the_original(name: str) -> None:
     """lvlb_weights of eps; the original's element 0 is element 1."""
     config, want = variant(name)
     t = torch.arange(config.timesteps)
-    plain, bound = (weight(ObjectiveConfig(elbo_weight=elbo), t, Schedule(config)) for elbo in (0.0, 1.0))
+    plain, bound = (loss_weight(ObjectiveConfig(elbo_weight=elbo), t, Schedule(config)) for elbo in (0.0, 1.0))
     assert torch.allclose((bound - plain).float(), want["lvlb_weights"], rtol=1e-3)  # theirs: from float32 tables
 
 
@@ -55,21 +55,21 @@ def test_the_uniform_grid_equals_the_original_and_refuses_what_crashed_there() -
     want = json.loads((vectors.FOLDER / "ddim_timesteps.json").read_text())
     refused = set(want["uniform_index_error_for_T1000"])
     for steps in (1, 2, 5, 7, 20, 50, 64, 200, 400, 500):
-        grid = timesteps(steps, CELEBA, "uniform").flip(0).tolist()
+        grid = sampling_timesteps(steps, CELEBA, "uniform").flip(0).tolist()
         assert len(grid) == want["uniform"][str(steps)]["n"] and grid[-1] == want["uniform"][str(steps)]["last"][-1]
         assert steps not in refused
     for steps, grid in want["uniform_full"].items():
         if int(steps) not in refused:
-            assert timesteps(int(steps), CELEBA, "uniform").flip(0).tolist() == grid
+            assert sampling_timesteps(int(steps), CELEBA, "uniform").flip(0).tolist() == grid
     for steps in sorted(refused):
         with pytest.raises(UserError, match="trailing"):
-            timesteps(steps, CELEBA, "uniform")
+            sampling_timesteps(steps, CELEBA, "uniform")
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_draws_the_original_amount_of_noise(eta: float) -> None:
     tables = load_file(vectors.FOLDER / "ddim_parameters.safetensors")
-    x, ts = torch.zeros(1, 1, dtype=torch.float64), timesteps(20, CELEBA, "uniform")
+    x, ts = torch.zeros(1, 1, dtype=torch.float64), sampling_timesteps(20, CELEBA, "uniform")
     nothing, one = torch.zeros_like(x), torch.ones_like(x)
     drawn = [x for x, _ in ddim(lambda x, t: (nothing, nothing), x, ts, CELEBA, eta, lambda: one, last=0.0)]
     kept = [x for x, _ in ddim(lambda x, t: (one, nothing), x, ts, CELEBA, eta, lambda: nothing, last=0.0)]
@@ -88,12 +88,12 @@ def network(name: str) -> UNet:
 
 def denoiser(schedule: Schedule) -> Denoise:
     model = network("ddim_uncond")
-    return lambda x, t: solve("eps", model(x, t), x, schedule.alpha(t), schedule.sigma(t))
+    return lambda x, t: to_x0_eps("eps", model(x, t), x, schedule.alpha(t), schedule.sigma(t))
 
 
 GIVEN = vectors.inputs(vectors.case("ddim_uncond")[1], torch.float64)
 WANT = vectors.outputs(vectors.case("ddim_uncond")[1], torch.float64)
-UNIFORM = timesteps(5, CELEBA, "uniform")
+UNIFORM = sampling_timesteps(5, CELEBA, "uniform")
 QUAD = torch.tensor([801, 451, 201, 51, 1])
 
 
@@ -143,7 +143,7 @@ def test_the_training_loss_and_its_gradients_equal_the_original(name: str) -> No
     model, t = network(name), given["t"]
     x_t = CELEBA.diffuse(given["x_start"], given["noise"], t)
     assert vectors.close(x_t, want["x_noisy"], 1e-7)
-    error = model(x_t, t) - target("eps", given["x_start"], given["noise"], CELEBA.alpha(t), CELEBA.sigma(t))
+    error = model(x_t, t) - training_target("eps", given["x_start"], given["noise"], CELEBA.alpha(t), CELEBA.sigma(t))
     loss = (error.abs() if name.endswith("l1") else error.square()).mean()
     assert vectors.close(loss, want["loss"], 1e-7)
     loss.backward()

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentdiff.diffusion.parameterization import TARGET_COEFFS, solve
+from latentdiff.diffusion.parameterization import TARGET_COEFFS, to_x0_eps
 from latentdiff.diffusion.samplers import Denoise, sample
 from latentdiff.diffusion.samplers import ipndm as our_ipndm
 from latentdiff.diffusion.samplers import plms as our_plms
-from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, append_dims, sampling_timesteps
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -34,7 +34,7 @@ def network(x: Tensor, t: Tensor) -> Tensor:
 
 
 def denoiser(kind: str) -> Denoise:
-    return lambda x, t: solve(kind, network(x, t), x, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+    return lambda x, t: to_x0_eps(kind, network(x, t), x, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
 
 
 def theirs(scheduler, steps: int, extra: dict) -> Tensor:
@@ -54,7 +54,7 @@ def test_a_sampler_equals_that_of_diffusers(name: str, kind: str, steps: int) ->
     if their_name == "DDIMScheduler":
         scheduler.final_alpha_cumprod = torch.tensor(1.0)
     extra = {"ddpm": {"eta": 1.0, "variance_noise": NOISE}, "dpmpp_2m_sde": {"variance_noise": NOISE}}.get(name, {})
-    *_, ours = sample(name, denoiser(kind), X, timesteps(steps, SCHEDULE), SCHEDULE, noise=lambda: NOISE)
+    *_, ours = sample(name, denoiser(kind), X, sampling_timesteps(steps, SCHEDULE), SCHEDULE, noise=lambda: NOISE)
     want = theirs(scheduler, steps, extra)
     assert torch.allclose(ours, want, atol=2e-4 * want.abs().max()), (ours - want).abs().max()
 
@@ -62,7 +62,7 @@ def test_a_sampler_equals_that_of_diffusers(name: str, kind: str, steps: int) ->
 def test_another_sampler_does_not_equal_it() -> None:
     want = theirs(diffusers.UniPCMultistepScheduler(**PATH, **TRAILING), 10, {})
     for name in ("ddim", "dpmpp_2m", "heun", "plms", "ipndm"):
-        *_, ours = sample(name, denoiser("eps"), X, timesteps(10, SCHEDULE), SCHEDULE)
+        *_, ours = sample(name, denoiser("eps"), X, sampling_timesteps(10, SCHEDULE), SCHEDULE)
         assert not torch.allclose(ours, want, atol=1e-3 * want.abs().max())
 
 
@@ -70,7 +70,7 @@ def test_another_sampler_does_not_equal_it() -> None:
 def test_plms_equals_that_of_diffusers_which_is_the_originals(steps: int) -> None:
     """It ends at the noise level of t = 0, as the original does; its second timestep is visited twice."""
     scheduler = diffusers.PNDMScheduler(**PATH, skip_prk_steps=True, steps_offset=1, timestep_spacing="leading")
-    ts = timesteps(steps, SCHEDULE, "uniform")
+    ts = sampling_timesteps(steps, SCHEDULE, "uniform")
     *_, (ours, _) = our_plms(denoiser("eps"), X, ts, SCHEDULE, last=0.0)
     scheduler.set_timesteps(steps)
     assert list(dict.fromkeys(scheduler.timesteps.tolist())) == ts.tolist()
@@ -91,7 +91,7 @@ def test_ipndm_equals_that_of_diffusers_on_its_own_schedule(steps: int) -> None:
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The output is v, and eps = sigma·x + alpha·v."""
-        alpha, sigma = column(path.alpha(t), x), column(path.sigma(t), x)
+        alpha, sigma = append_dims(path.alpha(t), x), append_dims(path.sigma(t), x)
         v = network(x, t)
         return alpha * x - sigma * v, sigma * x + alpha * v
 
@@ -111,15 +111,15 @@ def test_heun_equals_that_of_diffusers_in_its_coordinates(kind: str, steps: int)
     path = SimpleNamespace(alpha=torch.ones_like, sigma=scale, log_snr=SCHEDULE.log_snr)
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        x0, _ = denoiser(kind)(x * column(SCHEDULE.alpha(t), x), t)
-        return x0, (x - x0) / column(scale(t), x)
+        x0, _ = denoiser(kind)(x * append_dims(SCHEDULE.alpha(t), x), t)
+        return x0, (x - x0) / append_dims(scale(t), x)
 
     scheduler.set_timesteps(steps)
     start = x = X * scheduler.sigmas[0].double()
     for t in scheduler.timesteps:
         x = scheduler.step(network(scheduler.scale_model_input(x, t), t[None]), t, x).prev_sample
     for name, same in (("heun", True), ("ddim", steps == 1)):
-        *_, ours = sample(name, denoise, start, timesteps(steps, SCHEDULE), path)
+        *_, ours = sample(name, denoise, start, sampling_timesteps(steps, SCHEDULE), path)
         assert torch.allclose(ours, x, atol=2e-4 * x.abs().max()) == same, name
 
 
@@ -130,9 +130,9 @@ def test_a_sampler_of_the_straight_path_equals_that_of_diffusers(name, their_nam
     """Their timestep is the share of noise times T, and they shift their last one twice; the network is asked by it."""
     scheduler = getattr(diffusers, f"FlowMatch{their_name}DiscreteScheduler")(shift=shift)
     path = Schedule(ScheduleConfig(kind="flow", snr_shift=shift))
-    velocity = lambda x, t: solve("flow", network(x, path.sigma(t) * path.T), x, path.alpha(t), path.sigma(t))  # noqa: E731
+    velocity = lambda x, t: to_x0_eps("flow", network(x, path.sigma(t) * path.T), x, path.alpha(t), path.sigma(t))  # noqa: E731
     ts = torch.linspace(1, scheduler.sigma_min, steps, dtype=torch.float64) * path.T - 1
-    assert shift != 1 or torch.allclose(ts, timesteps(steps, path, "linspace"), atol=1e-6)
+    assert shift != 1 or torch.allclose(ts, sampling_timesteps(steps, path, "linspace"), atol=1e-6)
     want = theirs(scheduler, steps, {})
     *_, ours = sample(name, velocity, X, ts, path)
     assert torch.allclose(ours, want.double(), atol=2e-4 * want.abs().max()), (ours - want).abs().max()

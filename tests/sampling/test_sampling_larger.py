@@ -1,7 +1,6 @@
-"""Drawing larger than in training, over a picture, and with more around the denoiser."""
+"""Tiled sampling, image-to-image sampling and wrappers of the denoiser."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +11,12 @@ from latentdiff.conditioning.label import LabelCondition, LabelConfig
 from latentdiff.config import UserError
 from latentdiff.diffusion import guidance
 from latentdiff.diffusion.guidance import blend_known
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 from latentdiff.diffusion.unet import UNet, UNetConfig
-from latentdiff.model import LatentDiffusion, ObjectiveConfig, SamplingConfig
+from latentdiff.model import LatentDiffusion
+from latentdiff.sampling.pipeline import Pipeline, sample_latents
 
 TINY = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(0,), num_heads=2, norm_groups=4)
 SHAPE = (2, 8, 8)
@@ -24,85 +26,93 @@ def model():
     """Latents [2, h, w], a label of five classes."""
     torch.manual_seed(0)
     conditioner = Conditioner([LabelCondition(LabelConfig(classes=5, dim=8))])
-    made = LatentDiffusion(
+    network = LatentDiffusion(
         conditioner, UNet(TINY, 2, 2, 8), Schedule(ScheduleConfig()), ObjectiveConfig(prediction="x0")
     )
-    for p in made.parameters():  # so that zero-initialised layers pass something on
+    for p in network.parameters():  # zero-initialised layers would hide everything behind them
         torch.nn.init.normal_(p, std=0.1)
-    return made.eval()
+    return network.eval()
 
 
-def drawn(**given):
-    """given: fields of Sampling, and start, strength, around."""
-    extra = {name: given.pop(name) for name in ("start", "strength", "around") if name in given}
-    settings = replace(SamplingConfig(steps=8, guidance_scale=1.0), **given)
-    return list(model().draw({"label": torch.tensor([1])}, [3], SHAPE, settings, **extra))
+def sampled(**options):
+    """options: fields of SamplingConfig, and init, strength, wrap."""
+    extra = {name: options.pop(name) for name in ("init", "strength", "wrap") if name in options}
+    settings = replace(SamplingConfig(steps=8, guidance_scale=1.0), **options)
+    return list(sample_latents(model(), {"label": torch.tensor([1])}, [3], SHAPE, settings, **extra))
 
 
-def test_drawing_in_tiles_depends_on_them_and_one_tile_is_none():
-    plain, one, four = (drawn(tile=tile, guidance_scale=2.0)[-1] for tile in (0, 8, 4))
+def test_tiled_sampling_differs_from_untiled_unless_one_tile_covers_the_latent():
+    plain, one, four = (sampled(tile_size=tile, guidance_scale=2.0)[-1] for tile in (0, 8, 4))
     assert torch.allclose(plain, one, atol=1e-5) and not torch.allclose(plain, four, atol=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [{"tile": -1}, {"overlap": 1.0}, {"shift": 0.0}])
-def test_tiles_and_shifts_that_cannot_be_are_refused(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        drawn(**wrong)
+@pytest.mark.parametrize("wrong", [{"tile_size": -1}, {"tile_overlap": 1.0}, {"timestep_shift": 0.0}])
+def test_tiles_and_shifts_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong)).removeprefix("timestep_")):
+        sampled(**wrong)
 
 
-def test_drawing_over_a_picture_keeps_less_of_it_the_stronger_and_nothing_at_strength_1():
-    start, plain = rng.normal(torch.tensor([7]), SHAPE), drawn()[-1]
-    assert torch.equal(drawn(start=start, strength=1.0)[-1], plain)
-    made = [drawn(start=start, strength=s) for s in (0.01, 0.25, 0.5, 0.9)]
-    assert [len(guesses) for guesses in made] == [1, 2, 4, 7]
-    ends = [(guesses[-1] - plain).norm().item() for guesses in made]
+def test_image_to_image_keeps_less_of_the_image_at_higher_strength_and_nothing_at_1():
+    init, plain = rng.normal(torch.tensor([7]), SHAPE), sampled()[-1]
+    assert torch.equal(sampled(init=init, strength=1.0)[-1], plain)
+    results = [sampled(init=init, strength=s) for s in (0.01, 0.25, 0.5, 0.9)]
+    assert [len(predictions) for predictions in results] == [1, 2, 4, 7]
+    ends = [(predictions[-1] - plain).norm().item() for predictions in results]
     assert ends == sorted(ends, reverse=True) and ends[0] > 2 * ends[-1]
 
 
-def test_drawing_over_a_picture_begins_at_its_noised_self():
-    made, start = model(), rng.normal(torch.tensor([7]), SHAPE)
+def test_image_to_image_starts_from_the_noised_image():
+    network, init = model(), rng.normal(torch.tensor([7]), SHAPE)
     seen = []
-    made.unet.register_forward_pre_hook(lambda module, given: seen.append(given))
+    network.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     settings = SamplingConfig(steps=8, guidance_scale=1.0)
-    list(made.draw({"label": torch.tensor([1])}, [3], SHAPE, settings, start=start, strength=0.5))
+    list(sample_latents(network, {"label": torch.tensor([1])}, [3], SHAPE, settings, init=init, strength=0.5))
     x, t = seen[0]
-    assert len(seen) == 4 and t.item() == made.grid(settings)[4]
+    assert len(seen) == 4 and t.item() == network.timesteps(settings)[4]
     eps = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(x, made.schedule.diffuse(start, eps[None], t), atol=1e-6)
+    assert torch.allclose(x, network.schedule.diffuse(init, eps[None], t), atol=1e-6)
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.5])
 def test_a_strength_out_of_range_is_refused(strength):
     with pytest.raises(UserError, match="strength"):
-        drawn(start=torch.zeros(1, *SHAPE), strength=strength)
+        sampled(init=torch.zeros(1, *SHAPE), strength=strength)
 
 
-def test_known_pixels_can_be_put_around_the_denoiser():
+def test_known_pixels_are_blended_in_by_a_wrapper_of_the_denoiser():
     known, mask = rng.normal(torch.tensor([7]), SHAPE), torch.zeros(1, 1, *SHAPE[1:])
     mask[..., :4] = 1
     schedule, seen = Schedule(ScheduleConfig()), []
 
-    def around(denoise, noise):
-        def watched(x, t):
+    def wrap(denoise, noise):
+        def recorded(x, t):
             seen.append((x, t))
             return denoise(x, t)
 
-        return blend_known(watched, known, mask, noise, schedule)
+        return blend_known(recorded, known, mask, noise, schedule)
 
-    drawn(around=around, sampler="ddim")
+    sampled(wrap=wrap, sampler="ddim")
     x, t = seen[-1]
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    assert ((x - alpha * known) / sigma)[..., :4].std().item() == pytest.approx(1.0, abs=0.2)  # noise and no more
+    assert ((x - alpha * known) / sigma)[..., :4].std().item() == pytest.approx(1.0, abs=0.2)  # noise alone
     assert ((x - alpha * known) / sigma)[..., 4:].std() > 1.5
 
 
+class Subsample(torch.nn.Module):
+    """A stand-in for an autoencoder of factor 2."""
+
+    factor = 2
+
+    def encode(self, x):
+        return x[:, :, ::2, ::2]
+
+
 @pytest.mark.parametrize("white", [1, 255])
-def test_a_mask_is_where_it_is_not_zero(white, monkeypatch):
+def test_the_masked_region_is_where_the_mask_is_not_zero(white, monkeypatch):
     """Masks are often files of 0 and 255."""
-    made, masks = model(), []
-    made.autoencoder = SimpleNamespace(encode=lambda x: x[:, :, ::2, ::2], factor=2)
+    pipeline, masks = Pipeline(model(), Subsample(), (8, 8)), []
     monkeypatch.setattr(guidance, "blend_known", lambda denoise, z, known, *rest: masks.append(known))
     mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
     mask[:, :, 4:] = white
-    made.known_pixels({"image": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "mask": mask})(None, None)
+    pipeline.blend_known_pixels({"image": torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "mask": mask})(None, None)
     assert masks[0].tolist() == [[[[1, 1, 0, 0]] * 4]]

@@ -6,14 +6,14 @@ from test_theory_samplers import MEAN, ON_SCHEDULES, STD, gaussian
 
 from latentdiff.diffusion import distillation
 from latentdiff.diffusion.samplers import sample
-from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, append_dims, sampling_timesteps
 
 
 def ends_of_paths(schedule):
     """x_t -> the x0 at which the exact path through it ends: quantiles stay quantiles."""
 
     def jump(x, t):
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
         x0 = MEAN + STD * (x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2).sqrt()
         return x0, (x - alpha * x0) / sigma
 
@@ -59,7 +59,7 @@ def test_one_jump_draws_the_data_and_more_keep_them(schedule):
     generator = torch.Generator().manual_seed(1)
     noise = lambda: torch.randn(20_000, 1, generator=generator, dtype=torch.float64)  # noqa: E731
     for steps in (1, 4):
-        *_, x0 = sample("lcm", ends_of_paths(schedule), noise(), timesteps(steps, schedule), schedule, noise=noise)
+        *_, x0 = sample("lcm", ends_of_paths(schedule), noise(), sampling_timesteps(steps, schedule), schedule, noise=noise)
         assert x0.mean().item() == pytest.approx(MEAN, abs=0.05) and x0.std().item() == pytest.approx(STD, rel=0.05)
 
 

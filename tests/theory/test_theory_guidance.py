@@ -9,19 +9,19 @@ from torch import Tensor
 
 from latentdiff.diffusion.guidance import blend_known, classifier_guidance, image_guidance
 from latentdiff.diffusion.samplers import Denoise, sample
-from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, column, timesteps
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, append_dims, sampling_timesteps
 
 # that end in pure noise, so that the noise drawn below is a fair start
 SCHEDULES = {kind: Schedule(ScheduleConfig(kind=kind)) for kind in ("cosine", "flow")}
 ON_SCHEDULES = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-TS = timesteps(100, SCHEDULES["cosine"], "quadratic")  # the same on every schedule
+TS = sampling_timesteps(100, SCHEDULES["cosine"], "quadratic")  # the same on every schedule
 
 
 def normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Denoise:
     """The exact denoiser of data N(mean, std²)."""
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
         z = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
         return mean + alpha * std**2 * z, sigma * z
 
@@ -52,7 +52,7 @@ def skewed(schedule: Schedule) -> Denoise:
     variances = torch.tensor([9.0, 0.25], dtype=torch.float64)
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
         z = x / (alpha**2 * variances + sigma**2)
         return alpha * variances * z, sigma * z
 
@@ -86,7 +86,7 @@ def mixture(schedule: Schedule, std: float) -> tuple[Denoise, object]:
     low, high = normal(schedule, -1.0, std), normal(schedule, 1.0, std)
 
     def log_p(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
         return torch.nn.functional.logsigmoid(2 * alpha * x / (alpha**2 * std**2 + sigma**2)).sum(1)
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def test_the_wrong_sign_draws_the_other_class_and_more_scale_goes_further() -> N
 @ON_SCHEDULES
 def test_guidance_leaves_x_where_it_is(schedule: Schedule) -> None:
     x, t = noise(5, 2), torch.tensor([10.0, 300.0, 600.0, 900.0, 990.0], dtype=torch.float64)
-    alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+    alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
     denoise, log_p = mixture(schedule, 0.5)
     for guided in (
         classifier_guidance(denoise, log_p, 3.0, schedule),
@@ -144,7 +144,7 @@ def correlated(schedule: Schedule, rho: float) -> Denoise:
 
 @pytest.mark.parametrize("rho", [0.9, 0.0])
 def test_blending_known_pixels_draws_the_others_to_fit(rho: float) -> None:
-    schedule, ts = SCHEDULES["cosine"], timesteps(250, SCHEDULES["cosine"])
+    schedule, ts = SCHEDULES["cosine"], sampling_timesteps(250, SCHEDULES["cosine"])
     known = torch.tensor([1.5, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
     mask = torch.tensor([1.0, 0.0], dtype=torch.float64).view(1, 1, 1, 2)
     seeds: Iterator[int] = iter(range(1000))

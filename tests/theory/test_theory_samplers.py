@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latentdiff.diffusion.guidance import classifier_free, image_guidance
 from latentdiff.diffusion.samplers import SAMPLERS, Denoise, ddim, dpmpp_2m, heun, ipndm, plms, sample, unipc
-from latentdiff.diffusion.schedule import BETAS, Schedule, ScheduleConfig, column, timesteps
+from latentdiff.diffusion.schedule import BETAS, Schedule, ScheduleConfig, append_dims, sampling_timesteps
 
 SCHEDULES = {kind: Schedule(ScheduleConfig(kind=kind)) for kind in ("scaled_linear", "cosine", "flow")}
 ON_SCHEDULES = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -19,7 +19,7 @@ def gaussian(schedule: Schedule, mean: float | Tensor = MEAN, std: float = STD) 
     """The exact denoiser of data N(mean, std²): E[x0 | x_t] and E[eps | x_t]."""
 
     def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+        alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
         z = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2)
         return mean + alpha * std**2 * z, sigma * z
 
@@ -43,7 +43,7 @@ DATA = (MEAN + STD * torch.linspace(-2, 2, 9, dtype=torch.float64))[:, None]
 def test_a_gaussian_is_sampled_to_its_mean_and_spread_closer_with_more_steps(name: str, schedule: Schedule) -> None:
     errors = []
     for steps in (12, 80):
-        ts = timesteps(steps, schedule, "quadratic")
+        ts = sampling_timesteps(steps, schedule, "quadratic")
         *_, x0 = sample(name, gaussian(schedule), spread(schedule, 999), ts, schedule)
         assert (x0.mean() - MEAN).abs() < 1e-3
         errors.append((x0 - DATA).abs().max().item())
@@ -68,7 +68,7 @@ def test_stochastic_samplers_give_the_right_variance(name: str, schedule: Schedu
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(20_000, 1, dtype=torch.float64, generator=generator)  # noqa: E731
     x = spread(schedule, 999)[4] + (spread(schedule, 999)[6] - spread(schedule, 999)[4]) * draw()  # [6]: one std up
-    *_, x0 = sample(name, gaussian(schedule), x, timesteps(200, schedule, "quadratic"), schedule, noise=draw)
+    *_, x0 = sample(name, gaussian(schedule), x, sampling_timesteps(200, schedule, "quadratic"), schedule, noise=draw)
     assert x0.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert x0.std().item() == pytest.approx(STD, rel=0.03)
 
@@ -107,16 +107,16 @@ def test_classifier_free_guidance_moves_along_the_condition(schedule: Schedule) 
     for scale in (0.0, 1.0, 3.0, -1.0):
         denoise = classifier_free(both, scale, 0.0, schedule)
         x = spread(schedule, 999, scale, 1.0)
-        *_, x0 = sample("heun", denoise, x, timesteps(50, schedule, "quadratic"), schedule)
+        *_, x0 = sample("heun", denoise, x, sampling_timesteps(50, schedule, "quadratic"), schedule)
         assert x0.mean().item() == pytest.approx(scale, abs=0.02)
     each = torch.tensor([1.0] * 4 + [3.0] * 5)
     x = spread(schedule, 999, 0.0, 1.0)
     *_, x0 = sample(
-        "heun", classifier_free(both, each, 0.0, schedule), x, timesteps(50, schedule, "quadratic"), schedule
+        "heun", classifier_free(both, each, 0.0, schedule), x, sampling_timesteps(50, schedule, "quadratic"), schedule
     )
     for part, scale in ((x0[:4], 1.0), (x0[4:], 3.0)):
         *_, alone = sample(
-            "heun", classifier_free(both, scale, 0.0, schedule), x, timesteps(50, schedule, "quadratic"), schedule
+            "heun", classifier_free(both, scale, 0.0, schedule), x, sampling_timesteps(50, schedule, "quadratic"), schedule
         )
         assert torch.allclose(part, alone[:4] if scale == 1.0 else alone[4:])
 
@@ -125,7 +125,7 @@ def test_rescaled_guidance_has_the_contrast_of_the_conditional_guess_and_leaves_
     schedule, t = SCHEDULES["cosine"], torch.tensor([300.0, 700.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     x, uncond, cond = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64, generator=generator)
-    alpha, sigma = column(schedule.alpha(t), x), column(schedule.sigma(t), x)
+    alpha, sigma = append_dims(schedule.alpha(t), x), append_dims(schedule.sigma(t), x)
     both = lambda xx, tt: (torch.cat([uncond, cond]), torch.cat([(x - alpha * g) / sigma for g in (uncond, cond)]))  # noqa: E731
     contrast = lambda x0: x0.flatten(1).std(dim=1)  # noqa: E731
     plain, full, half = (classifier_free(both, 5.0, rescale, schedule)(x, t) for rescale in (0.0, 1.0, 0.5))
@@ -143,7 +143,7 @@ def test_image_guidance_moves_towards_the_target_and_not_away(schedule: Schedule
         denoise = image_guidance(
             gaussian(schedule, 0.0, 1.0), lambda x0: (x0 - target).square().sum(dim=1) / 2, scale, schedule
         )
-        *_, x0 = sample("ddim", denoise, x, timesteps(100, schedule, "quadratic"), schedule)
+        *_, x0 = sample("ddim", denoise, x, sampling_timesteps(100, schedule, "quadratic"), schedule)
         ends[scale] = x0.mean().item()
     assert ends[0.0] == pytest.approx(0.0, abs=0.02) and 0.8 < ends[1.0] < target and ends[-1.0] < -0.8
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.parameterization import TARGET_COEFFS, check, solve, target
+from latentdiff.diffusion.parameterization import TARGET_COEFFS, check_parameterization, to_x0_eps, training_target
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 
 VP = ("scaled_linear", "linear", "sqrt", "cosine", "sigmoid")
@@ -96,7 +96,7 @@ def test_solving_the_target_gives_x0_and_eps_back(kind: str, schedule: str) -> N
     t = torch.tensor([0, 1.5, 300, 700.25, 980], dtype=torch.float64)
     x0, eps = torch.randn(2, 5, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     alpha, sigma = path.alpha(t), path.sigma(t)
-    got = solve(kind, target(kind, x0, eps, alpha, sigma), path.diffuse(x0, eps, t), alpha, sigma)
+    got = to_x0_eps(kind, training_target(kind, x0, eps, alpha, sigma), path.diffuse(x0, eps, t), alpha, sigma)
     assert torch.allclose(got[0], x0, atol=1e-9) and torch.allclose(got[1], eps, atol=1e-9)
 
 
@@ -107,21 +107,21 @@ def test_a_prediction_is_refused_exactly_where_it_says_nothing_about_x0(kind: st
     path = Schedule(ScheduleConfig(kind="scaled_linear" if zero else schedule, zero_terminal_snr=zero))
     if kind == "eps" and schedule != "scaled_linear":
         with pytest.raises(UserError, match="use prediction=v or x0"):
-            check(kind, path)
+            check_parameterization(kind, path)
     else:
-        check(kind, path)
+        check_parameterization(kind, path)
 
 
 def test_an_unknown_prediction_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="prediction is 'noise'; it can be eps, x0, v, flow"):
-        check("noise", Schedule(ScheduleConfig()))
+        check_parameterization("noise", Schedule(ScheduleConfig()))
 
 
 def test_the_velocities_are_the_derivatives_of_their_paths() -> None:
     x0, eps = torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([[-1.3]], dtype=torch.float64)
     flow = Schedule(ScheduleConfig(kind="flow"))
     before, after = (flow.diffuse(x0, eps, torch.tensor([t], dtype=torch.float64)) for t in (400.0, 401.0))
-    assert torch.allclose((after - before) * 1000, target("flow", x0, eps, torch.ones(1), torch.ones(1)))
+    assert torch.allclose((after - before) * 1000, training_target("flow", x0, eps, torch.ones(1), torch.ones(1)))
     angle = torch.tensor([0.6], dtype=torch.float64)  # v is d x / d angle where alpha = cos, sigma = sin
     slope = -angle.sin() * x0 + angle.cos() * eps
-    assert torch.allclose(target("v", x0, eps, angle.cos(), angle.sin()), slope)
+    assert torch.allclose(training_target("v", x0, eps, angle.cos(), angle.sin()), slope)

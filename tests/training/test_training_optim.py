@@ -17,7 +17,16 @@ def network():
 
 
 def settings(**changes):
-    return TrainConfig(**{"lr": 0.1, "clip": 0.0, "steps": 100} | changes)
+    return TrainConfig(**{"lr": 0.1, "grad_clip": 0.0, "steps": 100} | changes)
+
+
+def update(optimizer, cfg, lr):
+    """One step as the training loops do it; returns the gradient norm."""
+    optim.set_lr(optimizer, lr)
+    norm = optim.clip_grad_norm_(optimizer, torch.amp.GradScaler("cpu", enabled=False), cfg.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def backward(model, seed, poison=None):
@@ -27,12 +36,12 @@ def backward(model, seed, poison=None):
         model[0].weight.grad[1, 2] = poison
 
 
-# ---- rate
+# ---- learning rate
 
 
-def test_the_rate_warms_up_and_stays():
-    rates = [optim.rate(settings(warmup=4), step) for step in range(6)]
-    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+def test_the_learning_rate_warms_up_and_stays():
+    lrs = [optim.lr_at(settings(warmup_steps=4), step) for step in range(6)]
+    assert lrs == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -46,35 +55,35 @@ RELEASED = {  # the two schedules of the released models, as the original releas
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_the_rate_is_that_of_the_released_models(name):
-    rates = {step: optim.rate(RELEASED[name], int(step)) for step in VECTOR[name]}
-    assert rates == pytest.approx(VECTOR[name], rel=1e-9)
-    late = {step: optim.rate(RELEASED[name], int(step) + 1) for step in VECTOR[name]}
+def test_the_learning_rate_is_that_of_the_released_models(name):
+    lrs = {step: optim.lr_at(RELEASED[name], int(step)) for step in VECTOR[name]}
+    assert lrs == pytest.approx(VECTOR[name], rel=1e-9)
+    late = {step: optim.lr_at(RELEASED[name], int(step) + 1) for step in VECTOR[name]}
     assert late != pytest.approx(VECTOR[name], rel=1e-9)
 
 
 @pytest.mark.parametrize("schedule, half", [("cosine", 0.5), ("linear", 0.5)])
-def test_the_rate_falls_to_its_end(schedule, half):
-    train = settings(schedule=schedule, warmup=20, lr_end=0.2)
-    assert optim.rate(train, 20) == pytest.approx(0.1)
-    assert optim.rate(train, 60) == pytest.approx(0.1 * (0.2 + 0.8 * half))
-    assert optim.rate(train, 100) == optim.rate(train, 150) == pytest.approx(0.02)
-    rates = [optim.rate(train, step) for step in range(20, 101)]
-    assert rates == sorted(rates, reverse=True)
+def test_the_learning_rate_decays_to_its_end(schedule, half):
+    train = settings(lr_schedule=schedule, warmup_steps=20, lr_end=0.2)
+    assert optim.lr_at(train, 20) == pytest.approx(0.1)
+    assert optim.lr_at(train, 60) == pytest.approx(0.1 * (0.2 + 0.8 * half))
+    assert optim.lr_at(train, 100) == optim.lr_at(train, 150) == pytest.approx(0.02)
+    lrs = [optim.lr_at(train, step) for step in range(20, 101)]
+    assert lrs == sorted(lrs, reverse=True)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_the_rate_falls_late_where_it_is_told_to(schedule):
-    train = settings(schedule=schedule, warmup=20, decay_from=0.8)
-    rates = [optim.rate(train, step) for step in range(20, 101)]
+def test_the_learning_rate_decays_from_lr_decay_start(schedule):
+    train = settings(lr_schedule=schedule, warmup_steps=20, lr_decay_start=0.8)
+    lrs = [optim.lr_at(train, step) for step in range(20, 101)]
     assert (
-        rates[:61] == pytest.approx([0.1] * 61) and rates[70] == pytest.approx(0.05) and rates[80] == pytest.approx(0)
+        lrs[:61] == pytest.approx([0.1] * 61) and lrs[70] == pytest.approx(0.05) and lrs[80] == pytest.approx(0)
     )
 
 
 def test_the_cosine_is_a_cosine():
-    train = settings(schedule="cosine")
-    assert optim.rate(train, 25) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)) / 2)
+    train = settings(lr_schedule="cosine")
+    assert optim.lr_at(train, 25) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)) / 2)
 
 
 # ---- step
@@ -82,106 +91,106 @@ def test_the_cosine_is_a_cosine():
 
 def test_a_step_is_adamw_on_clipped_gradients():
     """Against torch's plain, unfused AdamW."""
-    ours, theirs, train = network(), network(), settings(clip=0.5, weight_decay=0.1)
-    optimizer = optim.build(ours, train)
-    groups = [{"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.1},
-              {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+    model, reference, train = network(), network(), settings(grad_clip=0.5, weight_decay=0.1)
+    optimizer = optim.build_optimizer(model, train)
+    groups = [{"params": [p for p in reference.parameters() if p.ndim > 1], "weight_decay": 0.1},
+              {"params": [p for p in reference.parameters() if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
     plain = torch.optim.AdamW(groups, lr=0.1, betas=train.betas, foreach=False, fused=False)
     for step in range(3):
-        backward(ours, step)
-        backward(theirs, step)
-        norm = optim.step(optimizer, train, 0.1)
-        assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(theirs.parameters(), 0.5).item())
-        assert norm > 0.5  # clipping did something
+        backward(model, step)
+        backward(reference, step)
+        norm = update(optimizer, train, 0.1)
+        assert norm.item() == pytest.approx(nn.utils.clip_grad_norm_(reference.parameters(), 0.5).item())
+        assert norm > 0.5  # it was clipped
         plain.step()
         plain.zero_grad()
-        for a, b in zip(ours.parameters(), theirs.parameters()):
+        for a, b in zip(model.parameters(), reference.parameters()):
             assert torch.allclose(a, b, atol=1e-6) and a.grad is None
 
 
-def test_the_rate_of_the_step_is_used():
+def test_the_learning_rate_of_the_step_is_used():
     model = network()
     before = [p.clone() for p in model.parameters()]
     backward(model, 0)
-    optim.step(optim.build(model, settings(weight_decay=0.0)), settings(), 0.003)
-    moved = max((p - q).abs().max().item() for p, q in zip(model.parameters(), before))
-    assert moved == pytest.approx(0.003, rel=1e-3)  # the first step of Adam is the rate
+    update(optim.build_optimizer(model, settings(weight_decay=0.0)), settings(), 0.003)
+    largest = max((p - q).abs().max().item() for p, q in zip(model.parameters(), before))
+    assert largest == pytest.approx(0.003, rel=1e-3)  # the first step of Adam has the size lr
 
 
 def test_norms_and_biases_are_not_decayed():
-    groups = optim.build(network(), settings(weight_decay=0.3)).param_groups
+    groups = optim.build_optimizer(network(), settings(weight_decay=0.3)).param_groups
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 3), (0.0, 5)]
 
 
-def test_what_does_not_train_is_left_alone():
+def test_frozen_parameters_are_not_optimized():
     model = network()
     model[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in optim.build(model, settings()).param_groups) == 6
+    assert sum(len(group["params"]) for group in optim.build_optimizer(model, settings()).param_groups) == 6
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_gradient_that_is_not_finite_changes_nothing(poison, clip, name):
-    model, train = network(), settings(clip=clip, optimizer=name)
-    optimizer, ema = optim.build(model, train), EMA(model, 0.5)
+    model, train = network(), settings(grad_clip=clip, optimizer=name)
+    optimizer, ema = optim.build_optimizer(model, train), EMA(model, 0.5)
     backward(model, 0)
-    ema.update(ema.share(0), optim.step(optimizer, train, 0.1))
-    kept = [t.clone() for t in (*model.parameters(), *ema.model.parameters())]
-    moments = {name: t.clone() for name, t in optim.state_tensors(optimizer).items()}
+    ema.update(0, update(optimizer, train, 0.1))
+    before = [t.clone() for t in (*model.parameters(), *ema.model.parameters())]
+    moments = {name: t.clone() for name, t in optim.optimizer_tensors(optimizer).items()}
     backward(model, 1, poison)
-    norm = optim.step(optimizer, train, 0.1)
-    ema.update(ema.share(1), norm)
+    norm = update(optimizer, train, 0.1)
+    ema.update(1, norm)
     assert not torch.isfinite(norm)
-    assert all(torch.equal(a, b) for a, b in zip(kept, (*model.parameters(), *ema.model.parameters())))
-    assert all(torch.equal(moments[name], t) for name, t in optim.state_tensors(optimizer).items())
+    assert all(torch.equal(a, b) for a, b in zip(before, (*model.parameters(), *ema.model.parameters())))
+    assert all(torch.equal(moments[name], t) for name, t in optim.optimizer_tensors(optimizer).items())
     assert all(p.grad is None for p in model.parameters())
     backward(model, 2)
-    assert torch.isfinite(optim.step(optimizer, train, 0.1))
-    assert not any(torch.equal(a, b) for a, b in zip(kept, model.parameters()))
+    assert torch.isfinite(update(optimizer, train, 0.1))
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_skipped_first_step_leaves_the_moments_at_zero(name):
     model, train = network(), settings(optimizer=name)
-    optimizer = optim.build(model, train)
+    optimizer = optim.build_optimizer(model, train)
     backward(model, 0, math.nan)
-    optim.step(optimizer, train, 0.1)
-    assert all(t.abs().max() == 0 for t in optim.state_tensors(optimizer).values())
+    update(optimizer, train, 0.1)
+    assert all(t.abs().max() == 0 for t in optim.optimizer_tensors(optimizer).values())
 
 
 # ---- saving
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_restored_optimiser_goes_on_bit_for_bit(name):
+def test_a_restored_optimizer_continues_bit_for_bit(name):
     whole, train = network(), settings(betas=(0.8, 0.95), optimizer=name)
-    optimizer = optim.build(whole, train)
+    optimizer = optim.build_optimizer(whole, train)
     for step in range(4):
         if step == 2:
             weights = {k: v.clone() for k, v in whole.state_dict().items()}
-            saved = {k: v.clone() for k, v in optim.state_tensors(optimizer).items()}
+            saved = {k: v.clone() for k, v in optim.optimizer_tensors(optimizer).items()}
         backward(whole, step)
-        optim.step(optimizer, train, 0.01)
-    again = network()
-    again.load_state_dict(weights)
-    optimizer = optim.build(again, train)
-    optim.load_state(optimizer, None, saved, {})
+        update(optimizer, train, 0.01)
+    resumed = network()
+    resumed.load_state_dict(weights)
+    optimizer = optim.build_optimizer(resumed, train)
+    optim.load_optimizer(optimizer, saved)
     for step in (2, 3):
-        backward(again, step)
-        optim.step(optimizer, train, 0.01)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
+        backward(resumed, step)
+        update(optimizer, train, 0.01)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 
-def test_an_optimiser_that_never_stepped_is_restored():
-    optimizer = optim.build(network(), settings())
-    assert optim.state_tensors(optimizer) == {} and optim.state(None) == {}
-    optim.load_state(optimizer, None, {}, {})
+def test_an_optimizer_without_steps_is_restored():
+    optimizer = optim.build_optimizer(network(), settings())
+    assert optim.optimizer_tensors(optimizer) == {}
+    optim.load_optimizer(optimizer, {})
 
 
-def test_norms_of_components_make_up_the_whole():
+def test_norms_of_modules_add_up_to_the_norm_of_the_model():
     model = network()
     backward(model, 0)
-    parts = torch.stack([optim.norm_of(part) for part in model])
-    assert parts.norm().item() == pytest.approx(optim.norm_of(model).item(), rel=1e-6)
-    assert optim.norm_of(nn.Identity()) == 0
+    norms = torch.stack([optim.grad_norm(module) for module in model])
+    assert norms.norm().item() == pytest.approx(optim.grad_norm(model).item(), rel=1e-6)
+    assert optim.grad_norm(nn.Identity()) == 0

@@ -5,14 +5,14 @@ The original ends with an attention over places, 3.2 of its 111.6 million parame
 
 from dataclasses import replace
 
-from latentdiff.classifier import ClassifierRecipe
 from latentdiff.config import load
+from latentdiff.recipe import ClassifierRecipe
 
 cin = load("../../diffusion/paper/cin256.py")
 recipe = ClassifierRecipe(
     autoencoder=cin.autoencoder,
     data=cin.data,
-    conditions=cin.conditions,
+    label=cin.conditions[0],
     unet=cin.unet,
     schedule=cin.schedule,
     # not published; as guided-diffusion trains its classifiers

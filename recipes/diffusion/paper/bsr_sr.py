@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.low_res import LowResConfig
 from latentdiff.config import load
 from latentdiff.data.degrade import DegradeConfig
 

@@ -1,9 +1,9 @@
 """CelebA-HQ, unconditional (paper, table 12): FID 5.11 with 500 steps of DDIM. The base of all recipes here."""
 
 from latentdiff.data.folder import FolderConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import SamplingConfig
 from latentdiff.recipe import DiffusionRecipe
 from latentdiff.training.settings import TrainConfig
 

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import MaskedConfig
+from latentdiff.conditioning.inpainting import MaskedConfig
 from latentdiff.config import load
 from latentdiff.data.masks import MasksConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from latentdiff.conditioning.layout import LayoutConfig
 from latentdiff.config import load
+from latentdiff.diffusion.loss import ObjectiveConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from latentdiff.config import load
+from latentdiff.diffusion.loss import ObjectiveConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(

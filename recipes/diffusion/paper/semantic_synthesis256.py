@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from latentdiff.conditioning.spatial import SemanticConfig
+from latentdiff.conditioning.semantic import SemanticConfig
 from latentdiff.config import load
+from latentdiff.diffusion.loss import ObjectiveConfig
 from latentdiff.diffusion.unet import UNetConfig
-from latentdiff.model import ObjectiveConfig
 
 base = load("celeba256.py")
 recipe = replace(

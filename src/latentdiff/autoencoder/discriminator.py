@@ -1,4 +1,4 @@
-"""The PatchGAN critic of stage one (Isola et al. 2017), its losses, and when it learns and weighs."""
+"""The PatchGAN discriminator of stage one (Isola et al. 2017), its losses, and its schedule."""
 
 import math
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.config import UserError
 
-GROUPS = 8  # of norm="group": 16 channels or more in each at the default width
+GROUPS = 8  # of norm="group": at least 16 channels each at the default width
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     channels: int = 64  # width of the first layer; doubled per layer, up to eightfold
-    layers: int = 3  # strided layers after which a patch is judged; 3 sees patches of 70 pixels, 2 of 34
-    norm: str = "group"  # group, or batch as in the paper (its statistics depend on what else is in the batch)
+    layers: int = 3  # strided layers; 3 have a receptive field of 70 pixels (the patch), 2 of 34
+    norm: str = "group"  # group, or batch as in the paper (each output then depends on the whole batch)
     loss: str = "hinge"  # hinge or vanilla
-    weight: float = 0.5  # of the adversarial term, on top of the adaptive weight; 0: no discriminator
-    start: float = 50001  # when the autoencoder begins to feel it: a step, or below 1 a fraction of the training
-    train_from: float | None = None  # when the discriminator begins to learn, likewise; none: at 0.9 of start
-    ramp: float = 0.05  # how long its weight then rises until it is full, likewise; 0: at once
+    weight: float = 0.5  # of the adversarial loss, multiplied by the adaptive weight; 0: no discriminator
+    start: float = 50001  # when the adversarial loss starts: a step, or below 1 a fraction of the training
+    train_from: float | None = None  # when training of the discriminator starts, likewise; none: 0.9 of start
+    ramp: float = 0.05  # duration of the linear increase of the weight from start on, likewise; 0: at once
 
 
 class Discriminator(nn.Module):
-    """A score per patch: [B, 3, H, W] -> logits [B, 1, H', W'], high where the patch looks real."""
+    """One logit per patch, high for real patches: [B, 3, H, W] -> [B, 1, H', W']."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -42,13 +42,13 @@ class Discriminator(nn.Module):
             layers += [NORMS[config.norm](c_out), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
-        self.apply(_initialise)
+        self.apply(_init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        return upcast(self.main(x))
+        return upcast(self.main(x))  # [B, 1, H', W']
 
 
-def _initialise(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.GroupNorm, nn.BatchNorm2d)):
@@ -68,39 +68,22 @@ def vanilla(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-LOSSES = {"hinge": hinge, "vanilla": vanilla}  # what the discriminator minimises, of its logits
+LOSSES = {"hinge": hinge, "vanilla": vanilla}  # (real logits, fake logits) -> loss of the discriminator
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """-E D(y): what the autoencoder minimises, for either loss."""
+    """-E D(y): the adversarial loss of the autoencoder, for either loss of the discriminator."""
     return -fake.mean()
 
 
-# ---- when
-
-
-def plan(config: DiscriminatorConfig, steps: int) -> tuple[float, float, float]:
-    """train_from, start and ramp in steps of a training of `steps`."""
-    values = (config.start if config.train_from is None else config.train_from, config.start, config.ramp)
-    train_from, start, ramp = (value if value >= 1 else value * steps for value in values)
-    if config.train_from is None:
-        train_from = 0.9 * start
+def schedule_steps(config: DiscriminatorConfig, steps: int) -> tuple[float, float, float]:
+    """train_from, start and ramp as numbers of steps, in a training of `steps`."""
+    in_steps = lambda value: value if value >= 1 else value * steps  # noqa: E731
+    start, ramp = in_steps(config.start), in_steps(config.ramp)
+    train_from = 0.9 * start if config.train_from is None else in_steps(config.train_from)
     if train_from > start:
         raise UserError(
-            f"discriminator.train_from is step {train_from:g} and discriminator.start step {start:g}; "
-            "a discriminator must not weigh before it learns: lower train_from"
+            f"discriminator.train_from is step {train_from:g}; it must not be after discriminator.start, "
+            f"step {start:g}, because the adversarial loss needs a trained discriminator; lower train_from"
         )
     return train_from, start, ramp
-
-
-def learns_at(config: DiscriminatorConfig, step: int, steps: int) -> bool:
-    """Whether the discriminator is trained at `step`, counted from 0."""
-    return config.weight > 0 and step >= plan(config, steps)[0]
-
-
-def weight_at(config: DiscriminatorConfig, step: int, steps: int) -> float:
-    """What the adversarial term weighs at `step`, beside the adaptive weight: 0, then a linear rise, then `weight`."""
-    _, start, ramp = plan(config, steps)
-    if step < start:
-        return 0.0
-    return config.weight * min(1.0, (step - start + 1) / max(ramp, 1))

@@ -1,4 +1,4 @@
-"""Latents that turn and shrink with their picture (EQ-VAE, Kouzelis et al. 2025): smoother, and easier to draw."""
+"""Random warps of image and latent that regularize the latent space (EQ-VAE, Kouzelis et al. 2025)."""
 
 from collections.abc import Callable
 
@@ -7,32 +7,31 @@ from torch import Tensor
 
 from latentdiff import rng
 
-SMALLEST, PIXELS = 0.25, 32  # share of a side; and discriminators and LPIPS need this many
-Warp = Callable[[Tensor], Tensor]  # [B, C, h, w] of a latent or [B, 3, H, W] of its picture, warped alike
+MIN_SCALE, MIN_PIXELS = 0.25, 32  # per side; discriminator and LPIPS need 32 pixels
+Warp = Callable[[Tensor], Tensor]  # warps a latent [B, C, h, w] and its image [B, 3, H, W] alike
 
 
-def same(x: Tensor) -> Tensor:
+def identity(x: Tensor) -> Tensor:
     return x
 
 
-def draw(share: float, seed: int, step: int, sides: tuple[int, int], factor: int) -> Warp:
-    """In this share of steps a turn by quarters and a shrinking of the latent's sides (h, w), whose picture is `factor`
-    times as large; otherwise `same`.
+def sample_warp(fraction: float, seed: int, step: int, size: tuple[int, int], factor: int) -> Warp:
+    """In a fraction of the steps a downscaling and a rotation by a multiple of 90 degrees; otherwise `identity`.
 
-    Decoding the warped latent must give the warped picture. One warp for the batch: its sizes must agree.
+    size: (h, w) of the latent, whose image is `factor` times as large. The whole batch has the same warp.
     """
-    if not share:
-        return same
-    chance, turn, size = ((rng.key(seed, step, "warp", i) % 2**32) / 2**32 for i in range(3))
-    if chance >= share:
-        return same
-    smallest = min(1.0, max(SMALLEST, PIXELS / (factor * min(sides))))
-    scale = smallest + (1 - smallest) * size
-    small = [max(1, round(side * scale)) for side in sides]
+    if not fraction:
+        return identity
+    chance, rotation, size_key = ((rng.key(seed, step, "warp", i) % 2**32) / 2**32 for i in range(3))
+    if chance >= fraction:
+        return identity
+    smallest = min(1.0, max(MIN_SCALE, MIN_PIXELS / (factor * min(size))))
+    scale = smallest + (1 - smallest) * size_key
+    target = [max(1, round(side * scale)) for side in size]
 
     def warp(x: Tensor) -> Tensor:
-        times = x.shape[2] // sides[0]  # 1 for the latent, factor for its picture
-        x = F.interpolate(x, size=[times * side for side in small], mode="bicubic", antialias=True)
-        return x.rot90(int(4 * turn), dims=(2, 3)).contiguous()
+        per_side = x.shape[2] // size[0]  # 1 for the latent, factor for the image
+        x = F.interpolate(x, size=[per_side * side for side in target], mode="bicubic", antialias=True)
+        return x.rot90(int(4 * rotation), dims=(2, 3)).contiguous()  # [B, C, h', w'] or [B, C, w', h']
 
     return warp

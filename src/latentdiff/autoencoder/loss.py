@@ -1,4 +1,4 @@
-"""Stage one's loss (paper, appendix G): reconstruction, adversarial and bottleneck terms, in one backward pass."""
+"""The loss of stage one (paper, appendix G): reconstruction, adversarial and bottleneck terms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,78 +10,77 @@ from latentdiff.autoencoder.autoencoder import Reconstruction
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.autoencoder.perceptual import LPIPSConfig, MultiScaleConfig
 
-Reduce = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LossConfig:
     l1: float = 1.0  # weight of the absolute error
     l2: float = 0.0  # weight of the squared error
-    perceptual: LPIPSConfig | MultiScaleConfig | None = (
-        LPIPSConfig()
-    )  # LPIPS; MultiScale needs no trained weights; none
-    equivariance: float = 0.0  # share of steps in which latent and picture are turned and shrunk alike (EQ-VAE)
+    perceptual: LPIPSConfig | MultiScaleConfig | None = LPIPSConfig()  # LPIPS, MultiScale (no trained weights) or none
+    equivariance: float = 0.0  # fraction of the steps that rotate and downscale latent and image alike (EQ-VAE)
 
 
 def reconstruction_loss(
     config: LossConfig, x: Tensor, y: Tensor, perceptual: nn.Module | None, reduction: str
 ) -> dict[str, Tensor]:
-    """x, y [B, 3, H, W] -> "nll", and its unweighted parts as means over all values.
+    """The negative log-likelihood "nll" of stage one, and its unweighted terms as means over all values.
 
-    reduction: "sum" over a picture, which the KL's weight supposes, or "mean", which the codebook's does; the
-    perceptual distance counts once per value, as in the original release. Both are means over the batch.
+    Args:
+        x, y: images and their reconstructions [B, 3, H, W] in [-1, 1].
+        perceptual: module (y, x) -> distance [B, 1, 1, 1]; it is added to every value, as in the original release.
+        reduction: of "nll": "sum" over the values of an image (for KL) or "mean" (for VQ); the mean over the batch.
     """
     error = upcast(y) - upcast(x)
     terms = {"l1": error.abs().mean(), "l2": error.square().mean()}
-    total = config.l1 * terms["l1"] + config.l2 * terms["l2"]
+    nll = config.l1 * terms["l1"] + config.l2 * terms["l2"]
     if perceptual is not None:
         terms["perceptual"] = perceptual(y, x).mean()
-        total = total + config.perceptual.weight * terms["perceptual"]
-    return terms | {"nll": total * x[0].numel() if reduction == "sum" else total}
+        nll = nll + config.perceptual.weight * terms["perceptual"]
+    return terms | {"nll": nll * x[0].numel() if reduction == "sum" else nll}
 
 
-def adaptive_weight(a: Tensor, b: Tensor, h: Tensor, last_layer: nn.Conv2d, reduce: Reduce | None = None) -> Tensor:
-    """‖∂nll/∂W‖ / (‖∂g/∂W‖ + 1e-4), between 0 and 1e4 (Esser et al. 2021, eq. 7); W is the last convolution's weight.
+def adaptive_weight(
+    nll_grad: Tensor, g_grad: Tensor, h: Tensor, last_layer: nn.Conv2d, all_reduce_mean: AllReduce | None = None
+) -> Tensor:
+    """‖∂nll/∂W‖ / (‖∂g/∂W‖ + 1e-4), clamped to [0, 1e4] (Esser et al. 2021, eq. 7); W is the weight of last_layer.
 
-    a, b [B, 3, H, W]: gradients of nll and g with respect to y. h: what the last convolution read. reduce: the mean of
-    a tensor over all ranks, so that every rank finds the same weight.
+    nll_grad, g_grad: gradients with respect to y [B, 3, H, W]. h: the input of last_layer [B, C, H, W].
+    all_reduce_mean: averages the gradients of W over the ranks, so that all ranks use the same weight.
     """
     shape, padding, h = last_layer.weight.shape, last_layer.padding, upcast(h.detach())
-    gradients = torch.stack([nn.grad.conv2d_weight(h, shape, upcast(u), padding=padding) for u in (a, b)])
-    if reduce is not None:
-        gradients = reduce(gradients)
-    nll, g = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
-    return (nll / (g + 1e-4)).clamp(0, 1e4)
+    grads = torch.stack([nn.grad.conv2d_weight(h, shape, upcast(u), padding=padding) for u in (nll_grad, g_grad)])
+    if all_reduce_mean is not None:
+        grads = all_reduce_mean(grads)  # [2, 3, C, 3, 3]
+    nll_norm, g_norm = torch.linalg.vector_norm(grads.flatten(1), dim=1)
+    return (nll_norm / (g_norm + 1e-4)).clamp(0, 1e4)
 
 
 def backward(
-    output: Reconstruction,
-    bottleneck: Tensor,
-    y: Tensor,
-    nll: Tensor,
-    g: Tensor | None,
-    weight: float,
-    last_layer: nn.Conv2d,
-    scale: Tensor | float = 1.0,
-    reduce: Reduce | None = None,
-) -> Tensor | None:
-    """Leave the gradients of nll + bottleneck + weight·adaptive·g, walking the decoder once; returns adaptive.
+    output: Reconstruction, bottleneck_loss: Tensor, y: Tensor, nll_loss: Tensor, g_loss: Tensor | None,
+    disc_weight: Tensor | float | None, last_layer: nn.Conv2d, grad_scale: Tensor | float = 1.0,
+    all_reduce_mean: AllReduce | None = None,
+) -> Tensor | None:  # fmt: skip
+    """Backward of nll_loss + bottleneck_loss + disc_weight · d_weight · g_loss, in one pass through the decoder.
 
-    output, bottleneck: what the autoencoder gave, and its bottleneck's loss. y: `output.y.detach().requires_grad_()`,
-    of which nll and g (None: no discriminator weighs) were computed. scale: a GradScaler's, or 1 / accumulated batches.
+    nll_loss and g_loss are differentiated down to y; one convolution each gives the two gradients of the last layer,
+    hence d_weight, and the combined gradient of y is propagated. The original release, with equal gradients, runs
+    backward three times.
 
-    The losses are differentiated down to y, the last layer's two gradients follow by one convolution each, and the
-    combined gradient then takes the one way through the networks: equal to the original release, which needs the
-    graph three times.
+    Args:
+        y: output.y.detach().requires_grad_(), from which nll_loss and g_loss (None: no discriminator) were computed.
+        grad_scale: factor of all gradients, the scale of a GradScaler / grad_accum_steps.
+
+    Returns: d_weight, the adaptive weight; None without g_loss.
     """
-    with torch.autocast(y.device.type, enabled=False):  # the backward pass follows the types of the forward pass
-        a, adaptive = autograd.grad(nll * scale, y)[0], None
-        if g is not None:
-            b = autograd.grad(g * scale, y)[0]
-            adaptive = adaptive_weight(a / scale, b / scale, output.h, last_layer, reduce)
-            a = a + weight * adaptive * b
-        roots = [(output.y, a)]
-        if bottleneck.requires_grad:
-            roots.append((bottleneck, torch.ones_like(bottleneck) * scale))
+    with torch.autocast(y.device.type, enabled=False):  # backward uses the dtypes of forward
+        y_grad, d_weight = autograd.grad(nll_loss * grad_scale, y)[0], None
+        if g_loss is not None:
+            g_grad = autograd.grad(g_loss * grad_scale, y)[0]
+            d_weight = adaptive_weight(y_grad / grad_scale, g_grad / grad_scale, output.h, last_layer, all_reduce_mean)
+            y_grad = y_grad + disc_weight * d_weight * g_grad
+        roots = [(output.y, y_grad)]
+        if bottleneck_loss.requires_grad:
+            roots.append((bottleneck_loss, torch.ones_like(bottleneck_loss) * grad_scale))
         autograd.backward(*zip(*roots))
-    return adaptive
+    return d_weight

@@ -1,4 +1,4 @@
-"""How different two pictures look: LPIPS (Zhang et al. 2018), and a term that needs no trained weights."""
+"""Perceptual distances of images: LPIPS (Zhang et al. 2018), and one that needs no trained weights."""
 
 from dataclasses import dataclass
 
@@ -10,39 +10,36 @@ from latentdiff.autoencoder import pretrained
 from latentdiff.autoencoder.bottleneck import upcast
 from latentdiff.config import UserError
 
-TAPS = {  # indices in torchvision's `features` after which LPIPS compares
+LPIPS_LAYERS = {  # indices in torchvision's `features` of the layers that LPIPS compares
     "vgg16": (3, 8, 15, 22, 29),  # relu 1_2, 2_2, 3_3, 4_3, 5_3
     "squeezenet": (1, 4, 7, 9, 10, 11, 12),
 }
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, for [-1, 1]
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and std, for values in [-1, 1]
 
 
 @dataclass(frozen=True)
 class LPIPSConfig:
-    backbone: str = "vgg16"  # vgg16, as in the paper, or squeezenet, ten times as quick
+    backbone: str = "vgg16"  # vgg16, as in the paper, or squeezenet, ten times as fast
     backbone_weights: str = ""  # its ImageNet weights; empty: $LATENTDIFF_WEIGHTS, torchvision's cache, download
     heads: str = ""  # file of the LPIPS heads; empty: $LATENTDIFF_WEIGHTS, the package lpips, download
-    weight: float = 1.0  # beside the pixel terms
+    weight: float = 1.0  # in the sum with the pixel terms
 
 
 @dataclass(frozen=True)
 class MultiScaleConfig:
-    scales: int = 3  # how many sizes, each half the one before, whose edges are compared
-    weight: float = 1.0  # beside the pixel terms
+    scales: int = 3  # number of resolutions whose edges are compared, each half the previous one
+    weight: float = 1.0  # in the sum with the pixel terms
 
 
 class LPIPSDistance(nn.Module):
-    """Weighted squared differences of unit-length features: two [B, 3, H, W] in [-1, 1] -> [B, 1, 1, 1].
-
-    Its weights are buffers outside the state dict, so that nothing trains, wraps or saves them.
-    """
+    """LPIPS of two batches [B, 3, H, W] in [-1, 1]: [B, 1, 1, 1]; the weights are buffers that are not saved."""
 
     def __init__(self, backbone: str, weights: dict[str, Tensor], heads: list[Tensor]) -> None:
         super().__init__()
-        self.taps = TAPS[backbone]
+        self.layers = LPIPS_LAYERS[backbone]
         self.features = pretrained.features(backbone)
         self.features.load_state_dict(weights, assign=True)
-        self.features = self.features[: self.taps[-1] + 1]
+        self.features = self.features[: self.layers[-1] + 1]
         for module in self.features.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
@@ -53,32 +50,30 @@ class LPIPSDistance(nn.Module):
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """The distance has a gradient with respect to x and none with respect to target."""
-        return sum(self.levels(x, target))
+        """The distance, with a gradient for x and none for target."""
+        return sum(self.layer_distances(x, target))  # [B, 1, 1, 1]
 
-    def levels(self, x: Tensor, target: Tensor) -> list[Tensor]:
-        """What each tap adds, [B, 1, 1, 1] each."""
+    def layer_distances(self, x: Tensor, target: Tensor) -> list[Tensor]:
+        """The distance in each layer, [B, 1, 1, 1] each."""
         with torch.no_grad():
-            wanted = [unit(f) for f in self.maps(target)]
-        heads = (getattr(self, f"head{i}") for i in range(len(self.taps)))
-        squares = ((unit(f) - g).square() * head for f, g, head in zip(self.maps(x), wanted, heads))
+            target_maps = [unit_normalize(f) for f in self.feature_maps(target)]
+        heads = (getattr(self, f"head{i}") for i in range(len(self.layers)))
+        maps = zip(self.feature_maps(x), target_maps, heads)
+        squares = ((unit_normalize(f) - g).square() * head for f, g, head in maps)  # [B, C_i, H_i, W_i] each
         return [s.sum(1, keepdim=True).mean((2, 3), keepdim=True) for s in squares]
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """Features at the taps, [B, C_i, H_i, W_i]."""
-        h, found = (x - self.shift) / self.scale, []
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the compared layers, [B, C_i, H_i, W_i] each."""
+        h, maps = (x - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             h = layer(h)
-            if i in self.taps:
-                found.append(h)
-        return found
+            if i in self.layers:
+                maps.append(h)
+        return maps
 
 
 class MultiScaleDistance(nn.Module):
-    """Mean absolute difference of the slopes along both sides, over several sizes: [B, 3, H, W] twice -> [B, 1, 1, 1].
-
-    No network: it asks for edges in the right place, which L1 alone leaves soft.
-    """
+    """Mean absolute difference of image gradients at several resolutions, which sharpens edges: as LPIPSDistance."""
 
     def __init__(self, scales: int) -> None:
         super().__init__()
@@ -88,28 +83,28 @@ class MultiScaleDistance(nn.Module):
         difference, total = upcast(x) - upcast(target.detach()), 0.0
         for i in range(self.scales):
             if i:
-                difference = F.avg_pool2d(difference, 2)
-            across, down = difference.diff(dim=3), difference.diff(dim=2)
-            total = total + across.abs().mean((1, 2, 3)) + down.abs().mean((1, 2, 3))
+                difference = F.avg_pool2d(difference, 2)  # [B, 3, H / 2^i, W / 2^i]
+            dx, dy = difference.diff(dim=3), difference.diff(dim=2)
+            total = total + dx.abs().mean((1, 2, 3)) + dy.abs().mean((1, 2, 3))  # [B]
         return (total / self.scales).view(-1, 1, 1, 1)
 
 
-def unit(f: Tensor) -> Tensor:
-    """[B, C, H, W] with channels scaled to length one; not in a half type, where 1e-10 is nothing."""
+def unit_normalize(f: Tensor) -> Tensor:
+    """Normalize the channel vectors of f [B, C, H, W] to length 1, in float32, because 1e-10 underflows in float16."""
     f = upcast(f)
     return f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10)
 
 
 def build(config: LPIPSConfig | MultiScaleConfig | None) -> LPIPSDistance | MultiScaleDistance | None:
-    """The distance that a recipe asks for; finds or fetches weights. UserError where they cannot be had."""
+    """Build the distance of a recipe; LPIPS finds or downloads its weights, or raises UserError."""
     if config is None:
         return None
     if isinstance(config, MultiScaleConfig):
         return MultiScaleDistance(config.scales)
-    if config.backbone not in TAPS:
-        raise UserError(f"loss.perceptual.backbone is {config.backbone!r}; it must be one of {', '.join(TAPS)}")
-    weights = pretrained.backbone(config.backbone, config.backbone_weights)
-    heads = pretrained.heads(config.backbone, config.heads)
+    if config.backbone not in LPIPS_LAYERS:
+        raise UserError(f"loss.perceptual.backbone is {config.backbone!r}; it must be one of {', '.join(LPIPS_LAYERS)}")
+    weights = pretrained.backbone_weights(config.backbone, config.backbone_weights)
+    heads = pretrained.lpips_heads(config.backbone, config.heads)
     try:
         return LPIPSDistance(config.backbone, weights, heads)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Cond: what a condition may give the U-Net, through three doors."""
+"""Cond: the three inputs of the U-Net that conditions use."""
 
 from dataclasses import dataclass, fields
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cond:
-    """The three doors into the U-Net; a door that is not used is None.
+    """The conditioning inputs of the U-Net; an input that is not used is None.
 
     concat        [B, C, h, w]  joined to z_t along the channels
-    context       [B, L, D]     attended to by cross-attention; as keys and values where a U-Net holds them (`hold`)
-    context_mask  [B, L] bool   True where a context token may be attended to (None: everywhere)
-    vector        [B, D]        added to the time embedding
+    context       [B, L, D]     attended to by cross-attention; or cached keys and values (UNet.project_kv)
+    context_mask  [B, L] bool   True where a context token may be attended to (None: all)
+    vector        [B, D]        added to the timestep embedding
     """
 
     concat: Tensor | None = None
@@ -22,16 +22,16 @@ class Cond:
     vector: Tensor | None = None
 
     def __or__(self, other: "Cond") -> "Cond":
-        """Join two parts: concat along channels, context along tokens, vectors by sum."""
+        """Join two conditions: concat along channels, context along tokens, vectors by sum."""
         return Cond(
-            concat=_both(self.concat, other.concat, lambda a, b: torch.cat([a, b], dim=1)),
-            context=_both(self.context, other.context, lambda a, b: torch.cat([a, b], dim=1)),
+            concat=_join(self.concat, other.concat, lambda a, b: torch.cat([a, b], dim=1)),
+            context=_join(self.context, other.context, lambda a, b: torch.cat([a, b], dim=1)),
             context_mask=_join_masks(self, other),
-            vector=_both(self.vector, other.vector, torch.add),
+            vector=_join(self.vector, other.vector, torch.add),
         )
 
     def map(self, function) -> "Cond":
-        """The same Cond with `function` applied to every tensor that is there."""
+        """The Cond with `function` applied to each of its tensors."""
         return Cond(**{f.name: None if (x := getattr(self, f.name)) is None else function(x) for f in fields(self)})
 
 
@@ -41,7 +41,7 @@ def cat(conds: list[Cond]) -> Cond:
     return Cond(**{name: None if xs[0] is None else torch.cat(xs) for name, xs in columns.items()})
 
 
-def _both(a, b, join):
+def _join(a, b, join):
     return b if a is None else a if b is None else join(a, b)
 
 

@@ -1,4 +1,4 @@
-"""Text as a context (paper, sec. 4.3.1): a pre-norm transformer over the caption's tokens, trained with the U-Net."""
+"""Text (paper, sec. 4.3.1): a pre-norm transformer over the tokens of the caption, trained jointly with the U-Net."""
 
 from dataclasses import dataclass
 
@@ -6,41 +6,57 @@ import torch
 from torch import Tensor, nn
 
 from latentdiff.conditioning.cond import Cond
+from latentdiff.conditioning.condition import BuildContext, ConditionConfig, ConditionModule
 from latentdiff.config import UserError
+from latentdiff.data.tokenizer import CaptionTokenizer
 from latentdiff.layers import Attention
 
 
 @dataclass(frozen=True)
-class TextConfig:
-    dim: int = 1280  # width of the transformer and of the context that it gives
+class TextConfig(ConditionConfig):
+    dim: int = 1280  # width of the transformer and of its output, the context
     depth: int = 32  # transformer blocks
     heads: int = 8  # of every attention
     head_dim: int = 64  # width of a head; heads x head_dim need not be dim
-    max_length: int = 77  # tokens of a caption; longer ones are cut
-    vocab_size: int = 30522  # tokens that the tokenizer may know
-    dropout: float = 0.1  # share of captions hidden in training, for classifier-free guidance
+    max_length: int = 77  # tokens of a caption; longer captions are truncated
+    vocab_size: int = 30522  # largest size of the tokenizer's vocabulary
+    dropout: float = 0.1  # fraction of captions dropped in training, for classifier-free guidance
     tokenizer: str = ""  # a vocab.txt or tokenizer.json; empty: one is trained on the captions
-    mask_padding: bool = True  # padding is not attended to; false as in the original release
+    mask_padding: bool = True  # padding tokens are not attended to; false as in the original release
+
+    reads = ("caption",)
+    reads_files = False
 
     def __post_init__(self) -> None:
         if self.max_length < 3:
-            raise UserError(
-                f"Text's length is {self.max_length}; it must be at least 3: [CLS], [SEP] and a token between"
-            )
+            raise UserError(f"max_length of Text is {self.max_length}; it must be at least 3: [CLS], a token and [SEP]")
+
+    def build(self, context: BuildContext) -> "TextCondition":
+        return TextCondition(self, context.tokenizer.pad_id, context.tokenizer.empty, context.tokenizer)
+
+    def inputs(self) -> dict[str, str]:
+        return {"prompt": "a description of the image"}
+
+    def read_input(self, option: str, value: str, class_names: dict[str, list[str]]) -> dict[str, str]:
+        return {"caption": value}
 
 
-class TextCondition(nn.Module):
-    """batch["tokens"] int [B, L], L <= length -> context [B, L, dim] with its mask. A hidden caption reads as "".
+class TextCondition(ConditionModule):
+    """batch["tokens"] int [B, L], L <= max_length -> context [B, L, dim] with its mask. A dropped caption is "".
 
-    pad_id is the tokenizer's padding; `empty` [length] are the tokens of "".
+    Args:
+        pad_id: the tokenizer's padding token.
+        empty: tokens of "", int [max_length].
+        tokenizer: turns captions into tokens (`prepare`); it is not part of the weights.
     """
 
-    concat_channels = 0
-    vector_dim = 0
+    reads = TextConfig.reads
 
-    def __init__(self, config: TextConfig, pad_id: int, empty: Tensor) -> None:
+    def __init__(
+        self, config: TextConfig, pad_id: int, empty: Tensor, tokenizer: CaptionTokenizer | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.dropout, self.context_dim = config.dropout, config.dim
+        self.dropout, self.context_dim, self.tokenizer = config.dropout, config.dim, tokenizer
         self.pad_id, self.mask_padding = pad_id, config.mask_padding
         self.tokens = nn.Embedding(config.vocab_size, config.dim)
         self.positions = nn.Embedding(config.max_length, config.dim)
@@ -48,13 +64,16 @@ class TextCondition(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.register_buffer("empty", empty.clone())
 
-    def forward(self, batch: dict, drop: Tensor) -> Cond:
+    def prepare(self, batch: dict, strict: bool = False) -> dict[str, Tensor]:
+        return {"tokens": self.tokenizer.encode(batch["caption"], strict)}
+
+    def forward(self, batch: dict[str, Tensor], drop: Tensor) -> Cond:
         tokens = batch["tokens"]
         tokens = torch.where(drop[:, None], self.empty[: tokens.shape[1]], tokens)
         mask = None
         if self.mask_padding:
             mask = tokens != self.pad_id  # [B, L]
-            mask[:, 0] = True  # attention over nothing would be NaN
+            mask[:, 0] = True  # attention over no key would be NaN
         h = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]  # [B, L, dim]
         for block in self.blocks:
             h = block(h, mask)
@@ -67,8 +86,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        # queries and keys sharper than torch starts them, all else softer and without biases: otherwise what words say
-        # together ("above", and which was named first) reaches the U-Net too faintly to be learnt
+        # larger queries and keys than torch's default, all else smaller and without biases: with the default, relations
+        # between words ("above", and which object was named first) reach the U-Net too weakly to be learned
         self.attention = Attention(dim, heads, head_dim, dim, gain=1.4)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         for linear in (self.attention.v, self.attention.out, self.mlp[0], self.mlp[2]):

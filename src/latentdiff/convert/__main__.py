@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from latentdiff import cli
 from latentdiff.config import UserError
-from latentdiff.sampling.options import Parser
+from latentdiff.cli import ArgumentParser
 
 cli.answer_help(__doc__)
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
 
 def arguments(command: Callable, words: list[str]) -> dict[str, str]:
     """The command's name and its words -> what its function is called with; UserError where they do not fit."""
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
     for parameter in inspect.signature(command).parameters.values():
         name = parameter.name.replace("_", "-")
         if parameter.kind is parameter.KEYWORD_ONLY:

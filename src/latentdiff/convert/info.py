@@ -14,7 +14,7 @@ from torch import Tensor
 from latentdiff.config import UserError, hash_of, short_name
 from latentdiff.convert.compvis import key_map, zoo
 from latentdiff.convert.unpickle import open_weights
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
 
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -46,7 +46,7 @@ def look(path: Path) -> Facts:
 
 def _run(folder: Path) -> Facts:
     recipe = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    height, width = size_of(recipe)
+    height, width = recipe.data.image_size
     two = isinstance(recipe, DiffusionRecipe)
     facts: Facts = [("kind", f"a run of latentdiff, stage {'two: diffusion' if two else 'one: autoencoder'}")]
     facts += [("pictures", f"{width}x{height}"), ("recipe", hash_of(recipe)), ("steps asked for", recipe.train.steps)]

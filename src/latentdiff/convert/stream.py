@@ -1,12 +1,13 @@
 """safetensors, written one tensor after the other: weights that are mapped from a file are never in memory twice."""
 
 import json
-import os
 import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from latentdiff.training.files import atomic_path
 
 NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -24,14 +25,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in order:
-                file.write(tensors[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_path(path) as tmp, open(tmp, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(tensors[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)

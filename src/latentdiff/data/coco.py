@@ -25,6 +25,15 @@ class CocoConfig:
     val_fraction: float = 0.02  # held out for validation by a hash of the name, where no annotations are for val
     max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.size, self.width or self.size
+
+    def open(self, split: str):
+        from latentdiff.data.folder import FolderDataset
+
+        return FolderDataset(self, split)
+
 
 def list_coco(root: str) -> Listing:
     """The pictures that the annotations name, each with its captions and `objects`: boxes and their categories.

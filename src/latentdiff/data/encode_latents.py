@@ -16,16 +16,9 @@ from torch import Tensor
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.image import BadImage
-from latentdiff.data.latent_cache import (
-    SUMMARY,
-    LatentCache,
-    LatentCacheConfig,
-    aside,
-    id_hash,
-    shard_names,
-    write_json,
-)
+from latentdiff.data.latent_cache import SUMMARY, LatentCache, LatentCacheConfig, id_hash, shard_names
 from latentdiff.data.loader import collate
+from latentdiff.training.files import atomic_path, write_json
 
 Moments = tuple[Tensor, Tensor | None]
 
@@ -54,6 +47,7 @@ def open_cache(
         say(f"encoding {identity['rows']} latents into {folder}" + _left(missing, identity))
     try:
         if missing:
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "manifest.json", identity)
             _clear(folder)
             (folder / SUMMARY).unlink(missing_ok=True)
@@ -116,14 +110,8 @@ def _write_shard(
             tensors[name][tensors["ok"]] = values
     tensors["sums"] = _sums(tensors)
     path = folder / shard_names(identity)[shard]
-    hidden = aside(path)
-    try:
-        save_file(tensors, hidden)
-        with open(hidden, "rb") as file:
-            os.fsync(file.fileno())
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    with atomic_path(path) as tmp:
+        save_file(tensors, tmp)
 
 
 def _sums(tensors: dict[str, np.ndarray]) -> np.ndarray:

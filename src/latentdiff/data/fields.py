@@ -62,7 +62,7 @@ class ConditionFields:
         return {name: value for name, value in item.items() if name in keep}
 
 
-def needs_picture(wanted: Sequence[str], record: dict) -> bool:
+def needs_image(wanted: Sequence[str], record: dict) -> bool:
     """Whether a latent from the cache must be joined by its picture: some field is not in the record alone."""
     return bool(set(wanted) - {"caption"} - record.keys())
 

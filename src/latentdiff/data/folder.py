@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.coco import CocoConfig, list_coco
-from latentdiff.data.image import CROPS, BadImage, fit, open_image, refuse_too_many
+from latentdiff.data.image import CROPS, BadImage, resize_and_crop, open_image, refuse_too_many
 from latentdiff.data.listing import Listing, list_pictures, texts
 
 RESERVED = {  # of an item; a column of such a name is not read
@@ -27,6 +27,13 @@ class FolderConfig:
     caption: str = "text"  # metadata column with the caption or a list of them; several columns: text,text_long
     val_fraction: float = 0.02  # held out for validation by a hash of the name, where there is no val/ folder
     max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.size, self.width or self.size
+
+    def open(self, split: str):
+        return FolderDataset(self, split)
 
 
 class FolderDataset:
@@ -100,7 +107,7 @@ class FolderDataset:
 
     def item(self, i: int, key: int) -> dict:
         """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
-        image, view = fit(open_image(self.file(i)), self.height, self.width, self.config.crop, key, self.config.flip)
+        image, view = resize_and_crop(open_image(self.file(i)), self.height, self.width, self.config.crop, key, self.config.flip)
         return self.record(i, key) | {"image": image, "view": view}
 
     def texts(self, i: int) -> list[str]:

@@ -66,7 +66,7 @@ def choose_crop(size: tuple[int, int], height: int, width: int, crop: str, key: 
     return CropParams(scale, top, left, height, width, flip and key & 1 == 1)
 
 
-def fit(image: Image.Image, height: int, width: int, crop: str, key: int, flip: bool) -> tuple[np.ndarray, CropParams]:
+def resize_and_crop(image: Image.Image, height: int, width: int, crop: str, key: int, flip: bool) -> tuple[np.ndarray, CropParams]:
     """RGB picture -> uint8 [height, width, 3] and the view it shows, so that boxes and maps can follow."""
     view = choose_crop(image.size, height, width, crop, key, flip)
     return np.array(view.cut(image)), view

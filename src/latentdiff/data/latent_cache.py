@@ -18,6 +18,7 @@ import torch
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.image import BadImage
+from latentdiff.training.files import write_json
 
 SUMMARY = "summary.json"  # of all shards, their sizes and sums, so that none need be opened at the start
 
@@ -152,14 +153,3 @@ def id_hash(item_id: str) -> int:
 
 def shard_names(manifest: dict) -> list[str]:
     return [f"shard_{shard:05d}.safetensors" for shard in range(-(-manifest["rows"] // manifest["shard_size"]))]
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = aside(path)
-    hidden.write_text(json.dumps(content, indent=1) + "\n")
-    hidden.replace(path)
-
-
-def aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another run may be making the same cache

@@ -127,14 +127,14 @@ def collate(items: list[dict]) -> dict:
     return batch
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """x of the host on the device. A GPU fetches it from pinned memory, or the host would wait for the step before."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def images(batch: dict, device: torch.device | None = None) -> Tensor:
     """batch["image"] uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1] on the device."""
-    image = batch["image"] if device is None else sent(batch["image"], device)
+    image = batch["image"] if device is None else to_device(batch["image"], device)
     return image.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from latentdiff.data.image import FORMATS, BadImage, open_image
 from latentdiff.data.tokenizer import CaptionTokenizer, train_wordpiece
-from latentdiff.training.progress import watched
+from latentdiff.training.progress import track
 
 MOST_TOKENIZED = 20_000  # captions whose tokens are counted
 VOCABULARY = 30_522  # of the tokenizer that counts them, as the recipes' default
@@ -53,7 +53,7 @@ def looks(data: Any, count: int, what: str, threads: int) -> Iterator[Look]:
     places, step = [i * len(data) // count for i in range(count)], 32 * threads
     with ThreadPoolExecutor(threads) as pool:
         chunks = (pool.map(partial(look, data), places[start : start + step]) for start in range(0, count, step))
-        yield from watched((seen for chunk in chunks for seen in chunk), count, what)
+        yield from track((seen for chunk in chunks for seen in chunk), count, what)
 
 
 class Survey:

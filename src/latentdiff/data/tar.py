@@ -14,7 +14,7 @@ import numpy as np
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
 from latentdiff.data.folder import RESERVED, check_preprocessing, choose, lines
-from latentdiff.data.image import BadImage, fit, open_image, refuse_too_many
+from latentdiff.data.image import BadImage, resize_and_crop, open_image, refuse_too_many
 from latentdiff.data.listing import label_number, texts
 from latentdiff.data.tar_shards import of_split, open_shards
 
@@ -32,6 +32,13 @@ class TarConfig:
     val_fraction: float = 0.02  # held out for validation by a hash of the name, where no shard is for val
     max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
     index: str = ""  # folder for the index; empty: .latentdiff beside the shards, or ~/.cache/latentdiff
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.size, self.width or self.size
+
+    def open(self, split: str):
+        return TarDataset(self, split)
 
 
 class Sample(NamedTuple):
@@ -91,7 +98,7 @@ class TarDataset:
         """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
         sample = self._sample(i)
         image = open_image(BytesIO(sample.read("image")))
-        image, view = fit(image, self.height, self.width, self.config.crop, key, self.config.flip)
+        image, view = resize_and_crop(image, self.height, self.width, self.config.crop, key, self.config.flip)
         return self._record(sample, key) | {"image": image, "view": view}
 
     def texts(self, i: int) -> list[str]:

@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from latentdiff import rng
 from latentdiff.data.image import EXTENSIONS, BadImage, check_header
+from latentdiff.training.files import atomic_path
 
 VERSION = "1"
 PARTS = ("image", "txt", "json", "cls")
@@ -61,9 +62,8 @@ def index_shard(path: str, shard: str, index: Path) -> None:
     }  # fmt: skip
     tensors = {"marks": np.array([mark for mark, _ in marked], np.int64), "rows": rows}
     tensors["names"] = np.frombuffer(b"".join(names), np.uint8)
-    aside = index.with_name(f".{index.name}.{os.getpid()}.tmp")
-    aside.write_bytes(save(tensors, {"facts": json.dumps(facts)}))
-    os.replace(aside, index)
+    with atomic_path(index) as tmp:
+        tmp.write_bytes(save(tensors, {"facts": json.dumps(facts)}))
 
 
 def read_facts(path: str, index: Path) -> dict | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
 from latentdiff.data.listing import scan, split_of
-from latentdiff.training.progress import watched
+from latentdiff.training.progress import track
 
 
 class Span(NamedTuple):
@@ -28,7 +28,7 @@ def open_shards(path: str, index: str) -> tuple[list[Span], list[dict]]:
     spans, facts = [None] * len(shards), [None] * len(shards)
     ranks, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     start = rank * len(shards) // ranks  # ranks begin at different shards, so they share the work
-    for i in watched([*range(start, len(shards)), *range(start)], len(shards), "index of the shards"):
+    for i in track([*range(start, len(shards)), *range(start)], len(shards), "index of the shards"):
         file = os.path.join(root, shards[i])
         place, facts[i] = _open_index(file, [home / f"{shards[i]}.safetensors" for home in homes], shards[i])
         spans[i] = Span(shards[i], file, place, range(facts[i]["count"]), facts[i]["pixels"])

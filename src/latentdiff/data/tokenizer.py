@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from latentdiff.config import UserError
+from latentdiff.training.files import atomic_path
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # [PAD] is 0 in every vocabulary that we train
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a loader's workers
@@ -108,9 +109,8 @@ class CaptionTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes a tokenizer.json, which the transformers library reads as well."""
-        aside = Path(f"{path}.tmp")
-        aside.write_bytes(self.to_bytes())
-        os.replace(aside, path)
+        with atomic_path(Path(path)) as tmp:
+            tmp.write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         return self.tokenizer.to_str(pretty=True).encode("utf-8")

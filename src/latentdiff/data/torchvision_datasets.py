@@ -14,7 +14,7 @@ from PIL import Image
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.folder import check_preprocessing, choose
-from latentdiff.data.image import BadImage, fit, reason, to_rgb
+from latentdiff.data.image import BadImage, resize_and_crop, reason, to_rgb
 from latentdiff.data.listing import texts
 
 SPELLINGS = {"train": ("train", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
@@ -32,6 +32,13 @@ class TorchvisionConfig:
     flip: bool = False  # mirror half of the views
     val_fraction: float = 0.02  # held out for validation by a hash of the number, where the set has no val
     max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.size, self.width or self.size
+
+    def open(self, split: str):
+        return TorchvisionDataset(self, split)
 
 
 class TorchvisionDataset:
@@ -70,7 +77,7 @@ class TorchvisionDataset:
     def item(self, i: int, key: int) -> dict:
         """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
         image, target = self._pair(i)
-        image, view = fit(image, self.height, self.width, self.config.crop, key, self.config.flip)
+        image, view = resize_and_crop(image, self.height, self.width, self.config.crop, key, self.config.flip)
         return self._record(i, target, key) | {"image": image, "view": view}
 
     def captions(self) -> list[str]:

@@ -1,41 +1,58 @@
-"""Consistency distillation (Song et al. 2023, alg. 2): a student that names the end of its teacher's path at once."""
+"""Consistency distillation (Song et al. 2023, alg. 2): a student predicts in one step the end of its teacher's path."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentdiff.config import UserError
 from latentdiff.diffusion.samplers import Denoise
-from latentdiff.diffusion.schedule import Schedule, column
+from latentdiff.diffusion.schedule import Schedule, append_dims
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """The teacher is the run that `init` names; the student starts from its weights."""
+    """The teacher is the run named by `init`; the student starts from its weights."""
 
-    guidance_scale: float = 2.0  # the teacher's; the student learns the guided path and is drawn from with 1
-    steps: int = 50  # of the teacher from noise to picture; the student agrees with itself over one of them
+    guidance_scale: float = 2.0  # of the teacher; the student learns its guided output, and is sampled with scale 1
+    steps: int = 50  # of the teacher from noise to image; the student's output is compared across one of them
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"distill.steps is {self.steps}; it must be at least 1")
 
 
-def error(
+class Teacher:
+    """A frozen LatentDiffusion whose guided output a student learns; not in the student's weights and checkpoints."""
+
+    def __init__(self, model: nn.Module, config: DistillConfig) -> None:
+        self.model, self.steps = model.requires_grad_(False), config.steps
+        self.settings = replace(model.sampling, guidance_scale=config.guidance_scale)
+        model.validate_sampling(self.settings)
+
+    def __deepcopy__(self, memo: dict) -> "Teacher":
+        return self  # the EMA is a copy of the student, and shares its teacher
+
+    def __call__(self, student: Denoise, batch: dict, z: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The student's consistency_error [B, C, h, w] on the latents z of a batch."""
+        guided = self.model.guided_denoiser(batch, len(z), self.settings)
+        return consistency_error(student, guided, z, t, eps, self.model.schedule, self.steps)
+
+
+def consistency_error(
     student: Denoise, teacher: Denoise, z: Tensor, t: Tensor, eps: Tensor, schedule: Schedule, steps: int
 ) -> Tensor:
-    """What the student says of x_t less what it says one DDIM step of the teacher further on: z [B, ...], t [B].
+    """The student's x0 at x_t minus its x0 one DDIM step of the teacher later: z, eps [B, ...], t [B] -> [B, ...].
 
-    Both are x0. Where the step ends at the clean image, that is what is to be said (the boundary condition; eps, v and
-    flow have it built in). The target has no gradient and no average of its own (Song & Dhariwal 2024, sec. 3.2).
+    Where the step ends at the clean image, the target is the teacher's x0 (the boundary condition, which eps, v and
+    flow fulfil by construction). The target has no gradient and no EMA (Song & Dhariwal 2024, sec. 3.2).
     """
-    x = schedule.diffuse(z, eps, t)
-    said = student(x, t)[0]  # first: half weights that autocast keeps from below would have no gradient (torch 2.6)
+    x_t = schedule.diffuse(z, eps, t)
+    x0 = student(x_t, t)[0]  # first: autocast caches weights cast under no_grad without a gradient (torch 2.6)
     with torch.no_grad():
-        x0, direction = teacher(x, t)
-        there = t - schedule.T / steps
-        s = there.clamp(min=0)
-        nearer = schedule.diffuse(x0, direction, s)
-        target = torch.where(column(there, x) < 0, x0, student(nearer, s)[0])
-    return said - target
+        x0_teacher, eps_teacher = teacher(x_t, t)
+        t_next = t - schedule.T / steps
+        s = t_next.clamp(min=0)
+        x_s = schedule.diffuse(x0_teacher, eps_teacher, s)
+        target = torch.where(append_dims(t_next, x_t) < 0, x0_teacher, student(x_s, s)[0])
+    return x0 - target

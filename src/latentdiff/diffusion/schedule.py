@@ -1,4 +1,4 @@
-"""How much signal (alpha) and how much noise (sigma) an image holds at each timestep: x_t = alpha·x0 + sigma·eps."""
+"""Noise schedules, x_t = alpha·x0 + sigma·eps, and the timesteps of sampling."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from latentdiff.config import UserError
 @dataclass(frozen=True)
 class ScheduleConfig:
     kind: str = "scaled_linear"  # scaled_linear, linear, sqrt, cosine, sigmoid (variance-preserving) or flow (straight)
-    timesteps: int = 1000  # T; t runs over 0..T-1
-    beta_start: float = 0.00085  # noise added by the first step; the text-to-image model's (semantics differ per task)
-    beta_end: float = 0.012  # noise added by the last step
+    timesteps: int = 1000  # T; t is in 0..T-1
+    beta_start: float = 0.00085  # variance of the noise added by the first step; default: the text-to-image model's
+    beta_end: float = 0.012  # variance of the noise added by the last step
     cosine_s: float = 0.008  # offset of the cosine schedule
-    zero_terminal_snr: bool = False  # the last step holds no signal at all (Lin et al. 2023); needs prediction v or x0
-    snr_shift: float = 1.0  # multiplies sigma / alpha everywhere; about sqrt(numbers in a latent / 4096) for large ones
+    zero_terminal_snr: bool = False  # no signal at the last timestep (Lin et al. 2023); needs prediction v or x0
+    snr_shift: float = 1.0  # multiplies sigma / alpha; about sqrt(numbers in a latent / 4096) for large latents
 
 
 def _cosine_betas(c: ScheduleConfig) -> np.ndarray:
@@ -44,16 +44,16 @@ BETAS = {  # the original release calls the first "linear" and the second "sqrt_
 
 
 class Schedule:
-    """alpha, sigma and log-SNR at any t in 0..T-1, whole or not; float64 inside, and no part of the model's weights.
+    """alpha, sigma and log-SNR at any t in 0..T-1, computed in float64; not part of the state dict.
 
-    Variance-preserving kinds hold a table: whole t are exact, log-SNR is interpolated between them. Flow is a formula.
+    Variance-preserving kinds are a table, exact at integer t and with log-SNR interpolated between; flow is a formula.
     """
 
     def __init__(self, config: ScheduleConfig) -> None:
         if config.kind != "flow" and config.kind not in BETAS:
-            raise UserError(f"schedule.kind is {config.kind!r}; it can be {', '.join(BETAS)} or flow")
+            raise UserError(f"schedule.kind is {config.kind!r}; it must be one of {', '.join(BETAS)}, flow")
         if config.snr_shift <= 0:
-            raise UserError(f"schedule.snr_shift is {config.snr_shift}; it must be above 0 (1 changes nothing)")
+            raise UserError(f"schedule.snr_shift is {config.snr_shift}; it must be above 0 (1: no shift)")
         self.config = config
         self.T = config.timesteps
         self.flow = config.kind == "flow"
@@ -61,50 +61,47 @@ class Schedule:
         self._tables = {torch.device("cpu"): table}
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha² / sigma²) at t [B] -> [B] in t's precision; -inf where there is no signal."""
-        return _precision(self._log_snr(t), t)
+        """log(alpha² / sigma²) at t [B], -inf where there is no signal: [B] in t's dtype."""
+        return _to_dtype_of(t, self._log_snr(t))
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Share of signal at t [B] -> [B] in t's precision."""
+        """The factor of x0 at t [B]: [B] in t's dtype (float32 for integer t)."""
         log_snr = self._log_snr(t)
-        return _precision(torch.sigmoid(log_snr / 2) if self.flow else torch.sigmoid(log_snr).sqrt(), t)
+        return _to_dtype_of(t, torch.sigmoid(log_snr / 2) if self.flow else torch.sigmoid(log_snr).sqrt())
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Share of noise at t [B] -> [B] in t's precision."""
+        """The factor of eps at t [B]: [B] in t's dtype (float32 for integer t)."""
         log_snr = self._log_snr(t)
-        return _precision(torch.sigmoid(-log_snr / 2) if self.flow else torch.sigmoid(-log_snr).sqrt(), t)
+        return _to_dtype_of(t, torch.sigmoid(-log_snr / 2) if self.flow else torch.sigmoid(-log_snr).sqrt())
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """alpha² at every whole t: float32 [T]; variance-preserving kinds only."""
+        """alpha² at every integer t: float32 [T]; variance-preserving kinds only."""
         assert not self.flow, "a flow schedule has no alphas_cumprod; use alpha(t) and sigma(t)"
         return torch.sigmoid(self._tables[torch.device("cpu")]).to(torch.float32)
 
     def diffuse(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha·x0 + sigma·eps (Ho et al. 2020, eq. 4): x0, eps [B, ...], t [B]."""
-        return column(self.alpha(t), x0) * x0 + column(self.sigma(t), x0) * eps
+        return append_dims(self.alpha(t), x0) * x0 + append_dims(self.sigma(t), x0) * eps
 
     def _log_snr(self, t: Tensor) -> Tensor:
         t = t.to(torch.float64)
         if self.flow:
-            s = (t + 1) / self.T  # share of noise on the straight path, 1/T..1
+            s = (t + 1) / self.T  # sigma / (alpha + sigma) before the shift, 1/T..1
             return 2 * (torch.log1p(-s) - torch.log(s) - np.log(self.config.snr_shift))
-        return _interpolate(self._table(t.device), t)
-
-    def _table(self, device: torch.device) -> Tensor:
-        if device not in self._tables:
-            self._tables[device] = self._tables[torch.device("cpu")].to(device)
-        return self._tables[device]
+        if t.device not in self._tables:
+            self._tables[t.device] = self._tables[torch.device("cpu")].to(t.device)
+        return _interpolate(self._tables[t.device], t)
 
 
-def column(a: Tensor, x: Tensor) -> Tensor:
-    """One number per sample, [B], shaped and typed to scale x [B, ...]."""
+def append_dims(a: Tensor, x: Tensor) -> Tensor:
+    """One number per sample [B] in the dtype and with the number of dimensions of x: [B, 1, ...]."""
     return a.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 def _log_snr_table(config: ScheduleConfig) -> Tensor:
     alphas_cumprod = np.cumprod(1 - BETAS[config.kind](config))
-    if config.zero_terminal_snr:  # Lin et al. 2023, alg. 1: shift the last alpha to 0, stretch so that the first stays
+    if config.zero_terminal_snr:  # Lin et al. 2023, alg. 1: shift the last alpha to 0, scale to keep the first
         alphas = np.sqrt(alphas_cumprod)
         alphas_cumprod = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2
     with np.errstate(divide="ignore"):
@@ -113,87 +110,81 @@ def _log_snr_table(config: ScheduleConfig) -> Tensor:
 
 
 def _interpolate(table: Tensor, t: Tensor) -> Tensor:
-    """The table at fractional indices; towards a last entry of -inf, alpha / sigma falls evenly to 0."""
+    """The table at fractional indices; if the next entry is -inf, alpha / sigma is interpolated instead."""
     below = t.floor().long().clamp(0, len(table) - 1)
     above = (below + 1).clamp(max=len(table) - 1)
-    share = t - below
+    fraction = t - below
     start, end = table[below], table[above]
-    falling = torch.where(torch.isinf(end), 2 * torch.log1p(-share), share * (end - start))
-    return torch.where(share == 0, start, start + falling)
+    change = torch.where(torch.isinf(end), 2 * torch.log1p(-fraction), fraction * (end - start))
+    return torch.where(fraction == 0, start, start + change)
 
 
-def _precision(value: Tensor, t: Tensor) -> Tensor:
+def _to_dtype_of(t: Tensor, value: Tensor) -> Tensor:
     return value.to(t.dtype if t.is_floating_point() else torch.float32)
 
 
-# ---- which timesteps a sampler visits
+# ---- timesteps of sampling
 
 
 def _falling(steps: int) -> Tensor:
-    return torch.linspace(1, 0, steps, dtype=torch.float64)  # one step: 1
+    return torch.linspace(1, 0, steps, dtype=torch.float64)  # a single step is at 1
 
 
-def _between(share: Tensor, schedule: Schedule, rho: float) -> Tensor:
-    """The t at which (sigma / alpha)^(1/rho), or its logarithm for rho 0, has fallen to `share` of its range."""
-    every = torch.arange(schedule.T, dtype=torch.float64)
-    noise = -schedule.log_snr(every) / 2  # log(sigma / alpha), rising
-    most = noise.isfinite().sum()  # without signal it is infinite: the range then ends one timestep earlier
-    scale = torch.exp(noise[:most] / rho) if rho else noise[:most]
-    wanted = scale[0] + share * (scale[-1] - scale[0])
-    ts = torch.from_numpy(np.interp(wanted.numpy(), scale.numpy(), every[:most].numpy()))
-    return torch.cat([every[-1:], ts[1:]])
+def _t_at_noise(fraction: Tensor, schedule: Schedule, rho: float) -> Tensor:
+    """The t at which (sigma / alpha)^(1/rho), or log(sigma / alpha) if rho is 0, is at a fraction of its range."""
+    every_t = torch.arange(schedule.T, dtype=torch.float64)
+    log_noise = -schedule.log_snr(every_t) / 2  # log(sigma / alpha), rising
+    count = log_noise.isfinite().sum()  # without the last timestep if that has no signal
+    noise = torch.exp(log_noise[:count] / rho) if rho else log_noise[:count]
+    target = noise[0] + fraction * (noise[-1] - noise[0])
+    ts = torch.from_numpy(np.interp(target.numpy(), noise.numpy(), every_t[:count].numpy()))
+    return torch.cat([every_t[-1:], ts[1:]])
 
 
-SPACINGS = {
-    "trailing": lambda steps, s: s.T - 1 - torch.arange(steps, dtype=torch.float64) * s.T / steps,
-    "linspace": lambda steps, s: (s.T - 1) * _falling(steps),
-    "quadratic": lambda steps, s: (s.T - 1) * _falling(steps) ** 2,
-    "log_snr": lambda steps, s: _between(_falling(steps), s, 0.0),
-    "karras": lambda steps, s: _between(_falling(steps), s, 7.0),
-    "uniform": lambda steps, s: torch.arange(0, s.T, s.T // steps, dtype=torch.float64).flip(0) + 1,
+SPACINGS = {  # all but uniform start at T-1
+    "trailing": lambda steps, s: s.T - 1 - torch.arange(steps, dtype=torch.float64) * s.T / steps,  # Lin et al. 2023
+    "linspace": lambda steps, s: (s.T - 1) * _falling(steps),  # even, and ends at 0
+    "quadratic": lambda steps, s: (s.T - 1) * _falling(steps) ** 2,  # best for few steps (Song et al. 2021, app. D.2)
+    "log_snr": lambda steps, s: _t_at_noise(_falling(steps), s, 0.0),  # even in log-SNR (Lu et al. 2022)
+    "karras": lambda steps, s: _t_at_noise(_falling(steps), s, 7.0),  # Karras et al. 2022, eq. 5
+    "uniform": lambda steps, s: torch.arange(0, s.T, s.T // steps, dtype=torch.float64).flip(0) + 1,  # original release
 }
 
 
-def timesteps(steps: int, schedule: Schedule, spacing: str = "trailing") -> Tensor:
-    """Timesteps from the noisiest down: float64 [steps], on the CPU.
-
-    trailing begins at T-1 and falls in equal strides (Lin et al. 2023); linspace also ends at 0; quadratic does so in
-    ever shorter strides, where few steps err least (Song et al. 2021, app. D.2); log_snr takes equal strides in
-    log-SNR (Lu et al. 2022); karras in the seventh root of sigma / alpha (Karras et al. 2022, eq. 5); uniform is the
-    grid of the original release, one above the multiples of T // steps, so that it may hold more steps than asked for.
-    """
+def sampling_timesteps(steps: int, schedule: Schedule, spacing: str = "trailing") -> Tensor:
+    """The timesteps of sampling, falling: float64 [steps] (with uniform there may be more), on the CPU."""
     if spacing not in SPACINGS:
-        raise UserError(f"spacing is {spacing!r}; it can be {', '.join(SPACINGS)}")
+        raise UserError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
     if not 1 <= steps <= schedule.T:
-        raise UserError(f"steps is {steps}; it can be 1 to {schedule.T}, the timesteps of the schedule")
+        raise UserError(f"steps is {steps}; it must be 1 to {schedule.T}, the timesteps of the schedule")
     with torch.device("cpu"):
         ts = SPACINGS[spacing](steps, schedule)
     if ts[0] > schedule.T - 1:
         raise UserError(
-            f"steps is {steps}; the original's uniform grid then leaves 0..{schedule.T - 1}; use spacing=trailing"
+            f"steps is {steps}, for which spacing=uniform leaves 0..{schedule.T - 1} (as in the original release); "
+            f"use spacing=trailing"
         )
     return ts
 
 
-def shifted(ts: Tensor, schedule: Schedule, shift: float) -> Tensor:
-    """The timesteps ts moved towards the noise, as Esser et al. 2024 (eq. 23) do for larger pictures: float64 [steps].
+def shift_timesteps(ts: Tensor, schedule: Schedule, shift: float) -> Tensor:
+    """Timesteps ts moved towards higher noise, for images larger than in training (Esser et al. 2024, eq. 23).
 
-    A picture of more pixels needs more noise to be undone as far (the paper's app. D.1 shows it through Var(z)): a
-    share of noise s = sigma / (alpha + sigma), relative to that of the last timestep, becomes
-    shift·s / (1 + (shift - 1)·s). 1 changes nothing; sqrt(pixels / training pixels) keeps a constant image equally
-    uncertain.
+    The noise fraction s = sigma / (alpha + sigma), relative to that of the last timestep, becomes
+    shift·s / (1 + (shift - 1)·s). Larger images need more noise to lose as much information (paper, app. D.1);
+    shift = sqrt(pixels / training pixels) keeps the uncertainty about a constant image.
     """
     if shift <= 0:
-        raise UserError(f"shift is {shift}; it must be above 0 (1 changes nothing)")
+        raise UserError(f"shift is {shift}; it must be above 0 (1: no shift)")
     if shift == 1:
         return ts
     with torch.device("cpu"):
-        every = torch.arange(schedule.T, dtype=torch.float64)
-    share = lambda t: schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))  # noqa: E731
-    known, most = share(every), share(every)[-1]
-    s = share(ts) / most
-    wanted = most * shift * s / (1 + (shift - 1) * s)
-    moved = torch.from_numpy(np.interp(wanted.numpy(), known.numpy(), every.numpy()))
-    if (moved.diff() > -1e-3).any():  # a thousandth of a timestep is none
-        raise UserError(f"shift is {shift}, which leaves no room for {len(ts)} steps; take one nearer to 1")
-    return moved
+        every_t = torch.arange(schedule.T, dtype=torch.float64)
+    noise_fraction = lambda t: schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))  # noqa: E731
+    fractions = noise_fraction(every_t)
+    s = noise_fraction(ts) / fractions[-1]
+    target = fractions[-1] * shift * s / (1 + (shift - 1) * s)
+    shifted = torch.from_numpy(np.interp(target.numpy(), fractions.numpy(), every_t.numpy()))
+    if (shifted.diff() > -1e-3).any():  # steps closer than a thousandth of a timestep
+        raise UserError(f"shift is {shift}, which leaves no room for {len(ts)} steps; use a shift closer to 1")
+    return shifted

@@ -1,4 +1,4 @@
-"""Patch-wise sampling: a network that sees a large latent in overlapping tiles, so that memory stays bounded."""
+"""Sampling of large latents: the network sees overlapping tiles, so that memory stays bounded."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,46 +8,51 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentdiff.conditioning.cond import Cond
+from latentdiff.diffusion.samplers import broadcast_t
 from latentdiff.layers import blend
 
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
-GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread evenly over 0 to 1
+GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 are spread evenly over 0..1
 
 
-def patchwise(network: Network, tile: int, overlap: int) -> Network:
-    """A network(x, t, cond) that runs `network` on tiles of x and of cond.concat and blends what it predicts.
+def patchwise(network: Network, tile: int, overlap: int) -> Callable[[Tensor, float | Tensor, Cond], Tensor]:
+    """A network that runs `network` on tiles of x and cond.concat and blends its outputs.
 
-    All predictions are linear in (x0, eps) at a given x and t, so blending them blends both. context and vector are
-    shown to every tile. tile and overlap are in latent places.
+    Blending outputs blends x0 and eps, since every prediction is linear in them at a given x and t. context and vector
+    are the same for all tiles. The tiles move with t, so that no border stays at the same position in all steps.
 
-    At every t the tiles lie elsewhere, so that what one decides for itself, such as the ground, the next steps' tiles
-    see beside what its neighbours did.
+    Args:
+        tile, overlap: in latent positions.
     """
 
-    def predict(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        def part(rows: slice, columns: slice) -> Tensor:
-            near = cond if cond.concat is None else replace(cond, concat=cond.concat[:, :, rows, columns])
-            return network(x[:, :, rows, columns], t, near)
+    def tiled(x: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
+        ts = broadcast_t(t, x)
 
-        return blend(part, *x.shape[2:], tile, overlap, shift=moved(t[0]))
+        def run_tile(rows: slice, columns: slice) -> Tensor:
+            tile_cond = cond if cond.concat is None else replace(cond, concat=cond.concat[:, :, rows, columns])
+            return network(x[:, :, rows, columns], ts, tile_cond)
 
-    return predict
+        offset = tile_offset(t if isinstance(t, float) else t[0].item())  # a tensor only in distillation
+        return blend(run_tile, *x.shape[2:], tile, overlap, offset=offset)
 
-
-def moved(t: Tensor | float) -> float:
-    """How far tiles lie from their first places at t, as a share of the way to the next one's (layers.windows)."""
-    return GOLDEN * float(t) % 1
+    return tiled
 
 
-def level(noise: Tensor, tile: int) -> Tensor:
-    """The first noise [B, C, h, w] with the same mean over squares of a quarter tile; as it is if one tile holds all.
+def tile_offset(t: float) -> float:
+    """Shift of the tiles at t, as a fraction of their stride (layers.windows)."""
+    return GOLDEN_RATIO * t % 1
 
-    What a picture is like as a whole, such as its ground, a network reads from the mean of what it is given. Where
-    tiles have means of their own, each decides for itself, and what is blended of them is neither.
+
+def equalize_tile_means(noise: Tensor, tile: int) -> Tensor:
+    """The initial noise [B, C, h, w] with equal means over squares of a quarter tile; unchanged if one tile covers it.
+
+    The network infers global properties of an image, such as its background, from the mean of its input. Tiles with
+    different means would disagree about them, and blending would mix the results.
     """
     if max(noise.shape[2:]) <= tile:
         return noise
     squares = [-(-side // max(2, tile // 4)) for side in noise.shape[2:]]
-    low = F.interpolate(F.adaptive_avg_pool2d(noise, squares), noise.shape[2:], mode="nearest-exact")
-    (std, mean), (less, gone) = (torch.std_mean(x, (2, 3), keepdim=True) for x in (noise, noise - low))
-    return mean + (noise - low - gone) * (std / less)
+    local_means = F.interpolate(F.adaptive_avg_pool2d(noise, squares), noise.shape[2:], mode="nearest-exact")
+    centered = noise - local_means
+    (std, mean), (centered_std, centered_mean) = (torch.std_mean(x, (2, 3), keepdim=True) for x in (noise, centered))
+    return mean + (centered - centered_mean) * (std / centered_std)

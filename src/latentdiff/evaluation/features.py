@@ -39,7 +39,7 @@ def find(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path, 
     if choice == "inception":
         return _inception(device)
     if choice == "own" and (own.exists() or feature_net.can_learn(data)):
-        world.share("features", lambda: _learn(own, data))
+        world.broadcast_bytes("features", lambda: _learn(own, data))
         return _own(own, device)
     if choice in ("own", "autoencoder"):
         return _autoencoder(autoencoder, device)
@@ -79,7 +79,7 @@ def _file(path: Path, device: torch.device) -> Extractor:
     """The network is told by the names of its weights."""
     if path.suffix == ".safetensors" and "latentdiff.judge" in checkpoint.read_metadata(path):
         return _own(path, device)
-    weights = pretrained.read(path)
+    weights = pretrained.read_state_dict(path)
     about = {"weights": f"{path.name} {_digest(path)}", "resize": "antialiased bilinear to 224"}
     if "features.12.expand3x3.weight" in weights:
         net = _loaded("squeezenet1_1", weights, path, device)
@@ -124,7 +124,7 @@ def _tensorflow_padding(net: nn.Module) -> nn.Module:
 
 
 def _inception_file() -> Path | None:
-    folders = (pretrained.folder(), Path(torch.hub.get_dir()) / "checkpoints")
+    folders = (pretrained.weights_dir(), Path(torch.hub.get_dir()) / "checkpoints")
     return next((f / INCEPTION[0] for f in folders if (f / INCEPTION[0]).is_file()), None)
 
 
@@ -142,7 +142,7 @@ def _inception(device: torch.device) -> Extractor:
         net = FeatureExtractorInceptionV3("inception-v3-compat", names, str(path) if path else None, verbose=False)
     except OSError as error:  # no network: URLError is one
         raise UserError(f"the weights of Inception cannot be downloaded ({error}); put {INCEPTION[0]} into "
-                        f"{pretrained.folder()}/ (LATENTDIFF_WEIGHTS), or use --features own") from error  # fmt: skip
+                        f"{pretrained.weights_dir()}/ (LATENTDIFF_WEIGHTS), or use --features own") from error  # fmt: skip
     net = net.to(device)
     about = {"name": "Inception v3 (2015-12-05, torch-fidelity)", "weights": INCEPTION[1], "dim": 2048}
     resized = {"resize": "TensorFlow 1 bilinear to 299"}

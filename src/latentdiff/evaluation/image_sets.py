@@ -82,14 +82,14 @@ def over(data: Any, count: int, world: World, look: Callable[[dict], Tensor], ba
     Items that cannot be read are left out.
     """
     found = {}
-    for batch in loader.sequential_batches(data, world.share_of(count), batch_size):
+    for batch in loader.sequential_batches(data, world.shard(count), batch_size):
         found |= zip(batch["index"].tolist(), look(batch).float())
     # every rank needs a picture to know how wide a row is
-    if world.agree(int(not found)):
+    if world.all_reduce_max(int(not found)):
         raise UserError(f"{count} picture(s) that can be read are too few to compare, or fewer than {world.size} ranks")
     width = len(next(iter(found.values())))
     table = torch.zeros(count, width + 1, device=world.device)  # the last column: whether it was read
     for i, row in found.items():
         table[i, :-1], table[i, -1] = row, 1
-    table = world.sum(table).cpu()
+    table = world.all_reduce_sum(table).cpu()
     return table[table[:, -1] > 0, :-1]

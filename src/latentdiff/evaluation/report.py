@@ -16,6 +16,7 @@ from latentdiff.evaluation import distances, html, image_sets, run, sample_image
 from latentdiff.evaluation.descriptions import CARDS, MEANING
 from latentdiff.evaluation.run import EvalRun
 from latentdiff.training.distributed import World
+from latentdiff.training.files import atomic_path
 from latentdiff.training.log import read_metrics
 
 CURVES = ("loss", "val_loss", "text_gap", "nll", "psnr", "ssim", "lpips", "kl", "perplexity", "disc_loss", "grad_norm")
@@ -29,14 +30,13 @@ def write(path: Path, subject: EvalRun, figures: dict, protocol: dict, options: 
     if not isinstance(subject.model, Autoencoder):
         parts += [*training_strips(subject), *drawn(subject, options), *settings_grid(subject, options)]
     parts += [numbers(figures, protocol), whole_recipe(subject.recipe)]
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(html.page(f"{subject.folder.name}: report", "\n".join(parts)))
-    aside.replace(path)
+    with atomic_path(path) as tmp:
+        tmp.write_text(html.page(f"{subject.folder.name}: report", "\n".join(parts)))
 
 
 def glance(subject: EvalRun, figures: dict) -> str:
     kind = "autoencoder" if isinstance(subject.model, Autoencoder) else "latent diffusion model"
-    height, width = recipe.size_of(subject.recipe)
+    height, width = subject.recipe.data.image_size
     size = sum(p.numel() for p in subject.model.parameters())
     about = f"{kind}, {size:,} parameters, {height} × {width} pixels, step {figures['step']:,}"
     cards = [(name, form.format(figures[key])) for key, (name, form) in CARDS.items() if figures.get(key) is not None]
@@ -71,7 +71,7 @@ def training_strips(subject: EvalRun, prompts: int = 6, steps: int = 7) -> Itera
     if len(files) < 1:
         return
     files = [files[i] for i in sorted({round(i) for i in np.linspace(0, len(files) - 1, min(steps, len(files)))})]
-    height, width = recipe.size_of(subject.recipe)
+    height, width = subject.recipe.data.image_size
     cut = [cells(Image.open(file).convert("RGB"), height, width) for file in files]
     named = subject.recipe.preview_prompts or captions(subject, "val")
     rows = [(named[i] if i < len(named) else f"picture {i}", [some[i] for some in cut])

@@ -18,7 +18,8 @@ from latentdiff.evaluation import distances, features, image_sets, sample_images
 from latentdiff.evaluation.clip_score import Clip
 from latentdiff.evaluation.image_sets import ImageDir
 from latentdiff.evaluation.sample_images import SampleSpec
-from latentdiff.model import LatentDiffusion, SamplingConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import image_grid, run_dir
 from latentdiff.training.distributed import World
@@ -46,7 +47,7 @@ class EvalRun(NamedTuple):
 def open_subject(name: str, world: World) -> EvalRun:
     folder = run_dir.find_run(name)
     r = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    model = world.place(load.load_run(folder, world.device))
+    model = world.to_device(load.load_run(folder, world.device))
     alone = isinstance(model, Autoencoder)
     if not alone:
         model.cast_weights(precision("auto", world.device))  # as drawing computes
@@ -62,7 +63,7 @@ def find_lpips(r: AutoencoderRecipe) -> tuple[LPIPSDistance | None, str]:
         return perceptual.build(r.loss.perceptual), r.loss.perceptual.backbone
     for backbone, files in pretrained.FILES.items():
         heads = f"lpips_v0.1_{pretrained.HEADS[backbone][0]}_lin.safetensors"
-        if any((pretrained.folder() / name).is_file() for name in files) and (pretrained.folder() / heads).is_file():
+        if any((pretrained.weights_dir() / name).is_file() for name in files) and (pretrained.weights_dir() / heads).is_file():
             return perceptual.build(LPIPSConfig(backbone)), backbone
     return None, ""
 
@@ -114,7 +115,7 @@ def prompted(subject: EvalRun, options: Namespace, world: World) -> Report:
 
 def samples(subject: EvalRun, options: Namespace, world: World) -> Report:
     """What is drawn, or lies in --samples, against real pictures."""
-    r, size = subject.recipe, recipe.size_of(subject.recipe)
+    r, size = subject.recipe, subject.recipe.data.image_size
     train, held_out = recipe.open_data(r, "train"), recipe.open_data(r, options.split)
     drawn, wanted, settings, cost = drawn_ones(subject, options, world)
     real = image_sets.open_folder(options.reference, *size) if options.reference else train
@@ -148,7 +149,7 @@ def drawn_ones(subject: EvalRun, options: Namespace, world: World) -> tuple[Any,
     count = options.count or len(captions) or COUNT
     wanted = SampleSpec(data, recipe.reads(r), captions, count, options.seed)
     if options.samples:
-        drawn = image_sets.open_folder(options.samples, *recipe.size_of(r))
+        drawn = image_sets.open_folder(options.samples, *r.data.image_size)
         return drawn, wanted._replace(count=min(len(drawn), count)), settings, {}
     drawn, cost = draw(subject, wanted, settings, "samples", options, world)
     return drawn, wanted, settings, cost

@@ -1,6 +1,5 @@
 """Draw many pictures into a folder: all ranks, in blocks, and a stopped evaluation goes on."""
 
-import os
 import resource
 import time
 from pathlib import Path
@@ -15,9 +14,11 @@ from latentdiff.config import UserError
 from latentdiff.data import loader
 from latentdiff.data.fields import stack_field
 from latentdiff.data.image import BadImage
-from latentdiff.model import LatentDiffusion, SamplingConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
+from latentdiff.model import LatentDiffusion
 from latentdiff.training import image_grid, progress
 from latentdiff.training.distributed import World
+from latentdiff.training.files import atomic_path
 from latentdiff.training.precision import autocast, precision
 
 
@@ -77,14 +78,13 @@ def fill(
     for block in mine:
         x = draw(model, fields(model, wanted.reads, wanted.batch(block)), [wanted.seed + i for i in block], settings)
         for i, image in zip(block, image_grid.to_uint8(x)):
-            aside = folder / f".{i:05d}.{os.getpid()}.png"
-            Image.fromarray(image).save(aside)
-            aside.replace(_path(folder, i))
+            with atomic_path(_path(folder, i), fsync=False) as tmp:
+                Image.fromarray(image).save(tmp, format="PNG")
         drawn += len(block)
         bar.update()
     bar.close()
     seconds = torch.tensor([drawn, time.perf_counter() - started], dtype=torch.float64, device=world.device)
-    total, mean = world.sum(seconds).tolist()
+    total, mean = world.all_reduce_sum(seconds).tolist()
     pace = total / max(mean / world.size, 1e-9)  # ranks have equal shares, so their mean time is the time
     world.barrier()
     return {"images_per_second": pace, "peak_memory_mib": _memory(world)} if total else {}

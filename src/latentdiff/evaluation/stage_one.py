@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from latentdiff.autoencoder import bottleneck
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.bottleneck import Codebook
-from latentdiff.autoencoder.perceptual import LPIPSDistance, unit
+from latentdiff.autoencoder.perceptual import LPIPSDistance, unit_normalize
 from latentdiff.data import loader
 from latentdiff.evaluation import image_sets
 from latentdiff.evaluation.distances import fid
@@ -59,9 +59,9 @@ def latents(autoencoder: Autoencoder, data: Any, world: World, count: int) -> di
     def look(batch: dict) -> Tensor:
         mean, logvar = autoencoder.moments(loader.images(batch, world.device))
         if book:
-            counts.add_(bottleneck.count(book.codes(mean), len(counts)))
-        noise = torch.zeros_like(mean) if logvar is None else logvar.exp() * autoencoder.scale**2
-        z = autoencoder.normalise(mean)
+            counts.add_(bottleneck.code_counts(book.code_indices(mean), len(counts)))
+        noise = torch.zeros_like(mean) if logvar is None else logvar.exp() * autoencoder.latent_scale**2
+        z = autoencoder.normalize(mean)
         return torch.stack([v.mean((2, 3)) for v in (z, z**2, noise)], 2).flatten(1)  # [B, C·3]
 
     rows = image_sets.over(data, count, world, look, 64).double().unflatten(1, (-1, 3))
@@ -71,7 +71,7 @@ def latents(autoencoder: Autoencoder, data: Any, world: World, count: int) -> di
                "latent_std_per_channel": [round(v, 4) for v in total.sqrt().tolist()],
                "latent_noise_share": (noise / total).mean().item()}  # fmt: skip
     if book:
-        usage, perplexity = bottleneck.usage(world.sum(counts))
+        usage, perplexity = bottleneck.codebook_usage(world.all_reduce_sum(counts))
         figures |= {"codebook_usage": usage.item(), "codebook_perplexity": perplexity.item()}
     return figures
 
@@ -102,8 +102,8 @@ def lpips_in_hole(distance: LPIPSDistance, x: Tensor, y: Tensor, hole: Tensor) -
     Each level's map of differences is weighted by the share of every cell that the hole covers.
     """
     total = torch.zeros(len(x), device=x.device)
-    for i, (f, g) in enumerate(zip(distance.maps(y), distance.maps(x))):
-        differences = ((unit(f) - unit(g)).square() * getattr(distance, f"head{i}")).sum(1)  # [B, h, w]
+    for i, (f, g) in enumerate(zip(distance.feature_maps(y), distance.feature_maps(x))):
+        differences = ((unit_normalize(f) - unit_normalize(g)).square() * getattr(distance, f"head{i}")).sum(1)  # [B, h, w]
         weight = F.interpolate(hole, f.shape[2:], mode="area")[:, 0]
         total = total + (differences * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
     return total

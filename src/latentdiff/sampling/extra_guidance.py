@@ -1,4 +1,4 @@
-"""What sample.py puts around the denoiser: known pixels, a picture to resemble, a classifier."""
+"""Guidance that sample.py adds to the denoiser: by a classifier, by an image, and known pixels of inpainting."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -6,45 +6,52 @@ from collections.abc import Callable
 from torch import Tensor
 
 from latentdiff.autoencoder import perceptual
-from latentdiff.classifier import load_classifier, towards
-from latentdiff.conditioning.spatial import to_signed
+from latentdiff.conditioning.condition import read_image
 from latentdiff.config import UserError
 from latentdiff.diffusion import guidance
+from latentdiff.diffusion.guidance import image_similarity_loss, squared_error
 from latentdiff.diffusion.samplers import Denoise
-from latentdiff.model import LatentDiffusion
-from latentdiff.sampling import inputs
-from latentdiff.sampling.image_guidance import resembles, squares
+from latentdiff.layers import images_to_float
+from latentdiff.load import load_classifier
+from latentdiff.sampling.pipeline import Pipeline, Wrap
 
 
 class ExtraGuidance:
-    """Reads and checks its options once; a call gives what LatentDiffusion.draw takes as `around` for a batch."""
+    """Reads its options once; a call returns the `wrap` argument of Pipeline.latents for a batch."""
 
-    def __init__(self, model: LatentDiffusion, options: Namespace) -> None:
-        self.model, self.scale, self.classifier_scale = model, options.guide_scale, options.classifier_scale
-        self.classifier = load_classifier(options.classifier, model) if options.classifier else None
-        if self.classifier is not None and not getattr(options, "class"):
-            raise UserError("--classifier goes with --class, which it guides towards")
-        self.target = to_signed(inputs.picture("guide", options.guide)[None]) if options.guide else None
-        self.distance = squares
-        if options.guide_by == "lpips":
-            self.distance = perceptual.build(perceptual.LPIPSConfig()).to(next(model.unet.parameters()).device)
-        elif options.guide_by != "l2":
-            raise UserError(f"--guide-by {options.guide_by}: it must be l2 or lpips")
+    def __init__(self, pipeline: Pipeline, options: Namespace) -> None:
+        self.pipeline, self.options = pipeline, options
+        self.classifier = None
+        if options.classifier:
+            if not getattr(options, "class"):
+                raise UserError("--classifier needs --class, the class to guide towards")
+            self.classifier = load_classifier(options.classifier, pipeline.model, pipeline.autoencoder)
+        self.target = images_to_float(read_image("guide-image", options.guide_image)[None]) if options.guide_image else None
+        self.distance = squared_error
+        if options.similarity == "lpips":
+            self.distance = perceptual.build(perceptual.LPIPSConfig()).to(pipeline.device)
+        elif options.similarity != "l2":
+            raise UserError(f"--similarity {options.similarity}: it must be l2 or lpips")
 
-    def __call__(self, found: dict[str, Tensor], count: int) -> Callable[[Denoise, Callable], Denoise]:
-        """found: the fields of a batch of `count` pictures."""
-        parts = []
+    def __call__(self, batch: dict[str, Tensor], count: int) -> Wrap:
+        """batch: the prepared fields of `count` images."""
+        pipeline, options, schedule = self.pipeline, self.options, self.pipeline.schedule
+        wraps: list[Wrap] = []
         if self.classifier is not None:
-            parts.append(towards(self.classifier, found["label"], self.classifier_scale, self.model))
+            log_p = lambda x, t: self.classifier.log_p(x, t, batch["label"])  # noqa: E731
+            scale = options.classifier_scale
+            wraps.append(lambda denoise, noise: guidance.classifier_guidance(denoise, log_p, scale, schedule))
         if self.target is not None:
-            target = self.target.to(next(self.model.unet.parameters()).device).expand(count, -1, -1, -1)
-            loss, schedule = resembles(target, self.model.autoencoder.decode, self.distance), self.model.schedule
-            parts.append(lambda denoise, noise: guidance.image_guidance(denoise, loss, self.scale, schedule))
-        known = self.model.known_pixels(found)
+            target = self.target.to(pipeline.device).expand(count, -1, -1, -1)
+            loss = image_similarity_loss(target, pipeline.autoencoder.decode, self.distance)
+            wraps.append(lambda denoise, noise: guidance.image_guidance(denoise, loss, options.guide_image_scale, schedule))
+        known_pixels = pipeline.blend_known_pixels(batch)
+        if known_pixels is not None:
+            wraps.append(known_pixels)
 
-        def around(denoise: Denoise, noise: Callable[[], Tensor]) -> Denoise:
-            for part in [*parts, known] if known is not None else parts:
-                denoise = part(denoise, noise)
+        def wrap(denoise: Denoise, noise: Callable[[], Tensor]) -> Denoise:
+            for add in wraps:
+                denoise = add(denoise, noise)
             return denoise
 
-        return around
+        return wrap

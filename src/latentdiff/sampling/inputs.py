@@ -1,205 +1,137 @@
-"""What sample.py is given, read and checked: prompts, classes, boxes, maps and pictures -> one job per picture."""
+"""The inputs of sample.py, read and checked: prompts, classes, boxes, maps and images -> one request per image."""
 
-import json
-from collections.abc import Callable, Iterator
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from latentdiff.conditioning.condition import ConditionConfig, Fields, option_name
 from latentdiff.config import UserError
-from latentdiff.data import fields
-from latentdiff.data.image import BadImage, CropParams, fit, open_image
-from latentdiff.model import LatentDiffusion
-from latentdiff.sampling import requirements
-
-WHOLE = CropParams(1.0, 0, 0, 1, 1, False)  # of a picture whose boxes are in shares of it
+from latentdiff.data.image import BadImage, open_image, resize_and_crop
+from latentdiff.layers import images_to_float
 
 
 @dataclass(frozen=True)
-class Job:
-    """One picture to draw."""
+class Request:
+    """One image to sample."""
 
     seed: int
-    prompt: str | None
-    fields: dict[str, Tensor]  # what the conditions read, without the batch's axis
-    about: dict[str, Any]  # what is noted in the picture's file
-    size: tuple[int, int] | None  # height and width of the picture, where an input says them
+    fields: Fields  # what the conditions read, without batch dimension
+    metadata: dict[str, Any]  # stored in the image file
+    size: tuple[int, int] | None  # height and width of the image, if an input determines them
 
-    def alike(self) -> tuple:
-        """Jobs that agree in this are drawn in one batch."""
-        return self.size, tuple((name, x.shape) for name, x in self.fields.items() if name != "boxes")
+    @property
+    def prompt(self) -> str | None:
+        return self.fields.get("caption")
 
-
-def jobs(options: Any, prompts: list[str], model: LatentDiffusion, recipe: dict, names: dict, seeds: list[int]) -> list:
-    """Every input with every seed; inputs of several kinds go in pairs, one input goes with all others."""
-    columns = {"prompt": [(prompt, {}) for prompt in prompts]} if prompts else {}
-    for option, read in READERS.items():
-        given = getattr(options, option)
-        if given:
-            sources = [source for word in given for source in _sources(option, word)]
-            columns[option] = [(source, read(source, model, names, recipe)) for source in sources]
-    counts = {requirements.option(option): len(column) for option, column in columns.items()}
-    most = max(counts.values(), default=1)
-    if set(counts.values()) - {1, most}:
-        told = ", ".join(f"{count} x {option}" for option, count in counts.items())
-        raise UserError(f"there are {told}; give as many of each, or one that goes with all of the others")
-    made = []
-    for i in range(most):
-        row = {option: column[i % len(column)] for option, column in columns.items()}
-        found = {name: x for _, fields in row.values() for name, x in fields.items()}
-        about = {option: str(source) for option, (source, _) in row.items() if option != "prompt"}
-        size = _size(row, found, model)
-        prompt = row["prompt"][0] if prompts else None
-        made += [Job(seed, prompt, found, about, size) for seed in seeds]
-    return made
+    def shapes(self) -> tuple:
+        """Requests with equal shapes can be sampled in one batch."""
+        tensors = {name: x for name, x in self.fields.items() if isinstance(x, Tensor) and name != "boxes"}
+        return self.size, tuple((name, x.shape) for name, x in tensors.items())
 
 
-def batches(jobs: list[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Neighbours that can be drawn together."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and (len(batch) == batch_size or job.alike() != batch[0].alike()):
+def read_requests(
+    options: Namespace, prompts: list[str], conditions: tuple[ConditionConfig, ...],
+    class_names: dict[str, list[str]], seeds: list[int], factor: int, sr_factor: int,
+) -> list[Request]:  # fmt: skip
+    """Every input with every seed. Inputs of several kinds are combined one to one; a single one goes with all others.
+
+    Args:
+        conditions: settings of the conditions whose options are read.
+        factor, sr_factor: of the autoencoder and of super-resolution, for the size of the images.
+    """
+    columns: dict[str, list[tuple[Any, Fields]]] = {}
+    for condition in conditions:
+        for option in condition.inputs():
+            values = prompts if option == "prompt" else getattr(options, option)
+            if values and option not in columns:
+                sources = [source for value in values for source in _sources(condition, option, value)]
+                columns[option] = [(source, condition.read_input(option, source, class_names)) for source in sources]
+    counts = {option: len(column) for option, column in columns.items()}
+    longest = max(counts.values(), default=1)
+    if set(counts.values()) - {1, longest}:
+        listed = ", ".join(f"{count} x {option_name(option)}" for option, count in counts.items())
+        raise UserError(f"there are {listed}; give the same number of each, or one to be used with all others")
+    requests = []
+    for i in range(longest):
+        inputs = {option: column[i % len(column)] for option, column in columns.items()}
+        fields = {name: x for _, read in inputs.values() for name, x in read.items()}
+        metadata = {option: str(source) for option, (source, _) in inputs.items() if option != "prompt"}
+        size = _size(fields, conditions, metadata, factor, sr_factor)
+        requests += [Request(seed, fields, metadata, size) for seed in seeds]
+    return requests
+
+
+def batches(requests: list[Request], batch_size: int) -> Iterator[list[Request]]:
+    """Consecutive requests that can be sampled together."""
+    batch: list[Request] = []
+    for request in requests:
+        if batch and (len(batch) == batch_size or request.shapes() != batch[0].shapes()):
             yield batch
             batch = []
-        batch.append(job)
+        batch.append(request)
     if batch:
         yield batch
 
 
-def _size(row: dict, found: dict[str, Tensor], model: LatentDiffusion) -> tuple[int, int] | None:
-    """Height and width that the inputs ask for; they must agree, and suit the autoencoder."""
-    sides = {}
-    for name, scale in (("segmentation", 1), ("image", 1), ("low_res", model.scale)):
-        if name in found:
-            sides[name] = tuple(scale * side for side in found[name].shape[:2])
-    if len(set(sides.values())) > 1:
-        told = ", ".join(
-            f"{requirements.option(name)} asks for {width}x{height}" for name, (height, width) in sides.items()
-        )
-        raise UserError(f"the inputs are of different sizes: {told}")
-    for name, size in sides.items():
-        for side in size:
-            if side % model.autoencoder.factor:
-                raise UserError(
-                    f"{requirements.option(name)} {row[name][0]} asks for a picture of {size[1]}x{size[0]}; its sides must be "
-                    f"multiples of {model.autoencoder.factor}"
-                )
-        return size
-    return None
+def read_prompts(prompts: list[str] | None, file: str | None) -> list[str]:
+    """The values of --prompt and the lines of --prompts-file."""
+    prompts = list(prompts or [])
+    if file:
+        try:
+            prompts += [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts-file {file} cannot be read: {error}") from error
+    return prompts
 
 
-# ---- one reader per option: a file (or a word) -> fields
+def read_init_image(path: str, height: int, width: int) -> Tensor:
+    """--init-image -> [1, 3, height, width] in [-1, 1], resized and center-cropped as images are in training."""
+    try:
+        image, _ = resize_and_crop(open_image(path), height, width, "center", 0, False)
+    except BadImage as error:
+        raise UserError(f"--init-image {path} {error}") from None
+    return images_to_float(torch.from_numpy(image)[None])
 
 
-def _sources(option: str, word: str) -> list:
+def _sources(condition: ConditionConfig, option: str, value: str) -> list:
     """A folder stands for the files in it."""
-    path = Path(word)
-    if option == "class" or not path.is_dir():
-        return [word]
+    path = Path(value)
+    if not condition.reads_files or not path.is_dir():
+        return [value]
     files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     if not files:
-        raise UserError(f"{requirements.option(option)} {word} is an empty folder")
+        raise UserError(f"{option_name(option)} {value} is an empty folder")
     return files
 
 
-def _class(word: str, model: LatentDiffusion, names: dict, recipe: dict) -> dict[str, Tensor]:
-    known = names.get("label", [])
-    number = known.index(word) if word in known else int(word) if word.isdigit() else -1
-    count = next(c["classes"] for c in recipe["conditions"] if c["type"] == "Label")
-    if not 0 <= number < count:
-        told = f", or one of {', '.join(known[:count])}" if known else ""
-        raise UserError(f"--class {word}: it must be a number from 0 to {count - 1}{told}")
-    return {"label": torch.tensor(number)}
-
-
-def _layout(path: str, model: LatentDiffusion, names: dict, recipe: dict) -> dict[str, Tensor]:
-    condition = next(c for c in recipe["conditions"] if c["type"] == "Layout")
-    try:
-        row = json.loads(Path(path).read_text())
-        objects = dict(row["objects"])
-        known = names.get("boxes", [])
-        objects["categories"] = [known.index(c) if c in known else c for c in objects["categories"]]
-        sides = np.array([row.get("width", 1), row.get("height", 1)] * 2, np.float64)
-        objects["bbox"] = np.array(objects["bbox"], np.float64).reshape(-1, 4) / sides
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        example = '{"objects": {"bbox": [[x, y, width, height], ...], "categories": [0, ...]}}'
-        raise UserError(f"--layout {path} cannot be read ({error}); it must be {example}") from None
-    for box in objects["bbox"]:
-        if min(box[2:]) <= 0 or min(box[:2]) < -1e-6 or max(box[:2] + box[2:]) > 1 + 1e-6:
-            told = ", ".join(f"{v:g}" for v in box * sides)
-            within = "1 x 1 (boxes are in shares, unless the file names width and height)"
-            within = f"{sides[0]:g} x {sides[1]:g}" if "width" in row else within
-            raise UserError(f"--layout {path}: the box [{told}] is not inside the picture of {within}")
-    if len(objects["bbox"]) > condition["objects"]:
-        raise UserError(f"--layout {path} has {len(objects['bbox'])} boxes; this run takes {condition['objects']}")
-    boxes = _checked("layout", path, lambda: fields.follow_boxes(objects, WHOLE), "boxes", condition["classes"])
-    return {"boxes": torch.from_numpy(boxes)}
-
-
-def _segmentation(path: str, model: LatentDiffusion, names: dict, recipe: dict) -> dict[str, Tensor]:
-    count = next(c["classes"] for c in recipe["conditions"] if c["type"] == "Semantic")
-    read = lambda: np.asarray(fields.open_map(path))  # noqa: E731
-    return {"segmentation": torch.from_numpy(_checked("segmentation", path, read, "segmentation", count).copy())}
-
-
-def _checked(option: str, path: str, read: Callable[[], np.ndarray], field: str, classes: int) -> np.ndarray:
-    """What was read, if the condition knows all classes in it."""
-    try:
-        value = read()
-        fields.check_classes(field, value, classes)
-    except BadImage as error:
-        raise UserError(f"--{option} {path}: {error}") from None
-    return value
-
-
-def picture(option: str, path: str) -> Tensor:
-    """uint8 [H, W, 3]."""
-    try:
-        return torch.from_numpy(np.array(open_image(path)))
-    except BadImage as error:
-        raise UserError(f"--{option} {path} {error}") from None
-
-
-def _image(path: str, *_: Any) -> dict[str, Tensor]:
-    return {"image": picture("image", path)}
-
-
-def _low_res(path: str, *_: Any) -> dict[str, Tensor]:
-    return {"low_res": picture("low-res", path)}
-
-
-def _mask(path: str, *_: Any) -> dict[str, Tensor]:
-    mask = picture("mask", path).float().mean(dim=2) > 127
-    if not mask.any():
-        raise UserError(f"--mask {path} is black all over; it must be white where the picture is to be filled")
-    return {"mask": mask.to(torch.uint8)}
-
-
-READERS: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "class": _class, "layout": _layout, "segmentation": _segmentation, "low_res": _low_res, "image": _image,
-    "mask": _mask,
-}  # fmt: skip
-
-
-def check_masks(jobs: list[Job]) -> None:
-    """A mask must be as large as its picture."""
-    for job in jobs:
-        if "mask" in job.fields and job.fields["mask"].shape != job.fields["image"].shape[:2]:
-            (h, w), (height, width) = job.fields["mask"].shape, job.fields["image"].shape[:2]
+def _size(
+    fields: Fields, conditions: tuple[ConditionConfig, ...], metadata: dict[str, str], factor: int, sr_factor: int
+) -> tuple[int, int] | None:
+    """Height and width that the inputs determine; they must agree, and be multiples of the factor."""
+    sizes = {}
+    for condition in conditions:
+        size = condition.output_size(fields, sr_factor)
+        if size:
+            sizes[next(option for option in condition.inputs() if option in metadata)] = size
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{option_name(option)} needs {width}x{height}" for option, (height, width) in sizes.items())
+        raise UserError(f"the inputs are of different sizes: {listed}")
+    for option, (height, width) in sizes.items():
+        if height % factor or width % factor:
             raise UserError(
-                f"--mask {job.about['mask']} is {w}x{h}, but --image {job.about['image']} is {width}x{height}; they "
-                f"must be of the same size"
+                f"{option_name(option)} {metadata[option]} needs an image of {width}x{height}; its sides must be "
+                f"multiples of {factor}"
             )
-
-
-def start_image(path: str, height: int, width: int) -> Tensor:
-    """--init-image -> [1, 3, height, width] in [-1, 1]: resized to cover and cropped, as pictures are in training."""
-    try:
-        image, _ = fit(open_image(path), height, width, "center", 0, False)
-    except BadImage as error:
-        raise UserError(f"--init-image {path} {error}") from None
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        if "mask" in fields and fields["mask"].shape != fields["image"].shape[:2]:
+            (h, w), (height, width) = fields["mask"].shape, fields["image"].shape[:2]
+            raise UserError(
+                f"--mask {metadata['mask']} is {w}x{h}, but --image {metadata['image']} is {width}x{height}; they must "
+                f"have the same size"
+            )
+        return height, width
+    return None

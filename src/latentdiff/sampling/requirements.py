@@ -1,57 +1,76 @@
-"""What sample.py must be given to draw from a run, told from the run's recipe alone. Imports no torch, as cli.py."""
+"""Which options of sample.py a run requires: those of its conditions."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import get_args
 
+from latentdiff.conditioning.condition import ConditionConfig, option_name
 from latentdiff.config import UserError
+from latentdiff.recipe import Condition, DiffusionRecipe
+from latentdiff.training import run_dir
 
-OPTIONS: dict[str, dict[str, Callable[[dict], str]]] = {  # kind of condition -> its options and what each one takes
-    "Text": {"prompt": lambda c: "what to draw"},
-    "Label": {"class": lambda c: f"a class: a number from 0 to {c['classes'] - 1}, or its name"},
-    "Layout": {
-        "layout": lambda c: (
-            f"boxes of classes 0 to {c['classes'] - 1}, at most {c['objects']}: a JSON file "
-            '{"objects": {"bbox": [[x, y, width, height], ...], "categories": [0, ...]}}, in shares of the picture, '
-            'or in pixels of a "width" and "height" that it names'
-        )
-    },
-    "Semantic": {"segmentation": lambda c: f"a map, an image of class numbers from 0 to {c['classes'] - 1}"},
-    "LowRes": {"low_res": lambda c: "the small picture"},
-    "Masked": {"image": lambda c: "the picture", "mask": lambda c: "an image of its size, white where to fill"},
-}
-KNOWN = {"image", "mask"}  # any other run takes them as well: known pixels are blended in while it draws
+Conditions = Collection[ConditionConfig]
+INPAINTING = {"image", "mask"}  # any other run accepts them too: known pixels are blended in while it samples
 
 
-def needed(recipe: dict) -> dict[str, str]:
-    """Option -> what it takes, for all that the run of this recipe.json cannot draw without."""
-    return {name: say(c) for c in recipe["conditions"] for name, say in OPTIONS.get(c["type"], {}).items()}
+def all_inputs() -> list[str]:
+    """The options of all conditions."""
+    return list({name: None for condition in get_args(Condition) for name in condition().inputs()})
 
 
-def takes(recipe: dict, given: Iterable[str]) -> bool:
-    """Whether a run draws from just these inputs."""
-    rest = set(given) ^ set(needed(recipe))
-    return not rest or rest == KNOWN and set(given) >= KNOWN
+def required(conditions: Conditions) -> dict[str, str]:
+    """Option -> what it takes, for all options that the conditions require."""
+    return {name: meaning for condition in conditions for name, meaning in condition.inputs().items()}
 
 
-def check(run: object, recipe: dict, given: Iterable[str]) -> None:
-    """UserError that names what is missing or too much."""
-    given, wants = set(given), needed(recipe)
-    missing = [f"{option(name)} ({say})" for name, say in wants.items() if name not in given]
+def accepts(conditions: Conditions, options: Collection[str]) -> bool:
+    """Whether a run samples from exactly these options."""
+    difference = set(options) ^ set(required(conditions))
+    return not difference or difference == INPAINTING and set(options) >= INPAINTING
+
+
+def check(run: Path, conditions: Conditions, options: Collection[str]) -> None:
+    """Refuse (UserError) missing and superfluous options by name."""
+    options, needed = set(options), required(conditions)
+    missing = [f"{option_name(name)} ({meaning})" for name, meaning in needed.items() if name not in options]
     if missing:
-        raise UserError(f"run {run} draws from {', '.join(map(option, wants))}: give it {' and '.join(missing)}")
-    extra = given - set(wants) - KNOWN
+        raise UserError(f"run {run} requires {', '.join(map(option_name, needed))}; add {' and '.join(missing)}")
+    extra = options - set(needed) - INPAINTING
     if extra:
-        has = f"it draws from {', '.join(map(option, wants))}" if wants else "it draws without any condition"
-        raise UserError(f"run {run} takes no {', '.join(map(option, sorted(extra)))}; {has}")
-    if len(given & KNOWN) == 1:
-        raise UserError("--image and --mask go together: the picture, and where it is to be filled")
+        takes = f"it takes {', '.join(map(option_name, needed))}" if needed else "it is unconditional"
+        raise UserError(f"run {run} does not take {', '.join(map(option_name, sorted(extra)))}; {takes}")
+    if len(options & INPAINTING) == 1:
+        raise UserError("--image and --mask go together: the image, and a mask that is white where to inpaint")
 
 
-def describe(run: object, recipe: dict) -> str:
-    """What --help says of one run."""
-    wants = needed(recipe)
-    lines = [f"  {option(name)}".ljust(25) + say for name, say in wants.items()]
-    return "\n".join([f"run {run} draws from" + (":" if wants else " nothing but a seed"), *lines])
+def describe_run(name: str) -> str:
+    """What --help prints about one run; empty if there is no such diffusion run."""
+    for folder in (Path(name), Path(os.environ.get("LATENTDIFF_RUNS", "runs")) / name):
+        if (folder / "recipe.json").is_file():
+            try:
+                needed = required(run_dir.read_recipe(folder, DiffusionRecipe).conditions)
+            except UserError:
+                return ""
+            lines = [f"  {option_name(option)}".ljust(25) + meaning for option, meaning in needed.items()]
+            return "\n".join([f"run {folder} " + ("requires:" if needed else "is unconditional"), *lines])
+    return ""
 
 
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def newest_run(options: set[str]) -> Path:
+    """The newest finished run that accepts these options; a run trained to inpaint before one that is not."""
+    runs = sorted(run_dir.runs_root().glob("*/model.safetensors"), key=lambda p: -p.stat().st_mtime)
+    fitting = []
+    for folder in (path.parent for path in runs):
+        try:
+            conditions = run_dir.read_recipe(folder, DiffusionRecipe).conditions
+        except UserError:  # a stage-one run, a classifier, or no run of ours
+            continue
+        if accepts(conditions, options):
+            fitting.append((set(required(conditions)) != options, folder))
+    if not fitting:
+        names = " and ".join(map(option_name, sorted(options))) or "no input"
+        raise UserError(
+            f"no finished diffusion run in {run_dir.runs_root()} takes {names}; train one, or name one with --run"
+        )
+    return min(fitting, key=lambda pair: pair[0])[1]

@@ -1,4 +1,4 @@
-"""The discriminator of stage one as the loop uses it: with its optimiser, when it learns, and what it says of y."""
+"""The adversarial part of a stage-one training step: the discriminator, its optimizer and its schedule."""
 
 import torch
 from torch import Tensor, nn
@@ -12,90 +12,94 @@ from latentdiff.training.settings import TrainConfig
 
 
 class Adversarial:
-    """Without a discriminator (config None, or weight 0) `network` is None and every method does nothing."""
+    """The discriminator and what trains it; without one (config None, or weight 0) `network` is None."""
 
-    def __init__(self, config: DiscriminatorConfig | None, train: TrainConfig, world: World) -> None:
-        self.config, self.train, self.world, self.network = config, train, world, None
+    def __init__(self, config: DiscriminatorConfig | None, cfg: TrainConfig, world: World) -> None:
+        self.config, self.cfg, self.world, self.network = config, cfg, world, None
         if config is None or config.weight == 0:
             return
-        torch.manual_seed(train.seed + 1)
+        self.train_from, self.start, self.ramp = discriminator.schedule_steps(config, cfg.steps)
+        torch.manual_seed(cfg.seed + 1)
         network = discriminator.Discriminator(config)
         if config.norm == "batch" and world.size > 1 and world.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = world.place(network)
-        self.parallel = world.parallel(self.network, broadcast_buffers=config.norm == "batch")
-        self.optimizer = optim.build(self.network, train)
-        self.scaler = optim.fp16_scaler(train, world.device)  # its own: the two losses differ in size
-        self.sound = [b.clone() for b in self.network.buffers()]  # the batch norm's, after the last good step
-        self.dtype = precision(train.precision, world.device)
-        discriminator.plan(config, train.steps)  # refused now rather than at its first step
+        self.network = world.to_device(network)
+        self.ddp = world.ddp(self.network, broadcast_buffers=config.norm == "batch")
+        self.optimizer = optim.build_optimizer(self.network, cfg)
+        self.scaler = optim.build_scaler(cfg, world.device)  # not the autoencoder's: the losses differ in magnitude
+        self.last_good_buffers = [b.clone() for b in self.network.buffers()]  # batch norm, after the last good step
+        self.dtype = precision(cfg.precision, world.device)
 
-    def weight_at(self, step: int) -> float:
-        """What its term weighs in the autoencoder's loss."""
-        return discriminator.weight_at(self.config, step, self.train.steps) if self.network is not None else 0.0
+    def disc_weight_at(self, step: int) -> float:
+        """The weight of the adversarial loss, beside the adaptive weight: 0, then a linear ramp to config.weight."""
+        if self.network is None or step < self.start:
+            return 0.0
+        return self.config.weight * min(1.0, (step - self.start + 1) / max(self.ramp, 1))
 
-    def learns_at(self, step: int) -> bool:
-        return self.network is not None and discriminator.learns_at(self.config, step, self.train.steps)
+    def train_disc_at(self, step: int) -> bool:
+        """Whether the discriminator is trained at `step`, counted from 0."""
+        return self.network is not None and step >= self.train_from
 
     def parameters(self) -> list[nn.Parameter]:
         return [] if self.network is None else list(self.network.parameters())
 
     def generator_loss(self, y: Tensor) -> Tensor:
-        """-E D(y) with D frozen: its parameters take no part, so nothing of this step is left in it."""
+        """-E D(y) with a gradient for y [B, 3, H, W] and none for the discriminator."""
         self.network.requires_grad_(False)
-        with self.world.no_sync(self.parallel, True):
-            g = discriminator.generator_loss(self.parallel(y))
+        with self.world.no_sync(self.ddp, True):
+            loss = discriminator.generator_loss(self.ddp(y))
         self.network.requires_grad_(True)
-        return g
+        return loss
 
-    def learn(self, x: Tensor, y: Tensor, more: bool, share: float) -> dict[str, Tensor]:
-        """The backward pass of D's own loss, where it learns; numbers for the log.
+    def disc_forward_backward(self, x: Tensor, y: Tensor, accumulating: bool, loss_scale: float) -> dict[str, Tensor]:
+        """Forward and backward of the discriminator's loss times loss_scale (1 / grad_accum_steps); metrics.
 
-        more: further pieces of this batch follow. share: of this piece in the batch.
+        x, y: images and their reconstructions [B, 3, H, W]. accumulating: DDP does not all-reduce yet.
         """
-        with self.world.no_sync(self.parallel, more):
+        with self.world.no_sync(self.ddp, accumulating):
             with autocast(x.device, self.dtype):
-                real, fake = self.judge(x, y)
-                disc_loss = discriminator.LOSSES[self.config.loss](real, fake)
-            optim.backward(disc_loss * share, self.scaler)
-        right = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-        return {"disc_loss": disc_loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "disc_right": right}
-
-    def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of real and drawn pictures; in one batch where the norm does not look at the batch."""
-        if self.config.norm == "batch":
-            return self.parallel(x), self.parallel(y)
-        return self.parallel(torch.cat([x, y])).chunk(2)
+                if self.config.norm == "batch":  # as in the paper: real and fake have their own statistics
+                    real, fake = self.ddp(x), self.ddp(y)
+                else:
+                    real, fake = self.ddp(torch.cat([x, y])).chunk(2)
+                loss = discriminator.LOSSES[self.config.loss](real, fake)
+            self.scaler.scale(loss * loss_scale).backward()
+        accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+        return {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "disc_accuracy": accuracy}
 
     @torch.no_grad()
     def step(self, step: int) -> dict[str, Tensor]:
-        """At the autoencoder's rate; a bad step leaves no trace, in the running statistics either."""
-        if not self.learns_at(step):
+        """The optimizer step, with the autoencoder's learning rate; a skipped step changes no buffer either."""
+        if not self.train_disc_at(step):
             return {}
-        norm = optim.step(self.optimizer, self.train, optim.rate(self.train, step), self.scaler, self.world)
-        bad = ~torch.isfinite(norm)
-        for now, before in zip(self.network.buffers(), self.sound):
-            before.copy_(now.copy_(torch.where(bad, before, now)))
+        optim.set_lr(self.optimizer, optim.lr_at(self.cfg, step))
+        grad_norm = optim.clip_grad_norm_(self.optimizer, self.scaler, self.cfg.grad_clip, self.world)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        skipped = grad_norm.isnan()
+        for buffer, last_good in zip(self.network.buffers(), self.last_good_buffers):
+            last_good.copy_(buffer.copy_(torch.where(skipped, last_good, buffer)))
         if step % 10 == 9:
-            optim.mend(self.optimizer)
-        return {"disc_skipped": bad.float()}
+            optim.reset_nonfinite(self.optimizer)
+        return {"disc_skipped_steps": skipped.float()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The files of a checkpoint."""
+        """The files of a checkpoint: file name -> tensors."""
         if self.network is None:
             return {}
-        return {
-            "discriminator": self.network.state_dict(),
-            "discriminator_optimizer": optim.state_tensors(self.optimizer),
-        }
+        optimizer = optim.optimizer_tensors(self.optimizer)
+        return {"discriminator": self.network.state_dict(), "discriminator_optimizer": optimizer}
 
     def state(self) -> dict:
-        """What of a checkpoint is no tensor."""
-        return {"discriminator": optim.state(self.scaler)} if self.network is not None else {}
+        """What state.json of a checkpoint holds."""
+        enabled = self.network is not None and self.scaler.is_enabled()
+        return {"discriminator_scaler": self.scaler.state_dict()} if enabled else {}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
-        if self.network is not None:
-            self.network.load_state_dict(tensors["discriminator"])
-            self.sound = [b.clone() for b in self.network.buffers()]
-            scale = state.get("discriminator", {})
-            optim.load_state(self.optimizer, self.scaler, tensors["discriminator_optimizer"], scale)
+        if self.network is None:
+            return
+        self.network.load_state_dict(tensors["discriminator"])
+        self.last_good_buffers = [b.clone() for b in self.network.buffers()]
+        optim.load_optimizer(self.optimizer, tensors["discriminator_optimizer"])
+        if self.scaler.is_enabled() and "discriminator_scaler" in state:
+            self.scaler.load_state_dict(state["discriminator_scaler"])

@@ -1,4 +1,4 @@
-"""Many small kernels as one launch: on a GPU a small network waits for its launches, not for its arithmetic."""
+"""CUDA graphs: the kernels of a function as one launch. Small networks are bound by kernel-launch overhead."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -9,72 +9,82 @@ from torch import Tensor, nn
 
 from latentdiff.config import UserError
 
-USUAL = 3  # calls before the one that is recorded: what is chosen, compiled or allocated once then is
+WARMUP_CALLS = 3  # before the capture: kernels are chosen and compiled, and memory is allocated, in these
+ADVICE = "use train.cuda_graph=false"
 
 
 class CudaGraph:
-    """function(*inputs), on CUDA recorded as a graph at its fourth call in a row with inputs of the same shapes and
-    types, and from then on played back: the same kernels work on what the inputs hold.
+    """function(*inputs), on CUDA captured as a graph in its fourth consecutive call with the same shapes and types of
+    the inputs, and from then on launched as that graph; elsewhere the function is called directly.
 
-    Inputs and the result are tensors, and lists or dicts of them; anything else in the inputs must stay equal too.
-    learning: the parameters of which the function leaves gradients; it must find none in them. What it changes in place
-    on the device a replay changes as well; what it changes on the host it does not. Elsewhere the function is called as
-    it is. What cannot be recorded is called so too, or refused with `advice`: half a training step changes weights.
+    Inputs and result are tensors, and lists or dicts of them; any other input must stay equal. In-place changes on the
+    device are part of the graph, changes on the host are not.
+
+    Args:
+        function: what is captured. It must not read from the device.
+        parameters: the parameters whose gradients the function computes; it must find no gradient in them.
+        advice: if given, a function that cannot be captured is refused (UserError) with this advice, because half a
+            training step would already have changed the weights; otherwise it is called directly.
+        key: returns further values that must stay equal, such as the addresses of the gradients that are read.
     """
 
-    def __init__(self, function: Callable, learning: Iterable[nn.Parameter] = (), advice: str = "") -> None:
-        self.function, self.learning, self.advice = function, list(learning), advice
-        self.kind, self.calls, self.graph = None, 0, None
+    def __init__(
+        self, function: Callable, parameters: Iterable[nn.Parameter] = (), advice: str = "",
+        key: Callable[[], Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.function, self.parameters, self.advice, self.key = function, list(parameters), advice, key
+        self.signature, self.calls, self.graph = None, 0, None
 
     def __call__(self, *inputs: Any) -> Any:
-        given = [x for x in leaves(inputs) if isinstance(x, Tensor)]
-        if not given or any(x.device.type != "cuda" for x in given):
+        tensors = [x for x in leaves(inputs) if isinstance(x, Tensor)]
+        if any(not x.is_cuda for x in tensors) or not tensors and self.key is None:
             return self.function(*inputs)
-        kind = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(inputs)]
-        if kind != self.kind:
-            self.kind, self.calls, self.graph = kind, 0, None
+        signature = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves(inputs)]
+        signature.append(self.key() if self.key else None)
+        if signature != self.signature:
+            self.signature, self.calls, self.graph = signature, 0, None
         self.calls += 1
-        if self.calls <= USUAL:  # detached: a graph of autograd that lives on would be in the way of the recording
-            return rebuilt(self.function(*inputs), Tensor.detach)
+        if self.calls <= WARMUP_CALLS:  # detached: an autograd graph that is kept would interfere with the capture
+            return map_tensors(self.function(*inputs), Tensor.detach)
         if self.graph is None:
-            self.record(inputs)
+            self.capture(inputs)
         if self.graph is None:
             return self.function(*inputs)
-        for mine, other in zip(self.given, given):
-            mine.copy_(other, non_blocking=True)
+        for static, x in zip(self.static_inputs, tensors):
+            static.copy_(x, non_blocking=True)
         self.graph.replay()
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
-        return rebuilt(self.result, Tensor.clone)
+        return map_tensors(self.static_output, Tensor.clone)
 
-    def record(self, inputs: tuple) -> None:
-        inputs, graph = rebuilt(inputs, Tensor.clone), torch.cuda.CUDAGraph()
-        self.given = [x for x in leaves(inputs) if isinstance(x, Tensor)]
+    def capture(self, inputs: tuple) -> None:
+        inputs, graph = map_tensors(inputs, Tensor.clone), torch.cuda.CUDAGraph()
+        self.static_inputs = [x for x in leaves(inputs) if isinstance(x, Tensor)]
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders work on in other threads
-                self.result = rebuilt(self.function(*inputs), Tensor.detach)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # data loaders run in other threads
+                self.static_output = map_tensors(self.function(*inputs), Tensor.detach)
         except RuntimeError as error:
             if self.advice:
-                raise UserError(f"this step cannot be recorded as a CUDA graph ({error}); {self.advice}") from error
+                raise UserError(f"this step cannot be captured as a CUDA graph ({error}); {self.advice}") from error
             self.calls = -math.inf
             return
-        self.gradients = [(p, p.grad) for p in self.learning if p.grad is not None]
+        self.gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self.graph = graph
 
 
 def leaves(node: Any) -> Iterator[Any]:
-    """What lists, tuples and dicts hold."""
+    """The values in nested lists, tuples and dicts."""
     if isinstance(node, dict | list | tuple):
-        for part in node.values() if isinstance(node, dict) else node:
-            yield from leaves(part)
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from leaves(child)
     else:
         yield node
 
 
-def rebuilt(node: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same lists, tuples and dicts, with what `function` makes of their tensors."""
+def map_tensors(node: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested lists, tuples and dicts with `function` applied to each tensor."""
     if isinstance(node, dict):
-        return {name: rebuilt(part, function) for name, part in node.items()}
+        return {name: map_tensors(child, function) for name, child in node.items()}
     if isinstance(node, list | tuple):
-        return type(node)(rebuilt(part, function) for part in node)
+        return type(node)(map_tensors(child, function) for child in node)
     return function(node) if isinstance(node, Tensor) else node

@@ -1,4 +1,4 @@
-"""Plain words about a run that is unwell: what is amiss for long is said once, and again if it comes back."""
+"""Warnings about a training run whose metrics stay out of their normal range."""
 
 import math
 from collections.abc import Callable
@@ -6,34 +6,34 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """A number of the log, the range in which all is well, and what to say beside it."""
+    """The normal range of a metric, and the warning for values outside."""
 
     name: str
     low: float
     high: float
-    words: str  # {value} and {steps}, for how many it has been so, are filled in
+    message: str  # a format string of {value} and {steps}, the number of steps outside of the range
 
 
-class Health:
-    """Looks at every report and validation; a rule must be broken for a twentieth of the run, 100 to 1000 steps."""
+class Diagnostics:
+    """Warns once when a rule is broken for 1/20 of the run (100 to 1000 steps), and again if that recurs."""
 
-    def __init__(self, rules: tuple[Rule, ...], steps: int, say: Callable[[str], None]) -> None:
-        self.rules, self.say = rules, say
+    def __init__(self, rules: tuple[Rule, ...], steps: int, info: Callable[[str], None]) -> None:
+        self.rules, self.info = rules, info
         self.patience = min(1000, max(100, steps // 20))
-        self.since: dict[Rule, int] = {}  # since which step a rule is broken
-        self.told: set[Rule] = set()
+        self.broken_since: dict[Rule, int] = {}  # first step
+        self.warned: set[Rule] = set()
 
-    def look(self, step: int, values: dict[str, float] | None) -> None:
-        """Numbers as they are reported after `step` steps; None where there was no report."""
-        for rule in self.rules if values else ():
-            value = values.get(rule.name, math.nan)
+    def check(self, step: int, metrics: dict[str, float] | None) -> None:
+        """Check the metrics of a report or a validation; None, which Log.report returns between reports, is ignored."""
+        for rule in self.rules if metrics else ():
+            value = metrics.get(rule.name, math.nan)
             if math.isnan(value):
                 continue
             if rule.low <= value <= rule.high:
-                self.since.pop(rule, None)
-                self.told.discard(rule)
+                self.broken_since.pop(rule, None)
+                self.warned.discard(rule)
                 continue
-            steps = step - self.since.setdefault(rule, step)
-            if steps >= self.patience and rule not in self.told:
-                self.told.add(rule)
-                self.say("WARNING: " + rule.words.format(value=value, steps=steps))
+            steps = step - self.broken_since.setdefault(rule, step)
+            if steps >= self.patience and rule not in self.warned:
+                self.warned.add(rule)
+                self.info("WARNING: " + rule.message.format(value=value, steps=steps))

@@ -1,198 +1,183 @@
-"""What a run says while it trains: metrics.jsonl always, a progress bar on a terminal, plain lines elsewhere."""
+"""The log of a training run: metrics.jsonl, a progress bar or plain lines, and TensorBoard or Weights & Biases."""
 
 import contextlib
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from latentdiff.config import UserError
 from latentdiff.training.distributed import World
+from latentdiff.training.files import atomic_path
+from latentdiff.training.progress import tqdm_bar
 from latentdiff.training.settings import TrainConfig
 
-# on screen
-SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive", "grad_norm", "lr", "images_per_second")
+SHOWN = ("loss", "nll", "l1", "perceptual", "disc_loss", "adaptive_weight", "lr", "grad_norm")  # on the progress line
 
 
 class Log:
-    """Collects numbers on the device and reads them once per report, so that no step waits for the host."""
+    """Sums metrics on the device and reads them once per report, so that no step waits for the device.
+
+    Args:
+        folder: the run's folder.
+        start_step: the step from which the run resumes; later lines of metrics.jsonl are dropped.
+        report_to: tensorboard, wandb or None.
+    """
 
     def __init__(
-        self, folder: Path, world: World, first: int, train: TrainConfig, report_to: str | None = None
+        self, folder: Path, world: World, start_step: int, cfg: TrainConfig, report_to: str | None = None
     ) -> None:
-        self.folder, self.path, self.world, self.train = folder, folder / "metrics.jsonl", world, train
-        self.sums: dict[str, Tensor] = {}
-        self.first, self.report_to = first, report_to
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= first]  # of earlier starts
-        self.earlier = self.rows[-1]["seconds"] if self.rows else 0.0  # seconds of training in them
-        self.bad_steps = max((row.get("bad_steps") or 0 for row in self.rows), default=0)
-        self.started = time.monotonic()
+        self.folder, self.path, self.world, self.cfg = folder, folder / "metrics.jsonl", world, cfg
+        self.start_step, self.report_to = start_step, report_to
+        self.sums: dict[str, Tensor] = {}  # name -> [sum, count] of the finite values since the last report
+        self.history = [line for line in read_metrics(self.path) if line["step"] <= start_step]
+        self.seconds_before = self.history[-1]["seconds"] if self.history else 0.0
+        self.total_skipped_steps = max((line.get("total_skipped_steps") or 0 for line in self.history), default=0)
+        self.start_time = time.monotonic()
         self.bar = self.reporter = None
 
     def start(self) -> None:
-        """Training begins. Until here nothing is written: a run that is refused leaves no trace."""
+        """Call when training starts. Nothing is written before, so that a run that raises UserError leaves no files."""
         if self.world.is_main:
-            if self.path.exists():  # drop what came after the checkpoint that the run goes on from
-                aside = self.path.with_name(".metrics.tmp")
-                aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-                os.replace(aside, self.path)
-            self.reporter = _reporter(self.report_to, self.folder, self.first)
-            self.bar = _bar(self.first, self.train.steps)
-        self.window_start, self.window_step, self.away = time.monotonic(), self.first, 0.0
+            if self.path.exists():
+                with atomic_path(self.path) as tmp:
+                    tmp.write_text("".join(json.dumps(line) + "\n" for line in self.history))
+            reporters = {"tensorboard": _tensorboard, "wandb": _wandb}
+            self.reporter = reporters[self.report_to](self.folder, self.start_step) if self.report_to else None
+            self.bar = tqdm_bar(self.cfg.steps, initial=self.start_step, dynamic_ncols=True)
+        self.window_start, self.window_step, self.excluded_seconds = time.monotonic(), self.start_step, 0.0
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, earlier starts included."""
-        return self.earlier + time.monotonic() - self.started
+        """Seconds since the run started, without the time between an interruption and the resumption."""
+        return self.seconds_before + time.monotonic() - self.start_time
 
     @torch.no_grad()
-    def add(self, **values: Tensor) -> None:
-        """Numbers of one step; the report shows their mean over steps and ranks."""
-        for name, value in values.items():
+    def add(self, **metrics: Tensor) -> None:
+        """Add scalars of one step; the report has their mean over steps and ranks, without non-finite values."""
+        for name, value in metrics.items():
             value = torch.stack([value.detach().float().nan_to_num(0.0, 0.0, 0.0), torch.isfinite(value).float()])
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def report(self, step: int, **extra: float) -> dict[str, float] | None:
-        """Every `log_every` steps (called after each, with the steps done): write, show and return the means."""
+        """Call after every step, with the number of steps done and further metrics.
+
+        Every `log_every` steps, and at the end, the mean metrics are written, printed and returned; otherwise None.
+        """
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
-        if step % self.train.log_every and step != self.train.steps:
+        if step % self.cfg.log_every and step != self.cfg.steps:
             return None
         names = sorted(self.sums)
-        sums = self.world.sum(torch.stack([self.sums[name] for name in names])).tolist() if names else []
-        values = {name: total / count if count else math.nan for name, (total, count) in zip(names, sums)}
+        sums = self.world.all_reduce_sum(torch.stack([self.sums[n] for n in names])).tolist() if names else []
+        metrics = {name: total / count if count else math.nan for name, (total, count) in zip(names, sums)}
         self.sums = {}
-        now, done = time.monotonic(), step - self.window_step
-        pace = done / max(now - self.window_start - self.away, 1e-9)
-        self.window_start, self.window_step, self.away = now, step, 0.0
-        if "skipped" in values:
-            self.bad_steps += round(values["skipped"] * done)
-            values["bad_steps"] = self.bad_steps
-        if values.get("skipped") == 1 and done >= 20:
-            raise UserError(
-                f"no gradient of the last {done} steps was finite, so nothing was learned; a smaller train.lr, "
-                f"train.precision=fp32, or data without broken values would help"
-            )
-        values |= extra | {"images_per_second": pace * self.train.batch_size}
-        self.write(step, **values)
-        self._show(step, values, (self.train.steps - step) / max(pace, 1e-9))
-        return values
+        now, steps = time.monotonic(), step - self.window_step
+        steps_per_second = steps / max(now - self.window_start - self.excluded_seconds, 1e-9)
+        self.window_start, self.window_step, self.excluded_seconds = now, step, 0.0
+        self._count_skipped(metrics, steps)
+        metrics |= extra | {"images_per_second": steps_per_second * self.cfg.batch_size}
+        self.write(step, **metrics)
+        self._show(step, metrics, eta=(self.cfg.steps - step) / max(steps_per_second, 1e-9))
+        return metrics
 
-    def write(self, step: int, **values: float) -> None:
-        """One line of metrics.jsonl."""
-        if self.world.is_main:
-            row = {"step": step, "seconds": round(self.seconds, 2)}
-            row |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in values.items()}
-            try:
-                with open(self.path, "a") as file:
-                    file.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise UserError(f"cannot write {self.path}: {error}; the last checkpoint is intact") from error
-            if self.reporter is not None:
-                self.reporter.add(step, {name: value for name, value in values.items() if math.isfinite(value)})
+    def write(self, step: int, **metrics: float) -> None:
+        """Append one line to metrics.jsonl; a value that is not finite becomes null."""
+        if not self.world.is_main:
+            return
+        line = {"step": step, "seconds": round(self.seconds, 2)}
+        line |= {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in metrics.items()}
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}; the last checkpoint is intact") from error
+        if self.reporter is not None:
+            self.reporter.add(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
-    def validation(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of held-out data: written and shown."""
-        self.write(step, **values)
-        self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write and print validation metrics."""
+        self.write(step, **metrics)
+        self.info("  ".join([f"step {step}", *(f"{name} {value:.4g}" for name, value in metrics.items())]))
 
-    def say(self, text: str) -> None:
-        """A line for the reader, above the bar."""
+    def info(self, text: str) -> None:
+        """Print a line on rank 0, above the progress bar."""
         if self.world.is_main:
             print(text, flush=True) if self.bar is None else self.bar.write(text)
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What happens inside (validation, pictures, a checkpoint) is no training: the pace does not count it."""
-        began = time.monotonic()
+    def exclude_from_throughput(self) -> Iterator[None]:
+        """The time in this block (validation, sampling, checkpoints) does not count for images/s and the ETA."""
+        start = time.monotonic()
         yield
-        self.away += time.monotonic() - began
+        self.excluded_seconds += time.monotonic() - start
 
     def close(self) -> None:
-        for open_one in (self.bar, self.reporter):
-            if open_one is not None:
-                open_one.close()
+        """Close the progress bar and the reporter."""
+        for output in (self.bar, self.reporter):
+            if output is not None:
+                output.close()
 
-    def _show(self, step: int, values: dict[str, float], left: float) -> None:
+    def _count_skipped(self, metrics: dict[str, float], steps: int) -> None:
+        """Add up the skipped steps; raise UserError if all of 20 steps or more were skipped."""
+        if "skipped_steps" not in metrics:
+            return
+        self.total_skipped_steps += round(metrics["skipped_steps"] * steps)
+        metrics["total_skipped_steps"] = self.total_skipped_steps
+        if metrics["skipped_steps"] == 1 and steps >= 20:
+            raise UserError(
+                f"the last {steps} steps were skipped because their gradients were not finite; use a smaller train.lr "
+                f"or train.precision=fp32, and check the data for invalid values"
+            )
+
+    def _show(self, step: int, metrics: dict[str, float], eta: float) -> None:
         if not self.world.is_main:
             return
-        components = [name for name in values if name.startswith("grad_") and name not in SHOWN]
-        shown = {name: values[name] for name in (*SHOWN, *components) if name in values}
+        names = [*SHOWN, *(name for name in metrics if name.startswith("grad_") and name not in SHOWN)]
+        fields = [f"{n} {metrics[n]:{'.1e' if n == 'lr' else '.4g'}}" for n in names if n in metrics]
+        fields.append(f"{metrics['images_per_second']:.1f} images/s")
+        if self.world.device.type == "cuda":
+            fields.append(f"{torch.cuda.max_memory_allocated(self.world.device) / 1e9:.1f} GB")
         if self.bar is not None:
-            self.bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()}, refresh=False)
+            self.bar.set_postfix_str("  ".join(fields), refresh=False)
         else:
-            numbers = "  ".join(f"{k} {v:.4g}" for k, v in shown.items())
-            print(f"step {step}/{self.train.steps}  {numbers}  left {clock(left)}", flush=True)
+            print(f"step {step}/{self.cfg.steps}", *fields, f"eta {clock(eta)}", sep="  ", flush=True)
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of metrics.jsonl, none where there is no such file; a line cut short by a kill is left out."""
-    rows = []
-    if not path.exists():
-        return rows
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+    """The lines of metrics.jsonl, without incomplete ones; empty if the file does not exist."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
 
 
 def clock(seconds: float) -> str:
-    """4000 -> '1:06:40'."""
+    """Format a duration: 4000 -> '1:06:40'."""
     minutes, seconds = divmod(int(min(seconds, 3.6e6)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _bar(first: int, steps: int):
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True)
+def _tensorboard(folder: Path, start_step: int) -> SimpleNamespace:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)  # hides steps that are repeated
+
+    def add(step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(f"train/{name}", value, step)
+
+    return SimpleNamespace(add=add, close=writer.close)
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, first: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+def _wandb(folder: Path, start_step: int) -> SimpleNamespace:
+    import wandb
 
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=first + 1)  # hides what a resumed run repeats
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(f"train/{name}", value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _Wandb:
-    def __init__(self, folder: Path, first: int) -> None:
-        import wandb
-
-        self.run = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self.run.log(values, step=step)  # steps that it has already it keeps as they are
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-def _reporter(name: str | None, folder: Path, first: int) -> _TensorBoard | _Wandb | None:
-    """Where numbers go besides metrics.jsonl; nowhere unless asked for."""
-    return {"tensorboard": _TensorBoard, "wandb": _Wandb}[name](folder, first) if name else None
-
-
-def plan(rows: dict[str, str]) -> str:
-    """The screen that a run opens with: name and fact per line."""
-    return "\n".join(f"  {name:<12}{fact}" for name, fact in rows.items())
+    run = wandb.init(project="latentdiff", name=folder.name, dir=folder, resume="allow", id=folder.name)
+    return SimpleNamespace(add=lambda step, metrics: run.log(metrics, step=step), close=run.finish)

@@ -1,4 +1,4 @@
-"""Muon: AdamW whose steps of hidden matrices are orthogonal (Jordan et al. 2024; scaled as in Liu et al. 2025)."""
+"""Muon: AdamW with orthogonalized updates of hidden matrices (Jordan et al. 2024; scaled as in Liu et al. 2025)."""
 
 from collections.abc import Iterator
 
@@ -6,23 +6,23 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
-POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # Jordan's: x -> ax + bx^3 + cx^5, five times, takes 0.01..1 to 0.7..1.2
-NARROWEST = 16  # columns or rows; where there are fewer, as in the first and last layer, AdamW does as well
+POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # x -> ax + bx^3 + cx^5, five times, maps 0.01..1 to 0.7..1.2 (Jordan et al.)
+MIN_WIDTH = 16  # rows and columns; smaller matrices, as in the first and last layer, are updated by AdamW
 
 
-def hidden(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The matrices and kernels between a network's first and last layer; no tables, norms or biases."""
+def hidden_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Matrices and convolution kernels between the first and last layer of a network; no embeddings, norms, biases."""
     for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d) and min(layer.weight.shape[:2]) >= NARROWEST:
+        if isinstance(layer, nn.Linear | nn.Conv2d) and min(layer.weight.shape[:2]) >= MIN_WIDTH:
             yield layer.weight
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but what is in groups with `orthogonal` moves by the momentum's nearest orthogonal matrix.
+    """AdamW, but groups with `orthogonal` are updated by the orthogonal matrix nearest to their momentum.
 
-    That moves a matrix as far in its weak directions as in its strong ones. A kernel is a matrix [out, in·h·w]. The
-    length of the step is that of an AdamW step (0.2 for each number), so one rate serves both. `found_inf` as in the
-    fused AdamW: where it is 1, nothing changes. dtype: what the products are computed in, bfloat16 or float32.
+    The update is then equally large in all directions. A kernel is a matrix [out, in·h·w]. The size of the update is
+    that of AdamW (RMS 0.2), so both use the same learning rate. As in the fused AdamW, nothing changes if `found_inf`
+    is 1. dtype: of the matrix products, bfloat16 or float32.
     """
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, ...], dtype: torch.dtype, **options) -> None:
@@ -31,40 +31,40 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self) -> None:
-        everything = self.param_groups
-        for group in everything:
+        groups = self.param_groups
+        for group in groups:
             if group["orthogonal"]:
-                self.turn(group)
-        self.param_groups = [group for group in everything if not group["orthogonal"]]
+                self.muon_step(group)
+        self.param_groups = [group for group in groups if not group["orthogonal"]]
         super().step()
-        self.param_groups = everything
+        self.param_groups = groups
 
-    def turn(self, group: dict) -> None:
-        """The step of one group, all matrices of one shape at a time."""
-        alike: dict[torch.Size, list[nn.Parameter]] = {}
+    def muon_step(self, group: dict) -> None:
+        """The update of one group, all matrices of the same shape together."""
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for weight in group["params"]:
             if weight.grad is not None:
-                alike.setdefault(weight.shape, []).append(weight)
-        good = 1 - self.found_inf
-        for shape, weights in alike.items():
+                by_shape.setdefault(weight.shape, []).append(weight)
+        finite = 1 - self.found_inf
+        for shape, weights in by_shape.items():
             moments = [self.moment(weight) for weight in weights]
-            ways = [torch.where(good > 0, weight.grad, m) for weight, m in zip(weights, moments)]
-            torch._foreach_lerp_(moments, ways, 1 - MOMENTUM)
-            torch._foreach_lerp_(ways, moments, MOMENTUM)  # Nesterov's: a look ahead
-            way = orthogonal(torch.stack(ways).flatten(2).to(self.dtype))
-            way *= -group["lr"] * 0.2 * max(way.shape[1:]) ** 0.5 * good
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * good)
-            torch._foreach_add_(weights, list(way.view(-1, *shape)))
+            updates = [torch.where(finite > 0, weight.grad, m) for weight, m in zip(weights, moments)]
+            torch._foreach_lerp_(moments, updates, 1 - MOMENTUM)
+            torch._foreach_lerp_(updates, moments, MOMENTUM)  # Nesterov momentum
+            update = orthogonalize(torch.stack(updates).flatten(2).to(self.dtype))  # [N, out, in·h·w]
+            update *= -group["lr"] * 0.2 * max(update.shape[1:]) ** 0.5 * finite
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * finite)
+            torch._foreach_add_(weights, list(update.view(-1, *shape)))
 
     def moment(self, weight: nn.Parameter) -> Tensor:
-        """Its momentum, by the name of Adam's, which one checkpoint holds."""
+        """The momentum of a weight, under the name that AdamW uses, so that checkpoints have one format."""
         if not self.state[weight]:
             self.state[weight] |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(weight)}
         return self.state[weight]["exp_avg"]
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """[N, m, n] -> the same with singular values near 1, by Newton and Schulz's iteration."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """[N, m, n] -> the same singular vectors with singular values near 1, by Newton-Schulz iteration."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -1,4 +1,4 @@
-"""The optimiser's step: the rate as a function of the step, one fused AdamW, and no bad step ever."""
+"""Learning rate schedule, optimizer, gradient clipping, and the rule that a non-finite gradient changes nothing."""
 
 import math
 
@@ -11,132 +11,110 @@ from latentdiff.training.precision import precision
 from latentdiff.training.settings import TrainConfig
 
 
-def rate(train: TrainConfig, step: int) -> float:
-    """The learning rate at a step counted from 0: warm-up, full for a while, then constant, cosine or linear."""
-    if step < train.warmup_steps:
-        start = train.lr_start
-        return train.lr * (
-            start + (1 - start) * step / train.warmup_steps if start else (step + 1) / train.warmup_steps
-        )
-    end = train.lr_decay_end or train.steps
-    begin = max(train.warmup_steps, round(train.lr_decay_start * end))
+def lr_at(cfg: TrainConfig, step: int) -> float:
+    """The learning rate of a step counted from 0: linear warm-up, then constant, cosine or linear decay."""
+    if step < cfg.warmup_steps:
+        start = cfg.lr_start
+        return cfg.lr * (start + (1 - start) * step / cfg.warmup_steps if start else (step + 1) / cfg.warmup_steps)
+    end = cfg.lr_decay_end or cfg.steps
+    begin = max(cfg.warmup_steps, round(cfg.lr_decay_start * end))
     done = min(1.0, max(0, step - begin) / max(1, end - begin))
-    share = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[train.lr_schedule]
-    floor = 1.0 if train.lr_schedule == "constant" else train.lr_end
-    return train.lr * (floor + (1 - floor) * share)
+    decay = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done}[cfg.lr_schedule]
+    floor = 1.0 if cfg.lr_schedule == "constant" else cfg.lr_end
+    return cfg.lr * (floor + (1 - floor) * decay)
 
 
-def build(module: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """train.optimizer over what trains in `module`: AdamW (Loshchilov & Hutter 2019), fused, one kernel per type and
-    thrice as fast, or Muon."""
+def build_optimizer(module: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW (Loshchilov & Hutter 2019), or Muon, over the trainable parameters; no weight decay on vectors."""
     weights = [p for p in module.parameters() if p.requires_grad]
-    turned = {id(p) for p in muon.hidden(module)} if train.optimizer == "muon" else set()
+    hidden = {id(p) for p in muon.hidden_matrices(module)} if cfg.optimizer == "muon" else set()
     groups = [
-        {"params": [p for p in weights if id(p) in turned], "weight_decay": train.weight_decay, "orthogonal": True},
-        {"params": [p for p in weights if p.ndim >= 2 and id(p) not in turned], "weight_decay": train.weight_decay},
+        {"params": [p for p in weights if id(p) in hidden], "weight_decay": cfg.weight_decay, "orthogonal": True},
+        {"params": [p for p in weights if p.ndim >= 2 and id(p) not in hidden], "weight_decay": cfg.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups, device = [g for g in groups if g["params"]], weights[0].device
-    half = precision(train.precision, device) == torch.bfloat16  # float16 has no room for small gradients
-    options = {"fused": True, "capturable": train.cuda_graph and device.type == "cuda"}
-    if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, train.lr, tuple(train.betas), **options)
-    return muon.Muon(groups, train.lr, tuple(train.betas), torch.bfloat16 if half else torch.float32, **options)
+    bf16 = precision(cfg.precision, device) == torch.bfloat16  # small gradients underflow in float16
+    captured = cfg.cuda_graph and device.type == "cuda"
+    lr = torch.full((), cfg.lr, device=device) if captured else cfg.lr
+    options = {"fused": True, "capturable": captured}
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr, tuple(cfg.betas), **options)
+    return muon.Muon(groups, lr, tuple(cfg.betas), torch.bfloat16 if bf16 else torch.float32, **options)
 
 
-def step(
-    optimizer: torch.optim.Optimizer,
-    train: TrainConfig,
-    lr: float | Tensor,
-    scaler: torch.amp.GradScaler | None = None,
-    world: World = SINGLE_PROCESS,
-) -> Tensor:
-    """One step, clipped; returns the gradient norm before clipping, a tensor on the device, NaN for a bad step.
+def build_scaler(cfg: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
+    """The loss scaler of fp16 mixed precision; disabled, and then without effect, in every other precision."""
+    enabled = precision(cfg.precision, device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+    if enabled:
+        scaler.scale(torch.zeros((), device=device))  # creates the scale
+    return scaler
 
-    A gradient or moment that is not finite, on whichever rank, changes nothing, neither weights nor moments: the fused
-    kernel is told through `found_inf`, so the host never waits. fp16's scaler is only asked for the scale.
-    """
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups; a tensor, which a CUDA graph reads, is filled in place."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    if scaler is not None:
-        scaler.unscale_(optimizer)
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    found_inf = world.sum((~torch.isfinite(norm + 0 * norm_of_moments(optimizer))).float()).clamp(max=1)
-    norm = norm.masked_fill(found_inf > 0, math.nan)
-    if train.grad_clip > 0:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grads_with_norm_(parameters, train.grad_clip, norm)
-    optimizer.found_inf = found_inf
-    optimizer.step()
-    del optimizer.found_inf
-    if scaler is not None:
-        scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
-def norm_of_moments(optimizer: torch.optim.Optimizer) -> Tensor | float:
-    moments = [m for named in optimizer.state.values() for m in named.values() if m.ndim]
-    return torch.nn.utils.get_total_norm(moments) if moments else 0.0
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 @torch.no_grad()
-def mend(optimizer: torch.optim.Optimizer) -> None:
-    """Moments that are not finite begin anew. Ours never become so; memory that fails makes them so, for good."""
-    for named in optimizer.state.values():
-        for moment in named.values():
+def clip_grad_norm_(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_norm: float, world: World = SINGLE_PROCESS
+) -> Tensor:  # fmt: skip
+    """Unscale the gradients, update the loss scale and clip the gradient norm to max_norm (0: no clipping).
+
+    If a gradient or a moment of the optimizer is not finite, on any rank, `optimizer.step()` changes neither weights
+    nor moments: the fused kernel reads `found_inf` on the device, without a host-device sync.
+
+    Returns: the norm before clipping, a scalar on the device; NaN if the step is skipped.
+    """
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    moments = [m for state in optimizer.state.values() for m in state.values() if m.ndim]
+    finite = torch.isfinite(norm + 0 * nn.utils.get_total_norm(moments) if moments else norm)
+    optimizer.found_inf = world.all_reduce_sum((~finite).float()).clamp(max=1)
+    norm = norm.masked_fill(optimizer.found_inf > 0, math.nan)
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    scaler.update()  # here, not after the step, so that one CUDA graph holds all that the scaler does
+    return norm
+
+
+@torch.no_grad()
+def reset_nonfinite(optimizer: torch.optim.Optimizer) -> None:
+    """Set non-finite values of the moments to 0: faulty memory may cause them, and every later step would be skipped."""
+    for state in optimizer.state.values():
+        for moment in state.values():
             moment.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def norm_of(module: nn.Module) -> Tensor:
-    """The gradient norm of one component, for the log."""
-    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-
-
-def backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    (loss if scaler is None else scaler.scale(loss)).backward()
-
-
-def scale(scaler: torch.amp.GradScaler | None) -> float:
-    """What a loss is multiplied by so that its fp16 gradients do not underflow."""
-    return 1.0 if scaler is None else scaler.get_scale()
-
-
-def fp16_scaler(train: TrainConfig, device: torch.device) -> torch.amp.GradScaler | None:
-    """fp16 gradients underflow without a scaler; no other type needs one."""
-    if precision(train.precision, device) != torch.float16:
-        return None
-    scaler = torch.amp.GradScaler(device.type)
-    scaler.scale(torch.zeros((), device=device))  # it has no scale before its first use
-    return scaler
+def grad_norm(module: nn.Module) -> Tensor:
+    """The gradient norm of a module, for the log."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
 # ---- saving
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: '<parameter index>.<moment>'."""
-    moments = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": tensor for index, named in moments.items() for name, tensor in named.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of the optimizer as named tensors: '<parameter index>.<moment>'."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": tensor for index, moments in state.items() for name, tensor in moments.items()}
 
 
-def state(scaler: torch.amp.GradScaler | None) -> dict:
-    """What of the optimisation is no tensor."""
-    return {"scaler": scaler.state_dict()} if scaler is not None else {}
-
-
-def load_state(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, tensors: dict[str, Tensor], state: dict
-) -> None:
-    moments: dict[int, dict[str, Tensor]] = {}
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of optimizer_tensors."""
+    state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, moment = name.split(".")
-        moments.setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    for weight, named in optimizer.state.items():  # the fused kernel walks weight and moment side by side in memory
-        for name, moment in named.items():
+        state.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, moments in optimizer.state.items():  # the fused kernel needs the strides of the weight
+        for name, moment in moments.items():
             if moment.ndim:
-                named[name] = torch.empty_like(weight).copy_(moment)
-    if scaler is not None and "scaler" in state:
-        scaler.load_state_dict(state["scaler"])
+                moments[name] = torch.empty_like(weight).copy_(moment)

@@ -1,11 +1,10 @@
-"""Averages of the weights whose length is chosen after training (Karras et al. 2024, "Analyzing and improving the
-training dynamics of diffusion models", sec. 3 and app. C).
+"""Post-hoc EMA: choose the length of the EMA after training (Karras et al. 2024, EDM2, sec. 3 and app. C).
 
-    python -m latentdiff.training.power_ema RUN WIDTH OUTPUT
+    python -m latentdiff.training.post_hoc_ema RUN WIDTH OUTPUT
 
-A run trained with train.ema_widths=0.05,0.1 keeps both averages of every checkpoint in RUN/averages. This combines them
-into the average of any WIDTH (the standard deviation of its weights over time, as a share of the training; 0.02 to 0.2
-make sense) and leaves a run in OUTPUT that sample.py and evaluate.py take.
+A run trained with train.ema_widths=0.05,0.1 keeps the EMAs of both widths at every checkpoint in RUN/ema_snapshots.
+This combines them into the EMA of any WIDTH and writes a run to OUTPUT, for sample.py and evaluate.py. The width is the
+standard deviation of the averaging weights over time, as a fraction of the training; 0.02 to 0.2 is useful.
 """
 
 import copy
@@ -21,14 +20,14 @@ from latentdiff.config import UserError
 from latentdiff.training import checkpoint, run_dir
 
 
-def exponent(width: float) -> float:
-    """gamma of the average with weights t^gamma over 0..t of this relative standard deviation (their eq. 3, 126)."""
+def gamma_of(width: float) -> float:
+    """The exponent gamma of the averaging weights t^gamma that have this relative standard deviation (eq. 3, 126)."""
     inverse = width**-2
     return np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max().item()
 
 
 class PostHocEMA:
-    """One model per width, trailing behind with a share that depends on the step alone."""
+    """One power-function EMA of `model` per width; its decay depends only on the step."""
 
     def __init__(self, model: nn.Module, widths: tuple[float, ...]) -> None:
         self.source = model
@@ -36,60 +35,61 @@ class PostHocEMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After the step numbered `step`, counted from 0: shadow <- b·shadow + (1 - b)·weight, b = (1 - 1/n)^(gamma+1)
-        (eq. 127 with n = step + 1)."""
-        theirs = list(self.source.parameters())
+        """Update after the step numbered `step`, from 0: ema <- b·ema + (1 - b)·weight with b = (1 - 1/n)^(gamma + 1),
+        n = step + 1 (eq. 127)."""
+        params = list(self.source.parameters())
         for width, model in self.models.items():
-            kept = (1 - 1 / (step + 1)) ** (exponent(float(width)) + 1)
-            ours = list(model.parameters())
-            torch._foreach_lerp_(ours, theirs, [1 - kept] * len(ours))
-            for mine, other in zip(model.buffers(), self.source.buffers()):
-                mine.copy_(other)
+            decay = (1 - 1 / (step + 1)) ** (gamma_of(float(width)) + 1)
+            ema_params = list(model.parameters())
+            torch._foreach_lerp_(ema_params, params, [1 - decay] * len(ema_params))
+            for ema_buffer, buffer in zip(model.buffers(), self.source.buffers()):
+                ema_buffer.copy_(buffer)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The files of a checkpoint."""
-        return {f"average_{width}": model.state_dict() for width, model in self.models.items()}
+        """File name in a checkpoint -> tensors."""
+        return {f"ema_{width}": model.state_dict() for width, model in self.models.items()}
 
     def load(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """The inverse of tensors()."""
         for width, model in self.models.items():
-            model.load_state_dict(tensors[f"average_{width}"])
+            model.load_state_dict(tensors[f"ema_{width}"])
 
-    def keep(self, folder: Path, step: int) -> None:
-        """Leave the averages after `step` steps in the run's folder, for good."""
+    def save(self, folder: Path, step: int) -> None:
+        """Write the EMAs after `step` steps to the run's ema_snapshots, which are never deleted."""
         for width, model in self.models.items():
-            (folder / "averages").mkdir(exist_ok=True)
-            checkpoint.write_tensors(folder / "averages" / f"{step:08d}-{width}.safetensors", model.state_dict())
+            (folder / "ema_snapshots").mkdir(exist_ok=True)
+            checkpoint.write_tensors(folder / "ema_snapshots" / f"{step:08d}-{width}.safetensors", model.state_dict())
 
 
-def weights(kept: list[tuple[float, int]], wanted: tuple[float, int]) -> np.ndarray:
-    """How much of each kept average (width, steps) makes the wanted one: least squares of the profiles (alg. 3).
+def solve_weights(snapshots: list[tuple[float, int]], target: tuple[float, int]) -> np.ndarray:
+    """The weights of snapshots (width, step) in the least-squares approximation of the target (width, step) (alg. 3).
 
-    Unlike theirs the shares sum to one, so that few kept averages change no weight that stood still.
+    Unlike in the paper, the weights sum to one, so that a parameter that did not change keeps its value.
     """
-    gammas, ends = np.array([[exponent(width), step] for width, step in [*kept, wanted]], dtype=np.float64).T
+    gammas, ends = np.array([[gamma_of(width), step] for width, step in [*snapshots, target]], dtype=np.float64).T
 
-    def product(i, j):  # of two profiles (gamma + 1)·t^gamma / end^(gamma + 1), integrated to the earlier end
+    def inner_product(i, j):  # of two profiles (gamma + 1)·t^gamma / end^(gamma + 1), integrated to the earlier end
         a, b, s, e = gammas[i], gammas[j], np.minimum(ends[i], ends[j]), np.maximum(ends[i], ends[j])
-        of_later = np.where(ends[i] >= ends[j], a, b)
-        return (a + 1) * (b + 1) / (a + b + 1) * (s / e) ** of_later / e
+        later = np.where(ends[i] >= ends[j], a, b)
+        return (a + 1) * (b + 1) / (a + b + 1) * (s / e) ** later / e
 
-    i = np.arange(len(kept))
-    products = np.pad(product(i[:, None], i[None, :]), (0, 1), constant_values=1.0)
-    products[-1, -1] = 0.0  # the multiplier of the sum
-    return np.linalg.solve(products, np.append(product(i, np.full(len(i), len(kept))), 1.0))[:-1]
+    i = np.arange(len(snapshots))
+    gram = np.pad(inner_product(i[:, None], i[None, :]), (0, 1), constant_values=1.0)
+    gram[-1, -1] = 0.0  # the Lagrange multiplier of the constraint on the sum
+    return np.linalg.solve(gram, np.append(inner_product(i, np.full(len(i), len(snapshots))), 1.0))[:-1]
 
 
 def reconstruct(folder: Path, width: float) -> dict[str, Tensor]:
-    """The average of a run that has this width at the last step that was kept."""
-    files = sorted((folder / "averages").glob("*.safetensors"))
-    kept = [(float(path.stem.split("-")[1]), int(path.stem.split("-")[0])) for path in files]
-    if not kept:
-        raise UserError(f"run {folder} has kept no averages; train it with train.ema_widths=0.05,0.1")
-    shares = weights(kept, (width, max(step for _, step in kept)))
+    """The EMA of this width at the run's last snapshot."""
+    paths = sorted((folder / "ema_snapshots").glob("*.safetensors"))
+    snapshots = [(float(path.stem.split("-")[1]), int(path.stem.split("-")[0])) for path in paths]
+    if not snapshots:
+        raise UserError(f"run {folder} has no ema_snapshots; train it with train.ema_widths=0.05,0.1")
+    weights = solve_weights(snapshots, (width, max(step for _, step in snapshots)))
     total: dict[str, Tensor] = {}
-    for share, path in zip(shares, files):
+    for weight, path in zip(weights, paths):
         for name, tensor in checkpoint.read_tensors(path).items():
-            total[name] = total.get(name, 0) + share * tensor.double() if tensor.is_floating_point() else tensor
+            total[name] = total.get(name, 0) + weight * tensor.double() if tensor.is_floating_point() else tensor
     return {name: x.float() if x.is_floating_point() else x for name, x in total.items()}
 
 
@@ -103,16 +103,17 @@ def _width(text: str) -> float:
     return width
 
 
-def main(words: list[str]) -> None:
-    if len(words) != 3:
-        raise UserError("python -m latentdiff.training.power_ema RUN WIDTH OUTPUT")
-    folder, width, output = run_dir.find_run(words[0]), _width(words[1]), Path(words[2])
-    made = reconstruct(folder, width)
+def main(argv: list[str]) -> None:
+    if len(argv) != 3:
+        raise UserError("usage: python -m latentdiff.training.post_hoc_ema RUN WIDTH OUTPUT")
+    folder, width, output = run_dir.find_run(argv[0]), _width(argv[1]), Path(argv[2])
+    tensors = reconstruct(folder, width)
     if output.exists():
-        raise UserError(f"{output} exists; name a folder that does not")
-    shutil.copytree(folder, output, ignore=shutil.ignore_patterns("checkpoints", "averages", "samples", "*.jsonl"))
-    checkpoint.write_tensors(output / "model.safetensors", made, {"latentdiff.ema_width": f"{width:g}"})
-    print(f"the average of width {width:g}: {output}")
+        raise UserError(f"OUTPUT is {output}, which exists already; give a new folder")
+    ignore = shutil.ignore_patterns("checkpoints", "ema_snapshots", "samples", "*.jsonl")
+    shutil.copytree(folder, output, ignore=ignore)
+    checkpoint.write_tensors(output / "model.safetensors", tensors, {"latentdiff.ema_width": f"{width:g}"})
+    print(f"EMA of width {width:g}: {output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A bar on a terminal for what takes long; silent elsewhere. Training has its own, in its log."""
+"""Progress bars on a terminal (tqdm, where it is installed)."""
 
 import os
 import sys
@@ -7,21 +7,26 @@ from types import SimpleNamespace
 from typing import Any
 
 
-def bar(total: int, what: str, unit: str = "step") -> Any:
-    """A progress bar with update() and close(), on the first rank's terminal where tqdm is installed."""
-    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
-        try:
-            from tqdm import tqdm
+def tqdm_bar(total: int, desc: str | None = None, unit: str = "step", **options) -> Any | None:
+    """A tqdm progress bar on rank 0's terminal; None without a terminal or without tqdm."""
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, desc=desc, unit=unit, **options)
 
-            return tqdm(total=total, desc=what, unit=unit, leave=False)
-        except ImportError:
-            print(f"{what}: {total:,}", file=sys.stderr)
-    return SimpleNamespace(update=lambda: None, close=lambda: None)
+
+def bar(total: int, desc: str, unit: str = "step") -> Any:
+    """A progress bar with update() and close(), which do nothing where no bar can be shown."""
+    shown = tqdm_bar(total, desc, unit, leave=False)
+    return SimpleNamespace(update=lambda: None, close=lambda: None) if shown is None else shown
 
 
-def watched(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-    """The items, under a bar where there is more than one."""
-    shown = bar(total, what, "") if total > 1 else None
+def track(items: Iterable[Any], total: int, desc: str) -> Iterator[Any]:
+    """Yield the items, with a progress bar if there is more than one."""
+    shown = bar(total, desc, "") if total > 1 else None
     for item in items:
         yield item
         if shown is not None:

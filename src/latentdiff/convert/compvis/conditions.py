@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from latentdiff.conditioning.label import LabelConfig
 from latentdiff.conditioning.layout import LayoutConfig
-from latentdiff.conditioning.spatial import LowResConfig, MaskedConfig, SemanticConfig
+from latentdiff.conditioning.low_res import LowResConfig
+from latentdiff.conditioning.inpainting import MaskedConfig
+from latentdiff.conditioning.semantic import SemanticConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.compvis.options import Options

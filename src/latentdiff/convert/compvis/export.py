@@ -7,7 +7,7 @@ import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.conditioning.spatial import MaskedConfig
+from latentdiff.conditioning.inpainting import MaskedConfig
 from latentdiff.config import UserError
 from latentdiff.convert import stream
 from latentdiff.convert.compvis.key_map import (
@@ -79,7 +79,7 @@ def whole(
 
 def _statistics(weights: Weights) -> float:
     """Take the statistics out of an autoencoder's weights; the release holds one number, and no shift."""
-    shift, scale = weights.pop("shift"), weights.pop("scale")
+    shift, scale = weights.pop("latent_shift"), weights.pop("latent_scale")
     if shift.count_nonzero() or (scale != scale.flatten()[0]).any():
         raise UserError(
             "the latents are normalised per channel, and the original release has one number for all; "

@@ -7,7 +7,7 @@ import torch
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
-from latentdiff.conditioning.spatial import MaskedConfig
+from latentdiff.conditioning.inpainting import MaskedConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.compvis import model_config, zoo
@@ -83,8 +83,8 @@ def take(state: State, original: Original, tokenizer: CaptionTokenizer | None) -
         raise UserError(
             f"scale_factor is {scale:g} under inpainting; this project scales the masked picture's latent too"
         )
-    one["shift"] = torch.zeros(first_stage.z_channels, 1, 1)
-    one["scale"] = torch.full((first_stage.z_channels, 1, 1), scale or 1.0)
+    one["latent_shift"] = torch.zeros(first_stage.z_channels, 1, 1)
+    one["latent_scale"] = torch.full((first_stage.z_channels, 1, 1), scale or 1.0)
     return one, two
 
 

@@ -33,7 +33,7 @@ INSIDE = {  # parts of a name inside each kind of layer: ours -> the original's
     ResBlock: {"norm1": "in_layers.0", "conv1": "in_layers.2", "emb": "emb_layers.1"}
     | {"norm2": "out_layers.0", "conv2": "out_layers.3", "skip": "skip_connection"},
     SelfAttention: {"out": "proj_out"},
-    Transformer: {"blocks": "transformer_blocks", "wide": "net.0.proj", "narrow": "net.2"}
+    Transformer: {"blocks": "transformer_blocks", "fc1": "net.0.proj", "fc2": "net.2"}
     | {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"},
     Downsample: {"conv": "op"},
 }

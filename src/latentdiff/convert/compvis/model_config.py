@@ -12,7 +12,8 @@ from latentdiff.convert.compvis.options import Options
 from latentdiff.convert.compvis.unet import unet_of
 from latentdiff.data.folder import FolderConfig
 from latentdiff.diffusion.schedule import ScheduleConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training.settings import TrainConfig
 

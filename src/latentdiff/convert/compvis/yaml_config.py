@@ -6,10 +6,12 @@ from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig
 from latentdiff.conditioning.label import LabelConfig
 from latentdiff.conditioning.layout import LayoutConfig
-from latentdiff.conditioning.spatial import LowResConfig, MaskedConfig, SemanticConfig
+from latentdiff.conditioning.low_res import LowResConfig
+from latentdiff.conditioning.inpainting import MaskedConfig
+from latentdiff.conditioning.semantic import SemanticConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 
 SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "sqrt": "sqrt", "cosine": "cosine"}  # ours -> theirs
 Config = dict[str, Any]
@@ -17,7 +19,7 @@ Config = dict[str, Any]
 
 def config_of(recipe: AutoencoderRecipe | DiffusionRecipe, first_stage: AutoencoderRecipe) -> Config:
     """The config of a run, but for the scale of its latents."""
-    size = max(size_of(first_stage))
+    size = max(first_stage.data.image_size)
     if isinstance(recipe, AutoencoderRecipe):
         return {"model": _first_stage(recipe.autoencoder, size, interface=False)}
     return {"model": _diffusion(recipe, first_stage.autoencoder, size)}
@@ -71,7 +73,7 @@ def _diffusion(recipe: DiffusionRecipe, first_stage: AutoencoderConfig, size: in
     _check(recipe)
     schedule, objective = recipe.schedule, recipe.objective
     factor = 2 ** max(0, len(first_stage.channel_mult) - 1)
-    height, width = (side // factor for side in size_of(recipe))
+    height, width = (side // factor for side in recipe.data.image_size)
     side = height if height == width else [height, width]
     params = {
         "linear_start": schedule.beta_start,

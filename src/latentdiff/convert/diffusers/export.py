@@ -14,7 +14,7 @@ from latentdiff.convert.diffusers import noise_schedule, text_encoder, unet2d, v
 from latentdiff.convert.diffusers.pipelines import how_to_draw, pipeline_for
 from latentdiff.convert.native import new_folder
 from latentdiff.model import LatentDiffusion
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, size_of
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint
 from latentdiff.training import run_dir as runs
 
@@ -27,7 +27,7 @@ def export_run(run: str, output: str) -> None:
     recipe, model = runs.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe), load.load_run(folder)
     with new_folder(path) as aside:
         if isinstance(model, Autoencoder):
-            lines = [_write_autoencoder(aside, model, min(size_of(recipe)), vae.STATISTICS)[1]]
+            lines = [_write_autoencoder(aside, model, min(recipe.data.image_size), vae.STATISTICS)[1]]
         else:
             lines = _write_diffusion(aside, recipe, model)
     print("\n".join([f"{path}:", *(f"  {line}" for line in lines)]))

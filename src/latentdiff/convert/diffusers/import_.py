@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from latentdiff import config, load
-from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.low_res import LowResConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.diffusers import folder as folders

@@ -3,10 +3,11 @@
 from dataclasses import fields
 from typing import NamedTuple
 
-from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.low_res import LowResConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.convert.diffusers import text_encoder, vae
-from latentdiff.model import LatentDiffusion, SamplingConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
+from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import DiffusionRecipe
 
 TOLD = ("sampler", "steps", "guidance_scale", "eta", "spacing")  # settings that a call or the scheduler holds
@@ -32,7 +33,7 @@ def pipeline_for(recipe: DiffusionRecipe, model: LatentDiffusion) -> Pipeline:
         return Pipeline("", vae.STATISTICS, [f"diffusers has none for conditions={names}"])
     if model.autoencoder.config.channel_mult:
         return Pipeline("LDMPipeline", ("scaling_factor",), square)
-    moved = bool((model.autoencoder.shift != 0).any() or (model.autoencoder.scale != 1).any())
+    moved = bool((model.autoencoder.latent_shift != 0).any() or (model.autoencoder.latent_scale != 1).any())
     return Pipeline("DDIMPipeline", (), ["the pixels are normalised, and it takes them from -1 to 1"] if moved else [])
 
 

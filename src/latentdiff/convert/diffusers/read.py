@@ -9,7 +9,7 @@ from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
 from latentdiff.autoencoder.bottleneck import IdentityConfig
 from latentdiff.conditioning.label import LabelConfig
 from latentdiff.conditioning.precomputed import PrecomputedConfig
-from latentdiff.conditioning.spatial import LowResConfig
+from latentdiff.conditioning.low_res import LowResConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.diffusers import folder as folders
@@ -19,7 +19,8 @@ from latentdiff.convert.native import Native
 from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, load_tokenizer, wordpiece
 from latentdiff.diffusion.schedule import ScheduleConfig
-from latentdiff.model import ObjectiveConfig, SamplingConfig
+from latentdiff.diffusion.loss import ObjectiveConfig
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe
 
 Conditions = list[tuple[Condition, Weights]]

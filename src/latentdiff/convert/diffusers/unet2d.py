@@ -18,7 +18,7 @@ INSIDE = {  # parts of a name inside each kind of layer: ours -> theirs
     ResBlock: {"emb": "time_emb_proj", "skip": "conv_shortcut"},
     SelfAttention: {"norm": "group_norm", "out": "to_out.0"},
     Transformer: {"blocks": "transformer_blocks", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-    | {"wide": "net.0.proj", "narrow": "net.2"},
+    | {"fc1": "net.0.proj", "fc2": "net.2"},
 }
 CONVOLUTIONS = ("proj_in.weight", "proj_out.weight")  # 1x1 in theirs, unless use_linear_projection
 

@@ -96,7 +96,7 @@ def statistics(o: Options, channels: int) -> Weights:
     scale = o["scaling_factor"] / torch.tensor(1.0 if std is None else std)
     return {
         name: torch.as_tensor(value, dtype=torch.float32).expand(channels).reshape(-1, 1, 1)
-        for name, value in (("shift", shift), ("scale", scale))
+        for name, value in (("latent_shift", shift), ("latent_scale", scale))
     }
 
 
@@ -113,7 +113,7 @@ def to_theirs(model: Autoencoder, size: int, reads: Iterable[str] = STATISTICS) 
     _check(config)
     if isinstance(config.bottleneck, IdentityConfig):
         config, state = _with_variance(config, state)
-    shift, scale = state.pop("shift").flatten(), state.pop("scale").flatten()
+    shift, scale = state.pop("latent_shift").flatten(), state.pop("latent_scale").flatten()
     is_vq = isinstance(config.bottleneck, VQConfig)
     reads = set(reads) - ({"shift_factor"} if is_vq else set())
     held = [(value == value[0]).all() and (value[0] == default or name in reads)
@@ -198,7 +198,7 @@ def _folded(state: Weights, shift: Tensor, scale: Tensor, is_vq: bool) -> Weight
 def _places(config: AutoencoderConfig) -> dict[str, Place]:
     with torch.device("meta"):
         names = list(Autoencoder(config).state_dict())
-    return {name: _place(name, len(config.channel_mult)) for name in names if name not in ("shift", "scale")}
+    return {name: _place(name, len(config.channel_mult)) for name in names if name not in ("latent_shift", "latent_scale")}
 
 
 def _place(name: str, levels: int) -> Place:

@@ -37,6 +37,13 @@ class ShapesConfig:
     wording: str = "varied"  # of captions: varied, some leave things out; or full, one template that names all
     seed: int = 0  # which scenes
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def open(self, split: str):
+        return ShapesDataset(self, split)
+
 
 class ShapesDataset:
     """The scenes of one split: train, val or test."""

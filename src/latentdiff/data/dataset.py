@@ -1,0 +1,3 @@
+"""Temporary: the data helper writes this file."""
+
+from latentdiff.data.loader import Subset  # noqa: F401
