@@ -72,7 +72,7 @@ def drawn_again(model: LatentDiffusion, z: Tensor, ratio: float) -> float:
     seeds, shape = list(range(len(z))), tuple(z.shape[1:])
     for x in model.draw({}, seeds, shape, model.sampling, start=z, strength=left / len(ts)):
         pass
-    return share(reader.read(picture) is not None for picture in model.autoencoder.decode(x))
+    return share(reader.read_scene(picture) is not None for picture in model.autoencoder.decode(x))
 
 
 def weighed(known: Tensor, x: Tensor, ratio: float) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ def main(words: list[str]) -> None:
     PICTURE.write_text(svg(chart(points)))
     for point in points:
         print(f"  {point['minutes']:5.1f} min  step {point['step']:>6,}  {point['prompt_accuracy']:.3f}  "
-              f"left out {point['prompt_accuracy_left_out']:.3f}")  # fmt: skip
+              f"held-out pairs {point['prompt_accuracy_held_out']:.3f}")  # fmt: skip
 
 
 def judge(folder: Path, prompts: int, every: int) -> None:
@@ -82,7 +82,7 @@ def as_run(folder: Path, saved: Path) -> Path:
 
 def chart(points: list[dict]) -> Chart:
     minutes, series = [round(point["minutes"], 1) for point in points], []
-    for title, name in (("all prompts", "prompt_accuracy"), ("pairs never trained on", "prompt_accuracy_left_out")):
+    for title, name in (("all prompts", "prompt_accuracy"), ("pairs never trained on", "prompt_accuracy_held_out")):
         series.append(Series(title, minutes, *([p[name + end] for p in points] for end in ("", "_low", "_high"))))
     return Chart("minutes", "prompts right", series)
 

@@ -70,8 +70,8 @@ def by_class(model: LatentDiffusion, classifier: torch.nn.Module, options, grid:
     for scale in (0.0, 3.0, 10.0, 30.0, -10.0):
         x = drawn(model, options, towards(classifier, label, scale, model))
         grid.append(x)
-        scenes = [reader.look((one.permute(1, 2, 0) / 2 + 0.5).double().numpy()) for one in x]
-        largest = [kinds.index(max(s.things, key=lambda t: t.radius).kind) if s is not None else -1 for s in scenes]
+        scenes = [reader.detect((one.permute(1, 2, 0) / 2 + 0.5).double().numpy()) for one in x]
+        largest = [kinds.index(max(s.objects, key=lambda t: t.radius).kind) if s is not None else -1 for s in scenes]
         right = sum(a == b for a, b in zip(largest, label.tolist()))
         found.append({"scale": scale, "right": right / len(x), "interval": reader.wilson(right, len(x)),
                       "readable": sum(s is not None for s in scenes) / len(x)})  # fmt: skip

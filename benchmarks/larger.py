@@ -82,7 +82,7 @@ def agreement(x: Tensor, wanted: Tensor, cell: int) -> dict[str, float]:
     for top in range(0, len(image), cell):
         for left in range(0, image.shape[1], cell):
             place = np.s_[top : top + cell, left : left + cell]
-            scene = reader.look(image[place])
+            scene = reader.detect(image[place])
             if scene is not None:
                 seen[place] = torch.from_numpy(draw_scene(scene, cell, cell)[1])
                 grounds[scene.background] += 1

@@ -113,10 +113,10 @@ def classes(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     """The reader finds one object, and it is of the class."""
     labels = column(items, "label")
     x = draw(model, {"label": torch.stack(labels)}, len(items))
-    seen = [reader.look(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5) for picture in x]
+    seen = [reader.detect(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5) for picture in x]
     names = list(KINDS)
-    right = [s is not None and [t.kind for t in s.things] == [names[k]] for s, k in zip(seen, labels)]
-    clean = [reader.read(picture) is not None for picture in x]
+    right = [s is not None and [t.kind for t in s.objects] == [names[k]] for s, k in zip(seen, labels)]
+    clean = [reader.read_scene(picture) is not None for picture in x]
     shown = torch.cat([x[[i for i, k in enumerate(labels) if k == kind][:3]] for kind in range(4)])
     return {"class_accuracy": share(right), "readable": share(clean)}, [shown]
 
@@ -127,9 +127,9 @@ def layouts(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     x = draw(model, {"boxes": boxes}, len(items))
     ious, right = [], []
     for picture, wanted in zip(x, boxes):
-        scene = reader.look(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5)
+        scene = reader.detect(picture.permute(1, 2, 0).double().numpy() / 2 + 0.5)
         side, names = picture.shape[-1], list(KINDS)
-        found = [(*(v / side for v in t.box()), names.index(t.kind)) for t in scene.things] if scene else []
+        found = [(*(v / side for v in t.box()), names.index(t.kind)) for t in scene.objects] if scene else []
         found += [(0.0, 0.0, 0.0, 0.0, -1)] * (len(wanted) - len(found))
         best = max(
             itertools.permutations(found, len(wanted)),
@@ -195,8 +195,8 @@ def filled(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     mean = torch.stack([t[:, ~h].mean(1) for t, h in zip(truth, hole)])[:, :, None, None]
     plain = torch.where(hole[:, None], mean.expand_as(truth), truth)
     differs = ((first - second).abs().mean(1) * hole).sum((1, 2)) / hole.sum((1, 2)) * 127.5
-    figures = {"known_pixels_exact": kept, "valid_scenes": share(reader.read(x) is not None for x in first),
-               "valid_mean_fill": share(reader.read(x) is not None for x in plain),
+    figures = {"known_pixels_exact": kept, "valid_scenes": share(reader.read_scene(x) is not None for x in first),
+               "valid_mean_fill": share(reader.read_scene(x) is not None for x in plain),
                "hole_share": hole.float().mean().item(), "mean_difference_of_seeds": differs.mean().item(),
                "share_that_differs": share(differs > 2)}  # fmt: skip
     shown = torch.where(hole[:, None], torch.tensor(-0.3), truth)
@@ -208,14 +208,14 @@ def unprompted(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
     """Readable scenes, attributes as often as in the data, and no copies of training pictures."""
     count = len(items)
     x, real = draw(model, {}, count), images(items)
-    scenes = [reader.read(picture) for picture in x]
+    scenes = [reader.read_scene(picture) for picture in x]
     config = run_dir.read_recipe(folder, DiffusionRecipe).data
     train = ShapesDataset(config, "train")
     drawn, known = histograms([s for s in scenes if s]), histograms([train.scene(i) for i in range(4000)])
     copies = torch.cat([again(model.autoencoder, part) for part in real.split(BATCH)])
     figures = {"readable": share(s is not None for s in scenes)}
     for name, others in (("in_the_data", real), ("reconstructed", copies)):
-        figures[f"readable_{name}"] = share(reader.read(picture) is not None for picture in others)
+        figures[f"readable_{name}"] = share(reader.read_scene(picture) is not None for picture in others)
     distances = {name: distance(drawn[name], known[name]) for name in known}
     figures |= {f"histogram_{name}": value for name, value in distances.items()}
     figures["histogram_distance"] = float(np.mean(list(distances.values())))
@@ -226,8 +226,8 @@ def unprompted(model: LatentDiffusion, items: list[dict], folder: Path) -> Arm:
 
 
 def histograms(scenes: list[Scene]) -> dict[str, Counter]:
-    things = [thing for scene in scenes for thing in scene.things]
-    told = {"count": [len(s.things) for s in scenes], "background": [s.background for s in scenes]}
+    things = [thing for scene in scenes for thing in scene.objects]
+    told = {"count": [len(s.objects) for s in scenes], "background": [s.background for s in scenes]}
     return {name: Counter(values) for name, values in (
         told | {name: [getattr(t, name) for t in things] for name in ("kind", "colour", "size")}).items()}  # fmt: skip
 
@@ -245,7 +245,7 @@ ARMS: dict[str, Callable[[LatentDiffusion, list[dict], Path], Arm]] = {
 # ---- the table in the docs
 
 BARS = {  # task -> figure, the bar, whether more is better
-    "text": (("prompt_accuracy", 0.7, True), ("prompt_accuracy_left_out", None, True)),
+    "text": (("prompt_accuracy", 0.7, True), ("prompt_accuracy_held_out", None, True)),
     "class": (("class_accuracy", 0.95, True), ("readable", None, True)),
     "layout": (("box_iou", 0.6, True), ("box_class_right", 0.9, True)),
     "semantic": (("iou_1x", 0.6, True), ("iou_2x", 0.5, True), ("iou_4x", 0.5, True)),

@@ -94,7 +94,7 @@ def filled(model: LatentDiffusion, items: list[dict], train: ConditionFields) ->
 
 def mapped(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
     """What a reader finds in the pictures against the map; plain: the training picture with the nearest map."""
-    name = train.wanted[0]
+    name = train.reads[0]
     classes = train.classes[name] + (name == "boxes")
     known, known_maps = pairs([train.item(i, 2 * i + flip) for flip in (0, 1) for i in range(len(train))], name)
     truth, maps = pairs(items, name)

@@ -1,4 +1,4 @@
-"""What the tests of the loops share: the scripts as functions, and tiny runs that are made once."""
+"""Shared by the tests of the training loops: the scripts as functions, and tiny runs that are trained once."""
 
 import importlib.util
 import os
@@ -34,37 +34,38 @@ def script(name: str):
     return module
 
 
-def call(name: str, *words: str) -> None:
-    """What `python name.py words` does, in this process."""
-    script(name).main([str(word) for word in words])
+def call(name: str, *argv: str) -> None:
+    """Run `python name.py argv` in this process."""
+    script(name).main([str(argument) for argument in argv])
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, or of any folder of safetensors files: "file.name" -> tensor."""
+    """All tensors of a checkpoint, or of another folder of safetensors files: "file.name" -> tensor."""
     files = {path.stem: checkpoint.read_tensors(path) for path in sorted(folder.glob("*.safetensors"))}
     return {f"{file}.{name}": tensor for file, tensors in files.items() for name, tensor in tensors.items()}
 
 
 def assert_same_tensors(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    """Equal by name, type, shape and every bit."""
+    """Assert equal names, types, shapes and bits."""
     assert sorted(a) == sorted(b) and a
     different = [name for name in a if a[name].dtype != b[name].dtype or not torch.equal(a[name], b[name])]
     assert not different
 
 
-def rows(folder: Path) -> list[dict]:
-    """metrics.jsonl without what a clock says."""
-    clocks = ("seconds", "images_per_second")
-    return [{k: v for k, v in row.items() if k not in clocks} for row in read_metrics(folder / "metrics.jsonl")]
+def metrics_of(folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl without measured times."""
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in times} for row in read_metrics(folder / "metrics.jsonl")]
 
 
 def column(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
+    """The values of one metric of a run."""
+    return [row[name] for row in metrics_of(folder) if name in row]
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    """Runs go to tmp_path, recipes are found, and what a script sets for its process is set back."""
+def isolated_environment(tmp_path, monkeypatch):
+    """Put runs into tmp_path, make recipe paths valid, and restore the process settings that scripts change."""
     monkeypatch.setenv("LATENTDIFF_RUNS", str(tmp_path / "runs"))
     monkeypatch.chdir(ROOT)
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -78,65 +79,65 @@ def at_home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path) -> Path:
-    """Where this test's runs go."""
+    """Folder of the runs of a test."""
     return tmp_path / "runs"
 
 
 @pytest.fixture
 def refused(capsys, monkeypatch):
-    """refused("sample", words...) -> its one line of error; anything else than that and exit code 2 fails."""
+    """refused("sample", argv...) -> its error message, which must be one line with exit code 2."""
 
-    def refused(name: str, *words: str) -> str:
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+    def refused(name: str, *argv: str) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
+        with pytest.raises(SystemExit) as exit_info:
             cli.run(script(name).main)
         error = capsys.readouterr().err
-        assert leaving.value.code == 2
+        assert exit_info.value.code == 2
         assert error.startswith("error: ") and error.count("\n") == 1
         return error
 
     return refused
 
 
-def _made(tmp_path_factory, name: str, *words: str) -> Path:
+def _train(tmp_path_factory, name: str, *argv: str) -> Path:
     root = tmp_path_factory.mktemp("shared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTDIFF_RUNS", str(root))
         patch.chdir(ROOT)
-        call(name, *words, "name=run")
+        call(name, *argv, "name=run")
     return root / "run"
 
 
 @pytest.fixture(scope="session")
-def unbroken_one(tmp_path_factory) -> Path:
-    """20 steps of stage one in one go. Read only."""
-    return _made(tmp_path_factory, *STAGE_ONE, *TWENTY)
+def stage_one_run(tmp_path_factory) -> Path:
+    """20 uninterrupted steps of stage one. Read only."""
+    return _train(tmp_path_factory, *STAGE_ONE, *TWENTY)
 
 
 @pytest.fixture(scope="session")
-def unbroken_two(tmp_path_factory) -> Path:
-    """20 steps of stage two in one go. Read only."""
-    return _made(tmp_path_factory, *STAGE_TWO, *TWENTY)
+def stage_two_run(tmp_path_factory) -> Path:
+    """20 uninterrupted steps of stage two. Read only."""
+    return _train(tmp_path_factory, *STAGE_TWO, *TWENTY)
 
 
 @pytest.fixture(scope="session")
-def reader(tmp_path_factory) -> Path:
-    """A run of stage two that knows four captions by heart. Read only."""
-    folder = _made(tmp_path_factory, *STAGE_TWO, *OVERFIT)
+def overfit_run(tmp_path_factory) -> Path:
+    """A run of stage two that has overfitted four images with captions. Read only."""
+    folder = _train(tmp_path_factory, *STAGE_TWO, *OVERFIT)
     return folder.with_name("run-overfit4")
 
 
 @pytest.fixture
-def copy_of(runs):
-    """copy_of(run, name): a run's folder, to be changed, under this test's root."""
+def copy_run(runs):
+    """copy_run(run, name): a writable copy of a run in the folder `runs`."""
 
-    def copy_of(run: Path, name: str = "run") -> Path:
+    def copy_run(run: Path, name: str = "run") -> Path:
         return Path(shutil.copytree(run, runs / name))
 
-    return copy_of
+    return copy_run
 
 
-def written(folder: Path) -> list[str]:
-    """Every file and folder below, or nothing where there is no such folder."""
+def files_in(folder: Path) -> list[str]:
+    """Every file and folder below, as relative paths; empty if the folder does not exist."""
     return sorted(os.path.relpath(p, folder) for p in folder.rglob("*")) if folder.exists() else []

@@ -12,7 +12,7 @@ def test_a_permutation_is_a_bijection(n):
         assert sorted(rng.permute(i, n, key) for i in range(n)) == list(range(n))
 
 
-def test_a_permutation_of_very_many_is_evaluated_by_index():
+def test_a_permutation_of_many_items_is_evaluated_by_index():
     n = 10**12 + 1
     assert all(0 <= rng.permute(i, n, 5) < n for i in (0, 1, n // 2, n - 1))
 
@@ -24,13 +24,13 @@ def test_permutations_differ_by_key_and_are_well_mixed():
     for order in orders[:5]:
         assert sum(a == b for a, b in zip(order, orders[-1])) < 10  # one on average
         assert abs(torch.corrcoef(torch.tensor([list(range(n)), order]).double())[0, 1]) < 0.2
-    places = torch.tensor(orders).double().mean(dim=1)  # every epoch is whole
-    assert torch.allclose(places, torch.full_like(places, (n - 1) / 2))
+    means = torch.tensor(orders).double().mean(dim=1)  # every epoch is complete
+    assert torch.allclose(means, torch.full_like(means, (n - 1) / 2))
     first = torch.tensor([rng.permute(0, n, rng.key(1, e)) for e in range(2000)]).double()
     assert first.mean().item() == pytest.approx((n - 1) / 2, abs=5 * n / math.sqrt(12 * 2000))
 
 
-def test_keys_are_63_bits_and_tell_all_their_parts_apart():
+def test_keys_have_63_bits_and_depend_on_all_their_parts():
     parts = [(), (0,), (1,), ("1",), (0, 0), (0, "a"), ("0a",), (1, 23), (12, 3), (-1,)]
     keys = [rng.key(*p) for p in parts]
     assert len(set(keys)) == len(parts)
@@ -38,7 +38,7 @@ def test_keys_are_63_bits_and_tell_all_their_parts_apart():
     assert rng.key(3, "order", 5) == rng.key(3, "order", 5)
 
 
-def test_a_key_belongs_to_a_step_a_position_and_a_purpose():
+def test_a_key_depends_on_step_position_and_purpose():
     a = rng.keys(0, 5, range(4), "eps")
     assert a.tolist()[2:] == rng.keys(0, 5, range(2, 6), "eps").tolist()[:2]
     for other in (
@@ -50,20 +50,20 @@ def test_a_key_belongs_to_a_step_a_position_and_a_purpose():
     assert rng.keys(0, 0, range(0), "eps").shape == (0,)
 
 
-def test_numbers_do_not_depend_on_what_else_is_in_the_batch():
+def test_numbers_do_not_depend_on_the_rest_of_the_batch():
     keys = rng.keys(0, 1, range(8), "eps")
-    for draw in (rng.uniform, rng.normal):
-        whole = draw(keys, (3, 5))
-        assert torch.equal(whole[5:], draw(keys[5:], (3, 5)))
-        assert torch.equal(whole.flip(0), draw(keys.flip(0), (3, 5)))
-        assert torch.equal(whole, draw(keys, (3, 5)))
+    for sample in (rng.uniform, rng.normal):
+        batch = sample(keys, (3, 5))
+        assert torch.equal(batch[5:], sample(keys[5:], (3, 5)))
+        assert torch.equal(batch.flip(0), sample(keys.flip(0), (3, 5)))
+        assert torch.equal(batch, sample(keys, (3, 5)))
 
 
 def test_numbers_of_neighbouring_keys_differ():
-    """Keys may be small or close: 0, 1, 2 ... must not give the same stream shifted."""
+    """Small or close keys such as 0, 1, 2 do not give shifted copies of one stream."""
     numbers = rng.uniform(torch.arange(100), (50,))
     assert numbers.unique().numel() == numbers.numel()
-    assert torch.corrcoef(numbers).fill_diagonal_(0).abs().max() < 0.65  # 0.14 is the spread of one
+    assert torch.corrcoef(numbers).fill_diagonal_(0).abs().max() < 0.65  # the standard deviation of one is 0.14
 
 
 def test_uniform_numbers_are_uniform():
@@ -85,7 +85,7 @@ def test_normal_numbers_are_normal():
     assert rng.normal(torch.tensor([1]), (2,)).dtype == torch.float32
 
 
-def test_coins_are_fair_in_every_bit():
+def test_every_bit_is_fair():
     bits = rng.bits(rng.keys(0, 0, range(400), "b"), 100).flatten()
-    for place in (0, 1, 17, 31, 32, 47, 62, 63):
-        assert (bits >> place & 1).double().mean().item() == pytest.approx(0.5, abs=0.01)
+    for position in (0, 1, 17, 31, 32, 47, 62, 63):
+        assert (bits >> position & 1).double().mean().item() == pytest.approx(0.5, abs=0.01)

@@ -83,7 +83,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 def sincos_pos_embed_2d(height: int, width: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoidal embedding of relative positions, y in the first half of the channels and x in the second.
 
-    From half a period to four periods per side, whatever the resolution; `channels` must be a multiple of 4.
+    From half a period to four periods per side at any resolution; `channels` must be a multiple of 4.
 
     Returns: [height·width, channels] with the device and dtype of `like`.
     """

@@ -35,7 +35,7 @@ class LatentDiffusion(nn.Module):
         self.alignment: nn.Module | None = None  # the projection of REPA, if the recipe has `align`
         self.teacher: Callable[..., Tensor] | None = None  # if the recipe has `distill`
         self.sampling = SamplingConfig()  # default settings
-        self._weak_model: list[LatentDiffusion] = []  # for autoguidance; in a list, so that it is no submodule
+        self.weak_model: LatentDiffusion | None = None  # for autoguidance
 
     # ---- training
 
@@ -118,10 +118,6 @@ class LatentDiffusion(nn.Module):
             guided = guidance.classifier_free(both, scale, rescale, self.schedule)
         return guidance.limit_interval(guided, plain, settings.guidance_interval, self.schedule)
 
-    @property
-    def weak_model(self) -> "LatentDiffusion | None":
-        return self._weak_model[0] if self._weak_model else None
-
     def set_weak_model(self, weak: "LatentDiffusion") -> None:
         """Use autoguidance: guidance moves away from the output of a weaker model of the same condition."""
         if weak.schedule.config != self.schedule.config:
@@ -129,7 +125,7 @@ class LatentDiffusion(nn.Module):
         tokenizers = [model.conditioner.tokenizer for model in (weak, self)]
         if len({None if tokenizer is None else tokenizer.to_bytes() for tokenizer in tokenizers}) > 1:
             raise UserError("--autoguide RUN must use the same tokenizer as the sampled run")
-        self._weak_model = [weak]
+        self.__dict__["weak_model"] = weak  # not a submodule: it is no part of the state dict
 
     def cast_weights(self, dtype: torch.dtype) -> "LatentDiffusion":
         """Cast the weights of conditioner, U-Net and weak model for sampling (layers.cast_weights)."""

@@ -1,7 +1,7 @@
 """Randomness as a function of a key: the same key gives the same numbers on any rank, worker, batch size or restart.
 
-A key is made from what the number is for, e.g. key(seed, step, position, "noise"). No generator state exists, so none
-is saved, and a resumed run draws what an unbroken one would have drawn.
+A key is a hash of the purpose of the number, e.g. key(seed, step, position, "noise"). There is no generator state to
+save, and a resumed run samples the same numbers as an uninterrupted one.
 """
 
 import hashlib
@@ -14,19 +14,19 @@ GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed 64-bit intege
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit key out of any integers and words."""
+    """A 63-bit key from any integers and strings."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def keys(seed: int, step: int, positions: range, what: str, device: torch.device | str = "cpu") -> Tensor:
-    """One key per sample: positions in the global batch of `step` -> int64 [B]. The host waits for no device."""
-    made = torch.tensor([key(seed, step, position, what) for position in positions], dtype=torch.int64)
-    return made.to(device, non_blocking=True)
+def keys(seed: int, step: int, positions: range, purpose: str, device: torch.device | str = "cpu") -> Tensor:
+    """One key per sample: positions in the global batch of `step` -> int64 [B]. Does not synchronize the device."""
+    keys = torch.tensor([key(seed, step, position, purpose) for position in positions], dtype=torch.int64)
+    return keys.to(device, non_blocking=True)
 
 
 def bits(keys: Tensor, count: int) -> Tensor:
-    """SplitMix64 over a counter: keys [B] -> int64 [B, count], every bit a fair coin."""
-    x = keys[:, None] + GOLDEN * torch.arange(1, count + 1, device=keys.device)  # integers wrap, as intended
+    """SplitMix64 over a counter: keys [B] -> int64 [B, count] of independent fair bits."""
+    x = keys[:, None] + GOLDEN * torch.arange(1, count + 1, device=keys.device)  # overflow wraps around, as intended
     x = (x ^ _shift(x, 30)) * -4658895280553007687
     x = (x ^ _shift(x, 27)) * -7723592293110705685
     return x ^ _shift(x, 31)
@@ -38,23 +38,23 @@ def uniform(keys: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
 
 
 def normal(keys: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal numbers by Box-Muller: keys [B] -> [B, *shape]. Computed in float64, so devices agree closely."""
-    raw = bits(keys, math.prod(shape))
-    radius = torch.sqrt(-2 * torch.log((_shift(raw, 32).double() + 1) * 2.0**-32))
-    angle = (raw & 0xFFFFFFFF).double() * (2 * math.pi * 2.0**-32)
+    """Standard normal numbers by Box-Muller: keys [B] -> [B, *shape]; in float64, so that devices agree closely."""
+    random_bits = bits(keys, math.prod(shape))
+    radius = torch.sqrt(-2 * torch.log((_shift(random_bits, 32).double() + 1) * 2.0**-32))
+    angle = (random_bits & 0xFFFFFFFF).double() * (2 * math.pi * 2.0**-32)
     return (radius * torch.cos(angle)).to(dtype).view(-1, *shape)
 
 
 def reseed(*parts: int | str) -> None:
-    """What torch draws by itself from here on, as in dropout, follows from a key as well."""
+    """Seed torch's global generator, which dropout uses, with a key."""
     torch.manual_seed(key(*parts))
 
 
 def permute(i: int, n: int, key: int) -> int:
-    """Where item i of 0..n-1 stands in the keyed random order: a bijection evaluated by index.
+    """Position of item i of 0..n-1 in a keyed random permutation, computed without storing the permutation.
 
-    A four-round Feistel network over the next even power of two, walked until it lands inside (Black & Rogaway 2002):
-    no list is stored, so a run over 10^8 items restarts at once.
+    A four-round Feistel network over the next even power of two, repeated until the value is below n (cycle walking,
+    Black & Rogaway 2002), so a run over 10^8 items resumes at once.
     """
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
@@ -68,7 +68,7 @@ def permute(i: int, n: int, key: int) -> int:
 
 
 def _shift(x: Tensor, n: int) -> Tensor:
-    """Logical shift right; torch shifts arithmetically."""
+    """Logical shift right; >> of torch is arithmetic."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 

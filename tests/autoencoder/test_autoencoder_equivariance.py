@@ -1,4 +1,4 @@
-"""EQ-VAE's warps: what a step draws, and that the loop's target is the warped picture. A frozen encoder stays."""
+"""The random warps of EQ-VAE, training with them, and training with a frozen encoder."""
 
 import pytest
 import torch

@@ -18,12 +18,13 @@ from latentdiff.autoencoder.bottleneck import IdentityConfig, VQConfig
 from latentdiff.config import UserError
 
 WITH_ATTENTION = AutoencoderConfig(channels=8, channel_mult=(1, 2, 2), num_res_blocks=1, attention_levels=(2,),
-                              norm_groups=4)  # fmt: skip
+                                   norm_groups=4)  # fmt: skip
 CONFIGS = {
     "kl": WITH_ATTENTION,
     "vq": AutoencoderConfig(channels=8, channel_mult=(2, 1), num_res_blocks=2, bottleneck=VQConfig(codebook_size=16),
                             mid_attention=False, norm_groups=4),
-    "flat": AutoencoderConfig(channels=8, channel_mult=(1,), num_res_blocks=1, bottleneck=IdentityConfig(), norm_groups=8),
+    "flat": AutoencoderConfig(channels=8, channel_mult=(1,), num_res_blocks=1, bottleneck=IdentityConfig(),
+                              norm_groups=8),
 }  # fmt: skip
 
 
@@ -41,8 +42,10 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-TILINGS = [partial(tiling.exact, rows=1), partial(tiling.exact, rows=3), partial(tiling.exact, rows=50),
-           partial(tiling.offloaded, positions=4), partial(tiling.offloaded, positions=16), tiling.offloaded]  # fmt: skip
+TILINGS = [
+    *(partial(tiling.exact, rows=rows) for rows in (1, 3, 50)),
+    *(partial(tiling.offloaded, positions=positions) for positions in (4, 16, 4096)),
+]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

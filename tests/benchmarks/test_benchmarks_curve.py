@@ -8,8 +8,8 @@ from benchmarks import curve
 
 
 @pytest.mark.slow
-def test_every_checkpoint_is_judged_once_as_if_the_run_had_ended_there(unbroken_two, copy_of, tmp_path, monkeypatch):
-    run = copy_of(unbroken_two)
+def test_every_checkpoint_is_judged_once_as_if_the_run_had_ended_there(stage_two_run, copy_run, tmp_path, monkeypatch):
+    run = copy_run(stage_two_run)
     monkeypatch.setattr(curve, "RESULT", tmp_path / "curve.json")
     monkeypatch.setattr(curve, "PICTURE", tmp_path / "curve.svg")
     curve.main([str(run), "--prompts", "4"])

@@ -9,8 +9,8 @@ from benchmarks import few_steps
 
 
 @pytest.mark.slow
-def test_the_best_of_those_that_were_screened_is_compared_with_ddim(unbroken_two, copy_of, tmp_path, monkeypatch):
-    run = copy_of(unbroken_two)
+def test_the_best_of_those_that_were_screened_is_compared_with_ddim(stage_two_run, copy_run, tmp_path, monkeypatch):
+    run = copy_run(stage_two_run)
     monkeypatch.setattr(few_steps, "RESULTS", tmp_path)
     few_steps.main([str(run), "--steps", "2", "--count", "12", "--screen", "6", "--features", "autoencoder"])
     found = json.loads((tmp_path / "few-steps-run.json").read_text())

@@ -11,7 +11,7 @@ from statistics import mean
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, STAGE_ONE, STAGE_TWO, TWENTY, assert_same_tensors, call, column, rows, tensors_of
+from conftest import ROOT, STAGE_ONE, STAGE_TWO, TWENTY, assert_same_tensors, call, column, metrics_of, tensors_of
 from torch import nn
 
 from latentdiff import load_run
@@ -68,9 +68,9 @@ def test_training_in_every_precision_lowers_the_loss(stage, precision, runs):
 def test_fp16_resumes_with_its_loss_scale(stage, runs):
     fields = (*CUDA, "train.precision=fp16", "train.checkpoint_every=20")
     call(*stage, *fields, "train.steps=20", "name=run")  # the loss scale settles in about 12 steps
-    before = rows(runs / "run")
+    before = metrics_of(runs / "run")
     call(*stage, *fields, "train.steps=30", "name=run")
-    assert rows(runs / "run")[: len(before)] == before
+    assert metrics_of(runs / "run")[: len(before)] == before
     assert column(runs / "run", "skipped_steps")[20:] == [0] * 10  # the initial scale would overflow again
 
 
@@ -231,7 +231,7 @@ def test_ten_steps_and_ten_more_equal_twenty_to_the_bit_when_deterministic(stage
         run_script(stage, *fields, f"train.steps={steps}", f"name={name}")
     last = "checkpoints/step_00000020"
     assert_same_tensors(tensors_of(runs / "run" / last), tensors_of(runs / "whole" / last))
-    assert rows(runs / "run") == rows(runs / "whole")
+    assert metrics_of(runs / "run") == metrics_of(runs / "whole")
 
 
 # ---- the sizes of the paper

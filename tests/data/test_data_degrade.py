@@ -1,4 +1,4 @@
-"""Smaller and worse pictures: antialiased, or worn in a random order that the key decides."""
+"""Low-resolution copies: antialiased, or degraded in a random order that depends on the key."""
 
 import numpy as np
 import pytest
@@ -13,33 +13,33 @@ STRIPES = np.repeat(((np.arange(96) // 2 % 2) * 255).astype(np.uint8)[None, :, N
 
 
 def test_bicubic_is_antialiased() -> None:
-    """Stripes finer than the small picture's pixels become gray instead of other stripes."""
-    small = degrade(DegradeConfig(4), STRIPES, 0).astype(int)
-    assert small.shape == (16, 24, 3)
-    assert np.abs(small[:, 2:-2] - 127).max() < 8 and np.ptp(STRIPES[::4, 1::3]) == 255
+    """Stripes finer than the pixels of the low-resolution image become gray instead of other stripes."""
+    low_res = degrade(DegradeConfig(4), STRIPES, 0).astype(int)
+    assert low_res.shape == (16, 24, 3)
+    assert np.abs(low_res[:, 2:-2] - 127).max() < 8 and np.ptp(STRIPES[::4, 1::3]) == 255
 
 
-def test_bicubic_equals_torchs_up_to_rounding() -> None:
+def test_bicubic_equals_that_of_torch_up_to_rounding() -> None:
     x = torch.from_numpy(NOISE).permute(2, 0, 1)[None].double()
-    want = F.interpolate(x, (16, 24), mode="bicubic", antialias=True).clamp(0, 255)[0].permute(1, 2, 0).numpy()
-    assert np.abs(degrade(DegradeConfig(4), NOISE, 0) - want).max() <= 1.01
+    expected = F.interpolate(x, (16, 24), mode="bicubic", antialias=True).clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    assert np.abs(degrade(DegradeConfig(4), NOISE, 0) - expected).max() <= 1.01
 
 
-def test_bsr_is_another_picture_for_every_key_and_the_same_for_the_same() -> None:
+def test_bsr_is_a_function_of_the_key() -> None:
     bsr = DegradeConfig(4, "bsr")
-    made = [degrade(bsr, STRIPES, key) for key in range(8)]
-    assert all(m.shape == (16, 24, 3) and m.dtype == np.uint8 for m in made)
-    assert all(np.array_equal(m, degrade(bsr, STRIPES, key)) for key, m in enumerate(made))
-    assert len({m.tobytes() for m in made}) == 8
+    images = [degrade(bsr, STRIPES, key) for key in range(8)]
+    assert all(image.shape == (16, 24, 3) and image.dtype == np.uint8 for image in images)
+    assert all(np.array_equal(image, degrade(bsr, STRIPES, key)) for key, image in enumerate(images))
+    assert len({image.tobytes() for image in images}) == 8
     assert np.array_equal(degrade(DegradeConfig(4), STRIPES, 0), degrade(DegradeConfig(4), STRIPES, 1))
 
 
-def test_bsr_keeps_what_the_picture_shows() -> None:
+def test_bsr_keeps_the_content_of_the_image() -> None:
     halves = np.zeros((64, 64, 3), np.uint8)
     halves[:, 32:] = (250, 120, 30)
     for key in range(12):
-        small = degrade(DegradeConfig(4, "bsr"), halves, key).astype(float)
-        assert small[4:-4, 1:5].mean() < 25 and np.abs(small[4:-4, 11:15].mean((0, 1)) - (250, 120, 30)).max() < 25
+        low_res = degrade(DegradeConfig(4, "bsr"), halves, key).astype(float)
+        assert low_res[4:-4, 1:5].mean() < 25 and np.abs(low_res[4:-4, 11:15].mean((0, 1)) - (250, 120, 30)).max() < 25
 
 
 def test_unknown_kinds_are_refused() -> None:

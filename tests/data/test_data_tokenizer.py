@@ -1,4 +1,4 @@
-"""The tokenizer: the same in every process, BERT's when given BERT's vocabulary, and honest about what does not fit."""
+"""The tokenizer: equal in every process, equal to BERT's with its vocabulary, strict about long prompts if asked."""
 
 import hashlib
 import os
@@ -15,7 +15,9 @@ from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, load_tokenizer
 
 DATA = Path(os.environ.get("LATENTDIFF_DATA", "data"))
 COLORS, KINDS = ("red", "green", "purple", "Grey"), ("star", "starfish", "circle", "café", "猫")
-CAPTIONS = [f"a {color} {kind}, {place} it!" for color in COLORS for kind in KINDS for place in ("beside", "below")]
+CAPTIONS = [
+    f"a {color} {kind}, {relation} it!" for color in COLORS for kind in KINDS for relation in ("beside", "below")
+]
 
 TRAIN = """
 import hashlib, random
@@ -26,18 +28,18 @@ print(hashlib.sha256(CaptionTokenizer(train_wordpiece(captions, 75), 16).to_byte
 """
 
 
-def test_processes_with_other_hash_seeds_and_caption_orders_learn_the_same_bytes():
+def test_training_is_deterministic_for_any_hash_seed_and_order_of_captions():
     digests = set()
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
         digests.add(subprocess.run([sys.executable, "-c", TRAIN], env=env, capture_output=True, check=True).stdout)
-    here = CaptionTokenizer(train_wordpiece(iter(CAPTIONS * 2), 75), 16)
-    digests.add(hashlib.sha256(here.to_bytes()).hexdigest().encode() + b"\n")
+    in_process = CaptionTokenizer(train_wordpiece(iter(CAPTIONS * 2), 75), 16)
+    digests.add(hashlib.sha256(in_process.to_bytes()).hexdigest().encode() + b"\n")
     assert len(digests) == 1
-    assert here.vocab_size == 75  # full: there were ties to break
+    assert in_process.vocab_size == 75  # full: there were ties to break
 
 
-def test_other_captions_learn_other_bytes():
+def test_other_captions_give_another_vocabulary():
     assert train_wordpiece(CAPTIONS, 75).to_str() != train_wordpiece(CAPTIONS[:-8], 75).to_str()
 
 
@@ -45,26 +47,26 @@ def test_a_caption_stands_between_cls_and_sep_and_is_padded():
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 12)
     tokens = tokenizer.encode(["A RED star", ""])
     assert tokens.shape == (2, 12) and tokens.dtype == torch.int64
-    words = [tokenizer.tokenizer.id_to_token(i) for i in tokens[0].tolist()]
-    assert words == ["[CLS]", "a", "red", "star", "[SEP]", *["[PAD]"] * 7]
+    names = [tokenizer.tokenizer.id_to_token(i) for i in tokens[0].tolist()]
+    assert names == ["[CLS]", "a", "red", "star", "[SEP]", *["[PAD]"] * 7]
     assert [tokenizer.tokenizer.token_to_id(token) for token in SPECIALS] == [0, 1, 2, 3, 4]
     assert tokenizer.pad_id == 0
     assert tokenizer.empty.tolist() == [2, 3] + [0] * 10
 
 
-def test_words_never_seen_are_spelled_and_only_unknown_characters_are_unknown():
+def test_unseen_words_are_split_and_only_unseen_characters_are_unknown():
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 40)
-    unseen = "tabrag flour gape"  # every letter of it stands somewhere in the captions
+    unseen = "tabrag flour gape"  # each of its letters occurs in the captions
     assert tokenizer.unk_id not in tokenizer.encode([unseen, "Café 猫猫", "CAFE!"])
     assert tokenizer.tokenizer.encode("star ☃").tokens == ["star", "[UNK]"]
 
 
-def test_an_alphabet_that_does_not_fit_loses_its_rarest_characters():
+def test_an_alphabet_that_is_too_large_drops_the_rarest_characters():
     tokenizer = train_wordpiece(["aaab", "aac", "a"], len(SPECIALS) + 4)
     assert set(tokenizer.get_vocab()) == {*SPECIALS, "a", "##a", "b", "##b"}  # of b and c, equally rare, the first
 
 
-def test_a_caption_too_long_is_cut_before_sep_and_refused_when_strict():
+def test_a_long_caption_is_truncated_before_sep_and_refused_if_strict():
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 6)
     long, short = "a red star below it !", "a red star it"
     tokens = tokenizer.encode([long])[0]
@@ -75,13 +77,13 @@ def test_a_caption_too_long_is_cut_before_sep_and_refused_when_strict():
         tokenizer.encode([short, long], strict=True)
 
 
-def test_bytes_file_and_pickle_bring_the_same_tokenizer_back(tmp_path):
+def test_bytes_file_and_pickle_restore_the_tokenizer(tmp_path):
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 16)
     tokenizer.save(tmp_path / "tokenizer.json")
     copies = [
         CaptionTokenizer(tmp_path / "tokenizer.json", 16),
         CaptionTokenizer.from_bytes(tokenizer.to_bytes(), 16),
-        pickle.loads(pickle.dumps(tokenizer)),  # workers that are spawned
+        pickle.loads(pickle.dumps(tokenizer)),  # as for spawned workers
     ]
     for copy in copies:
         assert torch.equal(copy.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
@@ -89,7 +91,7 @@ def test_bytes_file_and_pickle_bring_the_same_tokenizer_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-def test_settings_inside_a_tokenizer_file_change_nothing(tmp_path):
+def test_truncation_and_padding_set_in_a_tokenizer_file_are_ignored(tmp_path):
     raw = train_wordpiece(CAPTIONS, 200)
     plain = CaptionTokenizer(raw, 16).encode(CAPTIONS)
     raw.enable_truncation(4)
@@ -107,18 +109,18 @@ def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, content, words",
+    "name, content, message",
     [
         ("none.txt", None, "no such file"),
-        ("tokenizer.json", "{", "is no vocab.txt or tokenizer.json"),
-        ("vocab.txt", "a\na\n", "names a token twice"),
+        ("tokenizer.json", "{", "is not a valid vocab.txt or tokenizer.json"),
+        ("vocab.txt", "a\na\n", "has a token twice"),
         ("vocab.txt", "[PAD]\n[UNK]\nred\n", r"has no \[CLS\], \[SEP\]"),
     ],
 )
-def test_a_file_that_is_no_tokenizer_is_refused_in_words(tmp_path, name, content, words):
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         CaptionTokenizer(tmp_path / name, 16)
 
 

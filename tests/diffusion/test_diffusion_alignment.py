@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import STAGE_TWO, call, rows, tensors_of
+from conftest import STAGE_TWO, call, metrics_of, tensors_of
 from torch import nn
 
 from latentdiff.config import UserError
@@ -40,4 +40,4 @@ def test_a_run_with_a_feature_encoder_trains_and_samples(tmp_path, runs, cached)
     align = ("align=Align", f"align.path={save_feature_encoder(tmp_path / 'encoder.pt')}", "align.dim=6")
     call(*STAGE_TWO, *short, *align, f"cache.enabled={cached}", "name=aligned")
     assert any(name.startswith("model.alignment.project") for name in tensors_of(runs / "aligned"))
-    assert all(row["loss"] > 0 for row in rows(runs / "aligned") if "loss" in row)
+    assert all(row["loss"] > 0 for row in metrics_of(runs / "aligned") if "loss" in row)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.schedule import SPACINGS, Schedule, ScheduleConfig, shift_timesteps, sampling_timesteps
+from latentdiff.diffusion.schedule import SPACINGS, Schedule, ScheduleConfig, sampling_timesteps, shift_timesteps
 
 VP, FLOW = Schedule(ScheduleConfig()), Schedule(ScheduleConfig(kind="flow"))
 ZERO = Schedule(ScheduleConfig(zero_terminal_snr=True))

@@ -43,7 +43,7 @@ PUBLISHED = [  # parameters, config, in_channels, out_channels, context_dim (cou
 @pytest.mark.parametrize(
     ("count", "config", "c_in", "c_out", "context_dim"), PUBLISHED, ids=lambda value: str(value)[:12]
 )
-def test_the_published_networks_have_their_published_number_of_parameters(count, config, c_in, c_out, context_dim) -> None:
+def test_the_published_networks_have_their_published_parameter_count(count, config, c_in, c_out, context_dim) -> None:
     with torch.device("meta"):
         model = UNet(config, c_in, c_out, context_dim)
     assert sum(parameter.numel() for parameter in model.parameters()) == count

@@ -82,15 +82,15 @@ def folders(tmp_path):
     return tmp_path / "ours", tmp_path / "theirs"
 
 
-@pytest.mark.parametrize("stage", ["unbroken_one", "unbroken_two"])
-def test_the_report_is_one_file_that_opens_at_any_width(stage, request, copy_of):
-    run = copy_of(request.getfixturevalue(stage))
+@pytest.mark.parametrize("stage", ["stage_one_run", "stage_two_run"])
+def test_the_report_is_one_file_that_opens_at_any_width(stage, request, copy_run):
+    run = copy_run(request.getfixturevalue(stage))
     call("evaluate", run, "--count", 8, "--prompts", 4, "--features", "autoencoder")
     page = run / "report.html"
     assert_alone(page)
     titles = re.findall(r"<h2>(.*?)</h2>", page.read_text())
     wanted = {"Training", "Reconstructions", "Figures", "Protocol", "Recipe"}
-    if stage == "unbroken_two":
+    if stage == "stage_two_run":
         wanted |= {"Over training", "Samples", "Nearest neighbours", "Guidance and steps"}
     assert set(titles) == wanted
     for width in WIDTHS:

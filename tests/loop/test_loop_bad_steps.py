@@ -1,10 +1,10 @@
-"""What is not finite, wherever it comes from, reaches no weight, average, moment or buffer, and training goes on."""
+"""Non-finite values of any origin never reach weights, EMA, moments or buffers, and training continues."""
 
 import math
 
 import pytest
 import torch
-from conftest import STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, rows, tensors_of
+from conftest import STAGE_ONE, STAGE_TWO, assert_same_tensors, call, column, metrics_of, tensors_of
 from test_loop_ranks import torchrun
 
 from latentdiff.autoencoder import loss
@@ -13,160 +13,155 @@ from latentdiff.stage_one.adversarial import Adversarial
 from latentdiff.stage_two.batches import BatchEncoder
 from latentdiff.training import checkpoint, optim
 
-WORDS = ("data.count=16", "data.val_count=4", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=1",
+ARGS = ("data.count=16", "data.val_count=4", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=1",
          "train.keep_checkpoints=99", "train.val_every=99", "train.sample_every=99", "train.ema_decay=0.5", "name=run")  # fmt: skip
 BATCH_NORM = ("discriminator.norm=batch", "discriminator.start=2", "discriminator.ramp=1")
 NAN = math.nan
 
 
-def at_third_call(function, spoil):
-    """The function, but for its third call, whose result is spoiled."""
+def at_third_call(function, corrupt):
+    """The function; the result of its third call is corrupted."""
     calls = []
 
-    def poisoned(*args, **kwargs):
+    def corrupted(*args, **kwargs):
         calls.append(1)
         result = function(*args, **kwargs)
-        return spoil(result) if len(calls) == 3 else result
+        return corrupt(result) if len(calls) == 3 else result
 
-    return poisoned
+    return corrupted
 
 
-def data(patch):
+def corrupt_images(patch):
     patch.setattr(loader, "images", at_third_call(loader.images, lambda x: x * NAN))
 
 
-def one_pixel(patch):
-    def spoil(x):
+def corrupt_one_pixel(patch):
+    def corrupt(x):
         x[0, 0, 0, 0] = math.inf
         return x
 
-    patch.setattr(loader, "images", at_third_call(loader.images, spoil))
+    patch.setattr(loader, "images", at_third_call(loader.images, corrupt))
 
 
-def losses(patch):
-    def spoil(terms):
+def corrupt_loss_terms(patch):
+    def corrupt(terms):
         return {name: term * NAN for name, term in terms.items()}
 
-    patch.setattr(loss, "reconstruction_loss", at_third_call(loss.reconstruction_loss, spoil))
+    patch.setattr(loss, "reconstruction_loss", at_third_call(loss.reconstruction_loss, corrupt))
 
 
-def moments(patch):
-    """Those of a latent: a row of the cache."""
-    called = BatchEncoder.__call__
+def corrupt_moments(patch):
+    """Of a latent in the cache."""
+    encode = BatchEncoder.__call__
 
-    def poisoned(latents, batch, step, positions):
-        return called(latents, batch | ({"mean": batch["mean"] * NAN} if step == 2 else {}), step, positions)
+    def corrupted(latents, batch, step, positions):
+        return encode(latents, batch | ({"mean": batch["mean"] * NAN} if step == 2 else {}), step, positions)
 
-    patch.setattr(BatchEncoder, "__call__", poisoned)
-
-
-def loss_of_two(patch):
-    backward, calls = optim.backward, []
-
-    def poisoned(value, scaler):
-        calls.append(1)
-        backward(value * NAN if len(calls) == 3 else value, scaler)
-
-    patch.setattr(optim, "backward", poisoned)
+    patch.setattr(BatchEncoder, "__call__", corrupted)
 
 
-def points(run):
+def corrupt_loss(patch):
+    scale = at_third_call(torch.amp.GradScaler.scale, lambda loss: loss * NAN)
+    patch.setattr(torch.amp.GradScaler, "scale", scale)
+
+
+def checkpoints(run):
     return [tensors_of(path) for path in sorted((run / "checkpoints").iterdir())]
 
 
-def only(point, *files):
-    return {name: tensor for name, tensor in point.items() if name.partition(".")[0] in files}
+def select(tensors, *files):
+    return {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] in files}
 
 
-@pytest.mark.parametrize("stage, poison, files", [
-    ((*STAGE_ONE, *BATCH_NORM), data, ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
-    (STAGE_ONE, one_pixel, ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
-    (STAGE_ONE, losses, ("model", "ema", "optimizer")),
-    (STAGE_TWO, moments, ("model", "ema", "optimizer")),
-    ((*STAGE_TWO, "cache.enabled=false"), data, ("model", "ema", "optimizer")),
-    (STAGE_TWO, loss_of_two, ("model", "ema", "optimizer")),
+@pytest.mark.parametrize("stage, corrupt, files", [
+    ((*STAGE_ONE, *BATCH_NORM), corrupt_images, ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
+    (STAGE_ONE, corrupt_one_pixel, ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
+    (STAGE_ONE, corrupt_loss_terms, ("model", "ema", "optimizer")),
+    (STAGE_TWO, corrupt_moments, ("model", "ema", "optimizer")),
+    ((*STAGE_TWO, "cache.enabled=false"), corrupt_images, ("model", "ema", "optimizer")),
+    (STAGE_TWO, corrupt_loss, ("model", "ema", "optimizer")),
 ], ids=["one-data", "one-pixel", "one-loss", "two-moments", "two-data", "two-loss"])  # fmt: skip
-def test_the_third_step_leaves_no_trace(stage, poison, files, runs, monkeypatch):
-    poison(monkeypatch)
-    call(*stage, *WORDS)
-    at = points(runs / "run")
-    assert all(torch.isfinite(tensor).all() for point in at for tensor in point.values())
-    assert_same_tensors(only(at[1], *files), only(at[2], *files))
+def test_a_non_finite_third_step_changes_nothing(stage, corrupt, files, runs, monkeypatch):
+    corrupt(monkeypatch)
+    call(*stage, *ARGS)
+    saved = checkpoints(runs / "run")
+    assert all(torch.isfinite(tensor).all() for tensors in saved for tensor in tensors.values())
+    assert_same_tensors(select(saved[1], *files), select(saved[2], *files))
     for file in files:
-        before, after = only(at[2], file), only(at[3], file)
-        assert any(not torch.equal(before[name], after[name]) for name in before)  # training goes on
+        before, after = select(saved[2], file), select(saved[3], file)
+        assert any(not torch.equal(before[name], after[name]) for name in before)  # training continues
     assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0] and column(runs / "run", "total_skipped_steps") == [0, 0, 1, 1]
     if "discriminator" in files:
         assert column(runs / "run", "disc_skipped_steps") == [0, 0, 1, 0]
 
 
 def test_no_code_is_reset_to_a_non_finite_value(runs, monkeypatch):
-    data(monkeypatch)
+    corrupt_images(monkeypatch)
     vq = (
         "autoencoder.bottleneck=VQ",
         "autoencoder.bottleneck.codebook_size=64",
         "autoencoder.bottleneck.reset_after=1",
     )
-    call(*STAGE_ONE, *WORDS, *vq)
+    call(*STAGE_ONE, *ARGS, *vq)
     reset = column(runs / "run", "codes_reset")
     assert reset[1] > 0 and reset[2] == 0 and reset[3] > 0
-    assert all(torch.isfinite(tensor).all() for point in points(runs / "run") for tensor in point.values())
+    assert all(torch.isfinite(tensor).all() for tensors in checkpoints(runs / "run") for tensor in tensors.values())
 
 
-def spoiled(optimizer):
-    """One number of one of Adam's moments."""
+def corrupt_adam(optimizer):
+    """Set one element of one of Adam's moments to NaN."""
     moment = optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"]
     moment[(0,) * moment.ndim] = NAN
 
 
-@pytest.mark.parametrize("stage, whose", [(STAGE_ONE, 0), (STAGE_ONE, 1), (STAGE_TWO, 0)], ids=["one", "critic", "two"])
-def test_moments_that_broke_move_no_weight_and_begin_anew(stage, whose, runs, monkeypatch):
-    step, seen = optim.step, []
+@pytest.mark.parametrize("stage, index", [(STAGE_ONE, 0), (STAGE_ONE, 1), (STAGE_TWO, 0)], ids=["one", "discriminator", "two"])
+def test_non_finite_moments_of_adam_change_no_weight_and_are_reset(stage, index, runs, monkeypatch):
+    clip, seen = optim.clip_grad_norm_, []
 
-    def poisoned(optimizer, *rest):
+    def corrupted(optimizer, *rest):
         seen.append(optimizer)
-        if list(dict.fromkeys(seen)).index(optimizer) == whose and seen.count(optimizer) == 3:
-            spoiled(optimizer)
-        return step(optimizer, *rest)
+        if list(dict.fromkeys(seen)).index(optimizer) == index and seen.count(optimizer) == 3:
+            corrupt_adam(optimizer)
+        return clip(optimizer, *rest)
 
-    monkeypatch.setattr(optim, "step", poisoned)
-    call(*stage, *WORDS, "train.steps=12")
-    name = "disc_skipped_steps" if whose else "skipped_steps"
-    assert column(runs / "run", name) == [0] * 2 + [1] * 8 + [0] * 2  # every tenth step mends
+    monkeypatch.setattr(optim, "clip_grad_norm_", corrupted)
+    call(*stage, *ARGS, "train.steps=12")
+    name = "disc_skipped_steps" if index else "skipped_steps"
+    assert column(runs / "run", name) == [0] * 2 + [1] * 8 + [0] * 2  # reset at every tenth step
     weights = ("model", "ema", "discriminator")
     assert all(
-        torch.isfinite(tensor).all() for point in points(runs / "run") for tensor in only(point, *weights).values()
+        torch.isfinite(tensor).all() for tensors in checkpoints(runs / "run") for tensor in select(tensors, *weights).values()
     )
 
 
-def test_the_critic_has_an_fp16_scale_of_its_own_that_is_resumed(runs, monkeypatch):
+def test_the_discriminator_has_its_own_fp16_scale_which_is_resumed(runs, monkeypatch):
     scales, step = [], Adversarial.step
 
-    def noted(critic, number):
-        scales.append(critic.scaler.get_scale())
-        return step(critic, number)
+    def recorded(adversarial, *args):
+        scales.append(adversarial.scaler.get_scale())
+        return step(adversarial, *args)
 
-    monkeypatch.setattr(Adversarial, "step", noted)
-    words = (*WORDS, "train.precision=fp16")
-    call(*STAGE_ONE, *words, "train.steps=8", "name=whole")
+    monkeypatch.setattr(Adversarial, "step", recorded)
+    argv = (*ARGS, "train.precision=fp16")
+    call(*STAGE_ONE, *argv, "train.steps=8", "name=whole")
     whole, scales[:] = list(scales), []
-    call(*STAGE_ONE, *words, "train.steps=4")
-    call(*STAGE_ONE, *words, "train.steps=8")
+    call(*STAGE_ONE, *argv, "train.steps=4")
+    call(*STAGE_ONE, *argv, "train.steps=8")
     assert scales == whole
-    assert_same_tensors(points(runs / "run")[-1], points(runs / "whole")[-1])
-    assert rows(runs / "run")[-1] == rows(runs / "whole")[-1]
+    assert_same_tensors(checkpoints(runs / "run")[-1], checkpoints(runs / "whole")[-1])
+    assert metrics_of(runs / "run")[-1] == metrics_of(runs / "whole")[-1]
 
 
 @pytest.mark.slow
-def test_what_breaks_on_one_rank_is_skipped_by_all(runs):
-    """A loss before the gradients are averaged, and a gradient after it, which the other rank does not see."""
-    torchrun(*STAGE_TWO, *WORDS, "train.steps=6", FAULT="nan")
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(runs):
+    """A loss before the gradients are averaged over the ranks, and a gradient of one rank after that."""
+    torchrun(*STAGE_TWO, *ARGS, "train.steps=6", FAULT="nan")
     assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0, 1, 0] and column(runs / "run", "total_skipped_steps")[-1] == 2
     for kind in ("model", "ema"):
         first, second = (checkpoint.read_tensors(runs / "run" / f"{kind}{rank}.safetensors") for rank in (0, 1))
         assert_same_tensors(first, second)
         assert all(torch.isfinite(tensor).all() for tensor in first.values())
-    at = points(runs / "run")
-    for before, after, moved in ((1, 2, False), (2, 3, True), (3, 4, False), (4, 5, True)):
-        weights = [only(at[step], "model") for step in (before, after)]
-        assert moved == any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    saved = checkpoints(runs / "run")
+    for before, after, changed in ((1, 2, False), (2, 3, True), (3, 4, False), (4, 5, True)):
+        weights = [select(saved[step], "model") for step in (before, after)]
+        assert changed == any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

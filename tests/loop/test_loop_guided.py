@@ -1,4 +1,4 @@
-"""Drawing with more around the denoiser, by the scripts: a classifier that is trained, a picture, tiles."""
+"""Sampling with extra guidance by the scripts: a trained classifier, an image; and sampling in tiles."""
 
 import json
 
@@ -11,74 +11,75 @@ TINY = ("train_classifier", "recipes/classifier/shapes.py", "autoencoder=recipes
         "data.val_count=16", "data.max_objects=1", "cache.shard_size=32", "cache.batch_size=32", "unet.channels=16",
         "unet.head_channels=8", "unet.norm_groups=8", "schedule.snr_shift=1", "train.batch_size=8", "train.log_every=1",
         "train.val_every=10", "train.checkpoint_every=10", "train.precision=fp32")  # fmt: skip
-BLIND = (*STAGE_TWO, "conditions=", "sampling.guidance_scale=1", "train.steps=1", "name=blind")
+UNCOND = (*STAGE_TWO, "conditions=", "sampling.guidance_scale=1", "train.steps=1", "name=uncond")
 
 
-def test_a_resumed_classifier_equals_an_unbroken_one(runs):
+def test_a_resumed_classifier_equals_an_uninterrupted_one(runs):
     call(*TINY, "train.steps=20", "train.lr_schedule=constant", "name=whole")
-    call(*TINY, "train.steps=10", "train.lr_schedule=constant", "name=parts")
-    call(*TINY, "train.steps=20", "train.lr_schedule=constant", "name=parts")
+    call(*TINY, "train.steps=10", "train.lr_schedule=constant", "name=resumed")
+    call(*TINY, "train.steps=20", "train.lr_schedule=constant", "name=resumed")
     last = "checkpoints/step_00000020"
-    assert_same_tensors(tensors_of(runs / "whole" / last), tensors_of(runs / "parts" / last))
-    assert (runs / "whole" / "model.safetensors").exists() and len(column(runs / "whole", "val_right")) == 2
+    assert_same_tensors(tensors_of(runs / "whole" / last), tensors_of(runs / "resumed" / last))
+    assert (runs / "whole" / "model.safetensors").exists() and len(column(runs / "whole", "val_accuracy")) == 2
 
 
 @pytest.mark.slow
-def test_a_classifier_learns_what_it_sees_by_heart(runs):
-    call(*TINY, "--overfit=8", "train.steps=200", "train.lr=3e-3", "name=reader")
-    right = column(runs / "reader-overfit8", "right")
-    assert sum(right[:10]) / 10 < 0.6 and sum(right[-20:]) / 20 > 0.75  # under the noise of any t
+def test_a_classifier_overfits_a_few_images(runs):
+    call(*TINY, "--overfit=8", "train.steps=200", "train.lr=3e-3", "name=classifier")
+    accuracy = column(runs / "classifier-overfit8", "accuracy")
+    assert sum(accuracy[:10]) / 10 < 0.6 and sum(accuracy[-20:]) / 20 > 0.75  # at noise levels of all t
 
 
 def test_a_classifier_guides_a_run_without_classes(runs, tmp_path, refused):
-    call(*TINY, "train.steps=2", "name=judge")
-    call(*BLIND)
-    pictures = {}
+    call(*TINY, "train.steps=2", "name=classifier")
+    call(*UNCOND)
+    images = {}
     for label, scale in ((0, 0), (0, 50), (1, 50), (None, 0)):
-        words = ["--classifier", "judge", "--class", label, "--classifier-scale", scale] if label is not None else []
+        argv = ["--classifier", "classifier", "--class", label, "--classifier-scale", scale] if label is not None else []
         out = tmp_path / f"{label}-{scale}"
-        call("sample", "--run", "blind", "--steps", 4, "--output", out, *words)
-        pictures[label, scale] = np.asarray(Image.open(out / "00000-s0.png")).astype(int)
-        about = json.loads((out / "samples.jsonl").read_text())
-    assert "classifier" not in about
-    assert (pictures[0, 0] == pictures[None, 0]).all() and (pictures[0, 50] != pictures[0, 0]).any()
-    assert (pictures[0, 50] != pictures[1, 50]).any()
-    given = ("--run", "blind", "--output", tmp_path / "none", "--classifier", "judge")
-    assert "--class" in refused("sample", *given)
-    assert "0 to 3" in refused("sample", *given, "--class", 4)
-    call(*BLIND[:-1], "schedule.snr_shift=3", "name=other")
-    assert "schedule" in refused("sample", *given[2:], "--run", "other", "--class", 0)
+        call("sample", "--run", "uncond", "--steps", 4, "--output", out, *argv)
+        images[label, scale] = np.asarray(Image.open(out / "00000-s0.png")).astype(int)
+        row = json.loads((out / "samples.jsonl").read_text())
+    assert "classifier" not in row
+    assert (images[0, 0] == images[None, 0]).all() and (images[0, 50] != images[0, 0]).any()
+    assert (images[0, 50] != images[1, 50]).any()
+    argv = ("--run", "uncond", "--output", tmp_path / "none", "--classifier", "classifier")
+    assert "--class" in refused("sample", *argv)
+    assert "0 to 3" in refused("sample", *argv, "--class", 4)
+    call(*UNCOND[:-1], "schedule.snr_shift=3", "name=other")
+    assert "schedule" in refused("sample", *argv[2:], "--run", "other", "--class", 0)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_is_guided_by_a_picture(runs, tmp_path, refused):
-    call(*BLIND)
+def test_a_run_is_guided_by_an_image(runs, tmp_path, refused):
+    call(*UNCOND)
     Image.new("RGB", (8, 8), (230, 20, 20)).save(tmp_path / "red.png")
     means = []
-    for words in ((), ("--guide", tmp_path / "red.png")):
-        out = tmp_path / str(len(words))
-        call("sample", "--run", "blind", "--steps", 10, "--output", out, *words)
+    for argv in ((), ("--guide-image", tmp_path / "red.png")):
+        out = tmp_path / str(len(argv))
+        call("sample", "--run", "uncond", "--steps", 10, "--output", out, *argv)
         means.append(np.asarray(Image.open(out / "00000-s0.png")).astype(float).mean((0, 1)))
     target = np.array([230, 20, 20])
-    assert np.abs(means[1] - target).sum() < np.abs(means[0] - target).sum() - 2  # by a step of training
-    out = ("--run", "blind", "--output", tmp_path / "none", "--guide")
+    assert np.abs(means[1] - target).sum() < np.abs(means[0] - target).sum() - 2  # after a single training step
+    out = ("--run", "uncond", "--output", tmp_path / "none", "--guide-image")
     assert "no.png" in refused("sample", *out, tmp_path / "no.png")
-    assert "l2 or lpips" in refused("sample", *out, tmp_path / "red.png", "--guide-by", "l3")
+    assert "l2 or lpips" in refused("sample", *out, tmp_path / "red.png", "--similarity", "l3")
 
 
-def test_larger_pictures_are_drawn_in_tiles(tmp_path):
-    call(*BLIND)
-    pictures = []
-    blended = ("--tile", 32, "--coding", "blended")
-    for words in ((), ("--tile", 64), ("--tile", 32), ("--tile", 32, "--overlap", 0.5), blended):
-        out = tmp_path / str(len(pictures))
-        call("sample", "--run", "blind", "--steps", 3, "--height", 64, "--width", 64, "--output", out, *words)
-        pictures.append(np.asarray(Image.open(out / "00000-s0.png")).astype(int))
-    assert all(picture.shape == (64, 64, 3) for picture in pictures)
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a single tile is none
-    assert 0 < np.abs(pictures[2] - pictures[4]).mean() < 20  # the same latent, decoded by tiles with their own norms
-    assert json.loads((out / "samples.jsonl").read_text())["coding"] == "blended"
+def test_larger_images_are_sampled_in_tiles(tmp_path):
+    call(*UNCOND)
+    images = []
+    blended = ("--tile-size", 32, "--tiling", "blended")
+    for argv in ((), ("--tile-size", 64), ("--tile-size", 32), ("--tile-size", 32, "--tile-overlap", 0.5), blended):
+        out = tmp_path / str(len(images))
+        call("sample", "--run", "uncond", "--steps", 3, "--height", 64, "--width", 64, "--output", out, *argv)
+        images.append(np.asarray(Image.open(out / "00000-s0.png")).astype(int))
+    assert all(image.shape == (64, 64, 3) for image in images)
+    assert np.abs(images[0] - images[1]).max() <= 1  # a single tile changes nothing
+    assert 0 < np.abs(images[2] - images[4]).mean() < 20  # the same latent, decoded in tiles with their own normalization
+    assert json.loads((out / "samples.jsonl").read_text())["tiling"] == "blended"
 
 
-def test_a_classifier_without_a_label_is_refused(refused):
-    assert "one Label" in refused("train_classifier", TINY[1], "conditions=")
+def test_fields_of_a_diffusion_recipe_that_a_classifier_does_not_have_are_refused(refused):
+    for field in ("conditions=", "objective.prediction=v", "distill=Distill", "init=RUN", "align=Align"):
+        assert "has no field" in refused("train_classifier", TINY[1], field)

@@ -1,4 +1,4 @@
-"""Runs that are killed inside a write and started again equal the unbroken one: a share of what kills.py tries."""
+"""Runs that are killed during a write and resumed equal the uninterrupted one: a few of the kills of kills.py."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from conftest import ROOT
 
 
 @pytest.mark.slow
-def test_killed_runs_that_are_started_again_equal_the_unbroken_one():
-    """In a process of its own, which forks the runs: both stages, alone and on two ranks."""
+def test_killed_and_resumed_runs_equal_the_uninterrupted_one():
+    """In a separate process, which forks the runs: both stages, on one and on two ranks."""
     result = subprocess.run(
         [sys.executable, Path(__file__).with_name("kills.py"), "3"], env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=ROOT, capture_output=True, text=True, timeout=1800,

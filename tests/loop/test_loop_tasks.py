@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import call, column, rows, written
+from conftest import call, column, files_in, metrics_of
 from PIL import Image
 
 import latentdiff
-from latentdiff import recipe, rng
+from latentdiff import cli, recipe, rng
 from latentdiff.autoencoder.autoencoder import Decoder, Encoder
 from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 from latentdiff.recipe import DiffusionRecipe
+from latentdiff.sampling import options as sample_options
 from latentdiff.training.run_dir import read_recipe
 
 TASKS = ("class", "layout", "semantic", "superres", "inpaint", "uncond", "text", "pixel", "distilled")
@@ -29,16 +30,16 @@ def trained(tmp_path_factory):
     """trained(task): a run of two steps. Read only."""
     root, made = tmp_path_factory.mktemp("tasks"), {}
 
-    def trained(task, *words):
-        if (task, words) not in made:
+    def trained(task, *argv):
+        if (task, argv) not in made:
             own = () if task == "pixel" else ("autoencoder=recipes/autoencoder/tiny.py",)
             if task == "distilled":  # with its teacher comes the autoencoder
                 own = (f"init={trained('text')}",)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("LATENTDIFF_RUNS", str(root))
-                call("train_diffusion", f"recipes/diffusion/{task}.py", *TWO, *own, *words, f"name={task}{len(made)}")
-            made[task, words] = root / f"{task}{len(made)}"
-        return made[task, words]
+                call("train_diffusion", f"recipes/diffusion/{task}.py", *TWO, *own, *argv, f"name={task}{len(made)}")
+            made[task, argv] = root / f"{task}{len(made)}"
+        return made[task, argv]
 
     return trained
 
@@ -63,8 +64,8 @@ def given(tmp_path):
     return files.__getitem__
 
 
-def pictures(folder):
-    return [np.asarray(Image.open(folder / name)) for name in written(folder) if name.endswith(".png")]
+def images(folder):
+    return [np.asarray(Image.open(folder / name)) for name in files_in(folder) if name.endswith(".png")]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -73,16 +74,14 @@ def test_every_small_recipe_takes_two_steps_and_draws(task, trained, given, tmp_
     assert len(column(run, "loss")) == 2 and len(column(run, "val_loss")) == 1
     assert np.isfinite(column(run, "loss")).all() and (run / "samples" / "00000002.png").exists()
     call("sample", "--run", run, "--output", tmp_path / "out", *SEEDS, "--seed", "0-1", *given(task))
-    drawn = pictures(tmp_path / "out")
+    drawn = images(tmp_path / "out")
     assert [x.shape for x in drawn] == [(32, 32, 3)] * 2 and not np.array_equal(*drawn)
 
 
 def test_the_help_of_a_run_says_what_it_draws_from(trained, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sample.py", "--run", str(trained("semantic")), "--help"])
-    from latentdiff import cli
-
     with pytest.raises(SystemExit):
-        cli.answer_help("usage", cli.about_run)
+        cli.answer_help("usage", sample_options.describe_run)
     assert "--segmentation" in (said := capsys.readouterr().out) and "class numbers from 0 to 4" in said
 
 
@@ -97,18 +96,18 @@ def test_the_newest_run_that_takes_the_inputs_is_the_default(trained, given, run
 @pytest.mark.parametrize("task, more", [("inpaint", ()), ("uncond", ()), ("text", ("--prompt", "a red star"))])
 def test_known_pixels_stay_to_the_bit_and_the_others_depend_on_the_seed(task, more, trained, given, tmp_path):
     """Also in a run that has learned nothing of masks: known pixels are blended in while it draws."""
-    drawn = pictures_of(trained(task), tmp_path / "out", "--seed", "0-1", *given("inpaint"), *more)
+    drawn = sample_images(trained(task), tmp_path / "out", "--seed", "0-1", *given("inpaint"), *more)
     image, hole = known(tmp_path)
     assert len(drawn) == 2 and all(np.array_equal(x[~hole], image[~hole]) for x in drawn)
     assert not np.array_equal(drawn[0][hole], drawn[1][hole])
 
 
 def known(folder):
-    """The picture and the hole, [H, W], of given("inpaint")."""
+    """The image and the hole, [H, W], of given("inpaint")."""
     return np.asarray(Image.open(folder / "image.png")), np.asarray(Image.open(folder / "mask.png")) > 0
 
 
-def test_pictures_that_are_measured_and_looked_at_keep_their_known_pixels_too(trained, runs):
+def test_images_that_are_measured_and_looked_at_keep_their_known_pixels_too(trained, runs):
     run = Path(shutil.copytree(trained("inpaint"), runs / "run"))
     call("evaluate", run, "--count", 3, "--batch-size", 2, "--features", "autoencoder", "--no-report")
     r = read_recipe(run, DiffusionRecipe)
@@ -124,67 +123,67 @@ def test_pictures_that_are_measured_and_looked_at_keep_their_known_pixels_too(tr
 
 
 def differing(drawn, asked):
-    """Where a picture [H, W, 3] is not the one that was to be filled: "hole", "known" or both."""
+    """Where a image [H, W, 3] is not the one that was to be filled: "hole", "known" or both."""
     places = np.where(asked["mask"] > 0, "hole", "known")
     return set(places[(drawn != asked["image"]).any(-1)].tolist())
 
 
 def test_blending_looks_at_the_known_pixels(trained, given, tmp_path):
-    first = pictures_of(trained("uncond"), tmp_path / "a", *given("inpaint"))[0]
+    first = sample_images(trained("uncond"), tmp_path / "a", *given("inpaint"))[0]
     image, hole = known(tmp_path)
     Image.fromarray(255 - image).save(tmp_path / "image.png")
-    other = pictures_of(trained("uncond"), tmp_path / "b", *given("inpaint"))[0]
+    other = sample_images(trained("uncond"), tmp_path / "b", *given("inpaint"))[0]
     assert not np.array_equal(first[hole], other[hole])
 
 
-def pictures_of(run, folder, *words):
-    call("sample", "--run", run, "--output", folder, *SEEDS, *words)
-    return pictures(folder)
+def sample_images(run, folder, *argv):
+    call("sample", "--run", run, "--output", folder, *SEEDS, *argv)
+    return images(folder)
 
 
 def test_folders_of_inputs_are_drawn_one_by_one_at_their_own_sizes(trained, tmp_path):
     (tmp_path / "maps").mkdir()
     for name, size in (("a", (32, 32)), ("b", (64, 48)), ("c", (64, 48))):
         Image.new("L", size, 1).save(tmp_path / "maps" / f"{name}.png")
-    drawn = pictures_of(trained("semantic"), tmp_path / "out", "--segmentation", tmp_path / "maps", "--num-images", 2)
+    drawn = sample_images(trained("semantic"), tmp_path / "out", "--segmentation", tmp_path / "maps", "--num-images", 2)
     assert [x.shape[:2] for x in drawn] == [(32, 32)] * 2 + [(48, 64)] * 4
     notes = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [note["segmentation"][-5:] for note in notes] == ["a.png"] * 2 + ["b.png"] * 2 + ["c.png"] * 2
 
 
 def test_a_batch_of_inputs_draws_what_each_would_alone(trained, given, tmp_path):
-    words = ("--layout", given("layout")[1])
+    argv = ("--layout", given("layout")[1])
     (tmp_path / "none.json").write_text('{"objects": {"bbox": [], "categories": []}}')
-    both = pictures_of(trained("layout"), tmp_path / "a", *words, "--layout", tmp_path / "none.json")
-    alone = pictures_of(trained("layout"), tmp_path / "b", "--layout", tmp_path / "none.json")
+    both = sample_images(trained("layout"), tmp_path / "a", *argv, "--layout", tmp_path / "none.json")
+    alone = sample_images(trained("layout"), tmp_path / "b", "--layout", tmp_path / "none.json")
     assert np.abs(both[1].astype(int) - alone[0].astype(int)).max() <= 1
 
 
-def test_a_picture_is_drawn_over_as_far_as_strength_says(trained, given, tmp_path):
+def test_a_image_is_drawn_over_as_far_as_strength_says(trained, given, tmp_path):
     given("inpaint")
     image = np.asarray(Image.open(tmp_path / "image.png")).astype(int)
-    words = ("--init-image", tmp_path / "image.png", "--steps", 10, "--strength")
+    argv = ("--init-image", tmp_path / "image.png", "--steps", 10, "--strength")
     run = trained("pixel", "schedule.snr_shift=1")  # a shift of its own would be most of the noise at a tenth
-    weak, strong = (pictures_of(run, tmp_path / s, *words, s)[0] for s in ("0.1", "1"))
+    weak, strong = (sample_images(run, tmp_path / s, *argv, s)[0] for s in ("0.1", "1"))
     assert np.abs(weak - image).mean() < 0.5 * np.abs(strong - image).mean()
 
 
-@pytest.mark.parametrize(("coding", "largest"),
-                         [("exact", {}), ("spilled", {}), ("blended", {"Encoder": 32, "Decoder": 8})])  # fmt: skip
-@pytest.mark.parametrize("words", [("inpaint", "--image"), ("uncond", "--image"), ("uncond", "--init-image")])
-def test_larger_pictures_are_encoded_and_decoded_in_parts(words, coding, largest, trained, tmp_path, monkeypatch):
-    run, option = trained(words[0]), words[1]
+@pytest.mark.parametrize(("tiling", "largest"),
+                         [("exact", {}), ("offloaded", {}), ("blended", {"Encoder": 32, "Decoder": 8})])  # fmt: skip
+@pytest.mark.parametrize("argv", [("inpaint", "--image"), ("uncond", "--image"), ("uncond", "--init-image")])
+def test_larger_images_are_encoded_and_decoded_in_parts(argv, tiling, largest, trained, tmp_path, monkeypatch):
+    run, option = trained(argv[0]), argv[1]
     image = ShapesDataset(ShapesConfig(height=64, width=96), "test").item(0, 0)["image"]
     mask = np.zeros((64, 96), np.uint8)
     mask[20:50, 30:80] = 255
     for name, pixels in (("image", image), ("mask", mask)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    words = (option, tmp_path / "image.png", "--tile", 32, "--coding", coding)
-    words += ("--mask", tmp_path / "mask.png") if option == "--image" else ("--height", 64, "--width", 96)
+    argv = (option, tmp_path / "image.png", "--tile-size", 32, "--tiling", tiling)
+    argv += ("--mask", tmp_path / "mask.png") if option == "--image" else ("--height", 64, "--width", 96)
     seen = {}
     for network in (Encoder, Decoder):
         monkeypatch.setattr(network, "features", watched(network.features, seen))
-    (drawn,) = pictures_of(run, tmp_path / "out", *words)
+    (drawn,) = sample_images(run, tmp_path / "out", *argv)
     assert seen == largest and drawn.shape == (64, 96, 3)  # strips go through the layers, never through a network
     assert option == "--init-image" or np.array_equal(drawn[mask == 0], image[mask == 0])
 
@@ -200,7 +199,7 @@ def watched(features, seen):
     return inside
 
 
-def test_a_row_shows_how_a_picture_came_to_be(trained, tmp_path):
+def test_a_row_shows_how_a_image_came_to_be(trained, tmp_path):
     call("sample", "--run", trained("uncond"), "--output", tmp_path, "--steps", 4, "--progressive")
     row = np.asarray(Image.open(tmp_path / "00000-s0-steps.png"))
     last = np.asarray(Image.open(tmp_path / "00000-s0.png"))
@@ -208,7 +207,7 @@ def test_a_row_shows_how_a_picture_came_to_be(trained, tmp_path):
 
 
 def test_python_draws_from_fields_as_the_script_does(trained, given, tmp_path):
-    drawn = pictures_of(trained("inpaint"), tmp_path / "out", *given("inpaint"), "--num-images", 2)
+    drawn = sample_images(trained("inpaint"), tmp_path / "out", *given("inpaint"), "--num-images", 2)
     model = latentdiff.load_run(trained("inpaint"))
     image = torch.from_numpy(np.asarray(Image.open(tmp_path / "image.png")).copy())
     mask = torch.from_numpy((np.asarray(Image.open(tmp_path / "mask.png")) > 0).astype(np.uint8))
@@ -220,11 +219,11 @@ def test_python_draws_from_fields_as_the_script_does(trained, given, tmp_path):
     assert model.sample(fields={"boxes": [np.ones((1, 5))]}, steps=2, height=40).shape == (1, 3, 40, 32)
 
 
-def test_the_degradation_of_pictures_that_nobody_prepared_is_trained_on(trained, given, tmp_path):
-    run = trained("superres", "fields.0.kind=bsr")
+def test_the_degradation_of_images_that_nobody_prepared_is_trained_on(trained, given, tmp_path):
+    run = trained("superres", "derived_fields.0.kind=bsr")
     ours, plain = (column(r, "grad_norm") for r in (run, trained("superres")))
-    assert len(ours) == 2 and np.isfinite(ours).all() and ours[0] != plain[0]  # the same pictures, made small otherwise
-    assert pictures_of(run, tmp_path / "out", *given("superres"))[0].shape == (32, 32, 3)
+    assert len(ours) == 2 and np.isfinite(ours).all() and ours[0] != plain[0]  # the same images, made small otherwise
+    assert sample_images(run, tmp_path / "out", *given("superres"))[0].shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_a_caption_or_a_class_and_a_mask_can_be_joined(task, one, other, runs, g
     recipe.write_text(
         '"""Filling as something says."""\nfrom dataclasses import replace\nfrom latentdiff.config import read_recipe\n'
         f'base, fill = (read_recipe(f"recipes/diffusion/{{name}}.py") for name in ("{task}", "inpaint"))\n'
-        "recipe = replace(base, fields=fill.fields, conditions=(*base.conditions, *fill.conditions))\n"
+        "recipe = replace(base, derived_fields=fill.derived_fields, conditions=(*base.conditions, *fill.conditions))\n"
     )
     hasty = (
         "train.warmup_steps=0",
@@ -244,8 +243,8 @@ def test_a_caption_or_a_class_and_a_mask_can_be_joined(task, one, other, runs, g
         "train.ema_decay=0",
     )  # or two steps would teach nothing of what is said
     call("train_diffusion", recipe, *TWO, "autoencoder=recipes/autoencoder/tiny.py", *hasty)
-    words = (*given("inpaint"), one, other, "--guidance-scale", 20)
-    drawn = pictures_of(runs / "guided", tmp_path / "out", *words, "--seed", "0-1")
+    argv = (*given("inpaint"), one, other, "--guidance-scale", 20)
+    drawn = sample_images(runs / "guided", tmp_path / "out", *argv, "--seed", "0-1")
     image, hole = known(tmp_path)
     assert len(drawn) == 4 and all(np.array_equal(x[~hole], image[~hole]) for x in drawn)
     assert len({x[hole].tobytes() for x in drawn}) == 4  # another for either seed, and for what is said
@@ -277,18 +276,18 @@ def broken(tmp_path):
         "nothing given": ("semantic", (), "--segmentation (a map"),
         "half given": ("inpaint", image, "--mask"),
         "half given elsewhere": ("uncond", mask, "--image and --mask go together"),
-        "too much": ("class", ("--class", "1", "--prompt", "a star"), "takes no --prompt; it draws from --class"),
-        "too much for none": ("uncond", ("--class", "1"), "without any condition"),
+        "too much": ("class", ("--class", "1", "--prompt", "a star"), "does not take --prompt; it takes --class"),
+        "too much for none": ("uncond", ("--class", "1"), "it is unconditional"),
         "mask of another size": ("inpaint", (*image, "--mask", at("wide.png")), "64x32, but --image"),
-        "mask that is black": ("inpaint", (*image, "--mask", at("black.png")), "black all over"),
-        "picture of no multiple": ("inpaint", ("--image", at("odd.png"), "--mask", at("odd.png")), "multiples of 4"),
-        "no picture": ("inpaint", ("--image", at("text.json"), *mask), "is no picture"),
+        "mask that is black": ("inpaint", (*image, "--mask", at("black.png")), "black everywhere"),
+        "image of no multiple": ("inpaint", ("--image", at("odd.png"), "--mask", at("odd.png")), "multiples of 4"),
+        "no image": ("inpaint", ("--image", at("text.json"), *mask), "is no image"),
         "no file": ("superres", ("--low-res", at("nowhere.png")), "nowhere.png"),
         "box outside": ("layout", ("--layout", at("outside.json")), "[0.5, 0.5, 0.6, 0.2] is not inside"),
-        "box outside, in pixels": ("layout", ("--layout", at("pixels.json")), "not inside the picture of 640 x 480"),
+        "box outside, in pixels": ("layout", ("--layout", at("pixels.json")), "not inside the image of 640 x 480"),
         "box without width": ("layout", ("--layout", at("flat.json")), "is not inside"),
         "box of an unknown class": ("layout", ("--layout", at("kind.json")), "class 9"),
-        "too many boxes": ("layout", ("--layout", at("many.json")), "3 boxes; this run takes 2"),
+        "too many boxes": ("layout", ("--layout", at("many.json")), "3 boxes; this run takes at most 2"),
         "layout that is no JSON": ("layout", ("--layout", at("text.json")), '"objects"'),
         "map with unknown ids": ("semantic", ("--segmentation", at("unknown.png")), "class 5"),
         "map in colour": ("semantic", ("--segmentation", at("image.png")), "it must be gray"),
@@ -296,9 +295,9 @@ def broken(tmp_path):
         "empty folder": ("semantic", ("--segmentation", at("empty")), "empty folder"),
         "another height": ("superres", ("--low-res", at("image.png"), "--height", 64), "128x128; leave them out"),
         "as many of each": ("inpaint", (*image, *image, *image, *mask, *mask), "3 x --image, 2 x --mask"),
-        "strength without picture": ("uncond", ("--strength", 0.5), "--init-image"),
+        "strength without image": ("uncond", ("--strength", 0.5), "--init-image"),
         "strength of nothing": ("uncond", ("--init-image", at("image.png"), "--strength", 0), "strength is 0"),
-        "picture to draw over": ("uncond", ("--init-image", at("nowhere.png")), "nowhere.png"),
+        "image to draw over": ("uncond", ("--init-image", at("nowhere.png")), "nowhere.png"),
         "negative without text": ("class", ("--class", 1, "--negative-prompt", "a star"), "--negative-prompt"),
         "nothing to guide": ("semantic", ("--segmentation", at("mask.png"), "--guidance-scale", 2), ""),
     }  # fmt: skip
@@ -306,31 +305,33 @@ def broken(tmp_path):
 
 def test_wrong_and_missing_inputs_each_give_one_clear_line(trained, refused, tmp_path):
     wrong = broken(tmp_path)
-    for what, (task, words, line) in wrong.items():
-        error = refused("sample", "--run", trained(task), "--output", tmp_path / "out", *words)
+    for what, (task, argv, line) in wrong.items():
+        error = refused("sample", "--run", trained(task), "--output", tmp_path / "out", *argv)
         assert line in error, what
         assert not (tmp_path / "out").exists(), what
 
 
 def test_data_that_lacks_what_a_condition_reads_is_refused(refused, tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(4):
-        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "pictures" / f"{i}.png")
-    words = ("data=Folder", f"data.path={tmp_path / 'pictures'}", "data.size=32", "train.batch_size=2")
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+    argv = ("data=Folder", f"data.path={tmp_path / 'images'}", "data.size=32", "train.batch_size=2")
     first = "autoencoder=recipes/autoencoder/tiny.py"
     for task, what in (("semantic", "map_file_name"), ("layout", "objects"), ("class", "label")):
         recipe = f"recipes/diffusion/{task}.py"
-        words_of = [word for word in TWO if not word.startswith("data.")]
-        assert what in refused("train_diffusion", recipe, first, *words_of, "data=Folder", *words[1:])
+        args = [word for word in TWO if not word.startswith("data.")]
+        assert what in refused("train_diffusion", recipe, first, *args, "data=Folder", *argv[1:])
 
 
 def test_a_low_resolution_condition_without_its_maker_is_refused(refused):
-    assert "fields must have Degrade()" in refused("train_diffusion", "recipes/diffusion/superres.py", "fields=")
+    assert "add Degrade() to derived_fields" in refused(
+        "train_diffusion", "recipes/diffusion/superres.py", "derived_fields="
+    )
 
 
-def test_a_scale_that_does_not_divide_the_pictures_is_refused(refused, runs):
-    words = ("recipes/diffusion/superres.py", "autoencoder=recipes/autoencoder/tiny.py", *TWO, "fields.0.scale=3")
-    assert "scale is 3; it must divide the sides of the pictures, 32x32" in refused("train_diffusion", *words)
+def test_a_scale_that_does_not_divide_the_images_is_refused(refused, runs):
+    argv = ("recipes/diffusion/superres.py", "autoencoder=recipes/autoencoder/tiny.py", *TWO, "derived_fields.0.scale=3")
+    assert "scale of Degrade is 3; it must divide the sides of the images, 32x32" in refused("train_diffusion", *argv)
     assert not runs.exists()
 
 
@@ -344,14 +345,14 @@ def test_a_run_starts_from_the_average_of_another_also_at_another_size(other, tr
     call("train_diffusion", "recipes/diffusion/semantic.py", *first, f"init={source}", *other, "name=fine")
     ours, theirs = (latentdiff.load_run(path).state_dict() for path in (runs / "fine", source))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-    assert rows(runs / "fine")[0]["step"] == 1  # a run of its own
+    assert metrics_of(runs / "fine")[0]["step"] == 1  # a run of its own
 
 
 def test_tensors_that_do_not_fit_are_listed_and_refused_unless_asked_for(trained, runs, refused):
     first = ("autoencoder=recipes/autoencoder/tiny.py", *TWO, "train.lr=1e-9", f"init={trained('semantic')}")
     wider = ("recipes/diffusion/semantic.py", *first, "conditions.0.channels=4", "name=fine")
     error = refused("train_diffusion", *wider)
-    assert "2 tensors do not fit" in error and "conditioner.parts.0.channel_mapper.weight ([8, 5, 1, 1] there" in error
+    assert "2 tensors do not fit" in error and "conditioner.parts.0.channel_mapper.weight ([8, 5, 1, 1] in" in error
     assert "unet.conv_in.weight" in error and not (runs / "fine").exists()
     call("train_diffusion", *wider, "init_partial=true")
     ours, theirs = (latentdiff.load_run(p).unet.state_dict() for p in (runs / "fine", trained("semantic")))
@@ -360,19 +361,19 @@ def test_tensors_that_do_not_fit_are_listed_and_refused_unless_asked_for(trained
 
 
 def test_a_run_with_text_keeps_the_tokens_and_the_autoencoder_of_the_run_that_it_starts_from(trained, runs):
-    words = (*TWO, "data.wording=varied", "data.kinds=ring", f"init={trained('text')}", "autoencoder=", "name=fine")
-    call("train_diffusion", "recipes/diffusion/text.py", *words)
+    argv = (*TWO, "data.wording=varied", "data.kinds=ring", f"init={trained('text')}", "autoencoder=", "name=fine")
+    call("train_diffusion", "recipes/diffusion/text.py", *argv)
     assert (runs / "fine" / "tokenizer.json").read_bytes() == (trained("text") / "tokenizer.json").read_bytes()
     ours, theirs = (latentdiff.load_run(p).autoencoder.weights_hash() for p in (runs / "fine", trained("text")))
     assert ours == theirs
 
 
-def test_stage_one_starts_from_another_run_as_well(unbroken_one, runs, refused):
+def test_stage_one_starts_from_another_run_as_well(stage_one_run, runs, refused):
     recipe = "recipes/autoencoder/tiny.py"
-    call("train_autoencoder", recipe, "train.steps=1", "train.lr=1e-9", f"init={unbroken_one}", "name=fine")
-    ours, theirs = (latentdiff.load_run(p).encoder.state_dict() for p in (runs / "fine", unbroken_one))
+    call("train_autoencoder", recipe, "train.steps=1", "train.lr=1e-9", f"init={stage_one_run}", "name=fine")
+    ours, theirs = (latentdiff.load_run(p).encoder.state_dict() for p in (runs / "fine", stage_one_run))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
-    error = refused("train_autoencoder", recipe, "autoencoder.channels=16", f"init={unbroken_one}", "name=wide")
+    error = refused("train_autoencoder", recipe, "autoencoder.channels=16", f"init={stage_one_run}", "name=wide")
     assert "tensors do not fit" in error and "init_partial=true" in error
     assert "it must be DiffusionRecipe" in refused("train_diffusion", "recipes/diffusion/tiny.py",
-                                                   f"init={unbroken_one}", "name=other")  # fmt: skip
+                                                   f"init={stage_one_run}", "name=other")  # fmt: skip

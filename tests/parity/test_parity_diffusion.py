@@ -1,4 +1,4 @@
-"""Schedules, DDIM and the training loss give the original release's numbers (tests/fixtures/vectors)."""
+"""Schedules, DDIM and the training loss equal the original release (tests/fixtures/vectors)."""
 
 import json
 
@@ -9,56 +9,58 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentdiff.config import UserError
-from latentdiff.convert.compvis import key_map
+from latentdiff.convert import key_map
+from latentdiff.convert.compvis import key_maps
 from latentdiff.diffusion.guidance import blend_known
 from latentdiff.diffusion.loss import ObjectiveConfig, loss_weight
 from latentdiff.diffusion.parameterization import to_x0_eps, training_target
-from latentdiff.diffusion.samplers import Denoise, ddim
+from latentdiff.diffusion.samplers import Denoise, broadcast_t, ddim, noise_levels
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, sampling_timesteps
 from latentdiff.diffusion.unet import UNet, UNetConfig
 
-NAMES = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt"}  # the original's -> ours
+KINDS = {"linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt"}  # beta_schedule -> ScheduleConfig.kind
 SCHEDULES = ["linear_0.0015_0.0195", "sqrt_linear_T50", "sqrt_T50"]
 CELEBA = Schedule(ScheduleConfig(beta_start=0.0015, beta_end=0.0195))
 WRONG = Schedule(ScheduleConfig(kind="linear", beta_start=0.0015, beta_end=0.0195))
 
 
 def variant(name: str) -> tuple[ScheduleConfig, dict[str, Tensor]]:
-    given = json.loads((vectors.FOLDER / "schedule.json").read_text())["variants"][name]
-    start, end = given.get("linear_start", 1e-4), given.get("linear_end", 2e-2)
-    config = ScheduleConfig(NAMES[given["beta_schedule"]], given["timesteps"], start, end)
+    options = json.loads((vectors.FOLDER / "schedule.json").read_text())["variants"][name]
+    start, end = options.get("linear_start", 1e-4), options.get("linear_end", 2e-2)
+    config = ScheduleConfig(KINDS[options["beta_schedule"]], options["timesteps"], start, end)
     return config, load_file(vectors.FOLDER / f"schedule_{name}.safetensors")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_schedule_equals_the_original_bit_for_bit(name: str) -> None:
-    config, want = variant(name)
+    config, expected = variant(name)
     schedule, t = Schedule(config), torch.arange(config.timesteps)
-    assert torch.equal(schedule.alphas_cumprod, want["alphas_cumprod"])
-    assert torch.equal(schedule.alpha(t), want["sqrt_alphas_cumprod"])
-    assert torch.equal(schedule.sigma(t), want["sqrt_one_minus_alphas_cumprod"])
+    assert torch.equal(schedule.alphas_cumprod, expected["alphas_cumprod"])
+    assert torch.equal(schedule.alpha(t), expected["sqrt_alphas_cumprod"])
+    assert torch.equal(schedule.sigma(t), expected["sqrt_one_minus_alphas_cumprod"])
     wrong = {"scaled_linear": "linear", "linear": "sqrt", "sqrt": "linear"}[config.kind]
     other = Schedule(ScheduleConfig(wrong, config.timesteps, config.beta_start, config.beta_end))
-    assert not torch.equal(other.alphas_cumprod, want["alphas_cumprod"])
+    assert not torch.equal(other.alphas_cumprod, expected["alphas_cumprod"])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_weights_of_the_bound_equal_the_original(name: str) -> None:
-    """lvlb_weights of eps; the original's element 0 is element 1."""
-    config, want = variant(name)
+def test_the_weights_of_the_variational_bound_equal_the_original(name: str) -> None:
+    """lvlb_weights of eps; in the original the first element is a copy of the second."""
+    config, expected = variant(name)
     t = torch.arange(config.timesteps)
     plain, bound = (loss_weight(ObjectiveConfig(elbo_weight=elbo), t, Schedule(config)) for elbo in (0.0, 1.0))
-    assert torch.allclose((bound - plain).float(), want["lvlb_weights"], rtol=1e-3)  # theirs: from float32 tables
+    assert torch.allclose((bound - plain).float(), expected["lvlb_weights"], rtol=1e-3)  # float32 there
 
 
-def test_the_uniform_grid_equals_the_original_and_refuses_what_crashed_there() -> None:
-    want = json.loads((vectors.FOLDER / "ddim_timesteps.json").read_text())
-    refused = set(want["uniform_index_error_for_T1000"])
+def test_the_uniform_grid_equals_the_original_and_refuses_where_the_original_crashes() -> None:
+    expected = json.loads((vectors.FOLDER / "ddim_timesteps.json").read_text())
+    refused = set(expected["uniform_index_error_for_T1000"])
     for steps in (1, 2, 5, 7, 20, 50, 64, 200, 400, 500):
         grid = sampling_timesteps(steps, CELEBA, "uniform").flip(0).tolist()
-        assert len(grid) == want["uniform"][str(steps)]["n"] and grid[-1] == want["uniform"][str(steps)]["last"][-1]
+        assert len(grid) == expected["uniform"][str(steps)]["n"]
+        assert grid[-1] == expected["uniform"][str(steps)]["last"][-1]
         assert steps not in refused
-    for steps, grid in want["uniform_full"].items():
+    for steps, grid in expected["uniform_full"].items():
         if int(steps) not in refused:
             assert sampling_timesteps(int(steps), CELEBA, "uniform").flip(0).tolist() == grid
     for steps in sorted(refused):
@@ -67,43 +69,50 @@ def test_the_uniform_grid_equals_the_original_and_refuses_what_crashed_there() -
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_draws_the_original_amount_of_noise(eta: float) -> None:
+def test_ddim_adds_the_amount_of_noise_of_the_original(eta: float) -> None:
     tables = load_file(vectors.FOLDER / "ddim_parameters.safetensors")
     x, ts = torch.zeros(1, 1, dtype=torch.float64), sampling_timesteps(20, CELEBA, "uniform")
-    nothing, one = torch.zeros_like(x), torch.ones_like(x)
-    drawn = [x for x, _ in ddim(lambda x, t: (nothing, nothing), x, ts, CELEBA, eta, lambda: one, last=0.0)]
-    kept = [x for x, _ in ddim(lambda x, t: (one, nothing), x, ts, CELEBA, eta, lambda: nothing, last=0.0)]
+    zero, one, levels = torch.zeros_like(x), torch.ones_like(x), noise_levels(ts, CELEBA, last=0.0)
+    noise_std = [x for x, _ in ddim(lambda x, t: (zero, zero), x, levels, eta, lambda: one)]
+    alpha = [x for x, _ in ddim(lambda x, t: (one, zero), x, levels, eta, lambda: zero)]
     sigmas, alphas = tables[f"uniform.S20.eta{eta}.sigmas"], tables[f"uniform.S20.eta{eta}.alphas_prev"]
-    assert torch.allclose(torch.cat(drawn)[:, 0].flip(0), sigmas, rtol=1e-4, atol=0)  # theirs: 1 - alpha in float32
-    assert torch.allclose(torch.cat(kept)[:, 0].flip(0) ** 2, alphas, rtol=1e-7, atol=0)
+    assert torch.allclose(torch.cat(noise_std)[:, 0].flip(0), sigmas, rtol=1e-4, atol=0)  # the original: float32
+    assert torch.allclose(torch.cat(alpha)[:, 0].flip(0) ** 2, alphas, rtol=1e-7, atol=0)
 
 
 def network(name: str) -> UNet:
     config = UNetConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), head_channels=32)
     model, weights = UNet(config, 3, 3), vectors.weights(vectors.case(name)[0])
     weights = {key.removeprefix("model.diffusion_model."): value for key, value in weights.items()}
-    model.load_state_dict(key_map.unet_from_original(weights, model))
+    keys = key_maps.unet_key_map(model)
+    model.load_state_dict(key_map.to_dst(weights, keys, key_map.shapes_of(model))[0])
     return model.double().eval()
 
 
 def denoiser(schedule: Schedule) -> Denoise:
     model = network("ddim_uncond")
-    return lambda x, t: to_x0_eps("eps", model(x, t), x, schedule.alpha(t), schedule.sigma(t))
+
+    def denoise(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        t = broadcast_t(t, x)
+        return to_x0_eps("eps", model(x, t), x, schedule.alpha(t), schedule.sigma(t))
+
+    return denoise
 
 
-GIVEN = vectors.inputs(vectors.case("ddim_uncond")[1], torch.float64)
-WANT = vectors.outputs(vectors.case("ddim_uncond")[1], torch.float64)
+INPUTS = vectors.inputs(vectors.case("ddim_uncond")[1], torch.float64)
+EXPECTED = vectors.outputs(vectors.case("ddim_uncond")[1], torch.float64)
 UNIFORM = sampling_timesteps(5, CELEBA, "uniform")
 QUAD = torch.tensor([801, 451, 201, 51, 1])
 
 
 def run(ts: Tensor, eta: float, temperature: float = 1.0, schedule: Schedule = CELEBA, masked: bool = False, last=0.0):
-    """The original's run: ends at the noise level of t = 0; its noises in the order of the calls."""
-    noises, mask_noises = iter(GIVEN["noises"]), iter(GIVEN["mask_noises"])
+    """Sample as in the original, which ends at the noise level of t = 0, with the stored noises in order of use."""
+    noises, mask_noises = iter(INPUTS["noises"]), iter(INPUTS["mask_noises"])
     denoise = denoiser(schedule)
     if masked:
-        denoise = blend_known(denoise, GIVEN["x0"], GIVEN["mask"], lambda: next(mask_noises), schedule)
-    return list(ddim(denoise, GIVEN["x_T"], ts, schedule, eta, lambda: temperature * next(noises), last))
+        denoise = blend_known(denoise, INPUTS["x0"], INPUTS["mask"], lambda: next(mask_noises), schedule)
+    levels = noise_levels(ts, schedule, last)
+    return list(ddim(denoise, INPUTS["x_T"], levels, eta, lambda: temperature * next(noises)))
 
 
 @pytest.mark.parametrize(
@@ -119,11 +128,11 @@ def run(ts: Tensor, eta: float, temperature: float = 1.0, schedule: Schedule = C
 )
 def test_ddim_equals_the_original(name: str, arguments: dict) -> None:
     steps = run(**arguments)
-    assert vectors.close(steps[-1][0], WANT[f"{name}.samples"], 1e-6)
-    if f"{name}.x_inter" in WANT:
+    assert vectors.close(steps[-1][0], EXPECTED[f"{name}.samples"], 1e-6)
+    if f"{name}.x_inter" in EXPECTED:
         for k, (x, x0) in enumerate(steps, 1):
-            assert vectors.close(x, WANT[f"{name}.x_inter"][k], 1e-6)
-            assert vectors.close(x0, WANT[f"{name}.pred_x0"][k], 1e-6)
+            assert vectors.close(x, EXPECTED[f"{name}.x_inter"][k], 1e-6)
+            assert vectors.close(x0, EXPECTED[f"{name}.pred_x0"][k], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -133,23 +142,23 @@ def test_ddim_equals_the_original(name: str, arguments: dict) -> None:
 )
 def test_a_damaged_ddim_does_not_equal_the_original(change: dict) -> None:
     steps = run(**({"ts": UNIFORM, "eta": 0.0} | change))
-    assert not vectors.close(steps[-1][0], WANT["eta0.samples"], 1e-3)
+    assert not vectors.close(steps[-1][0], EXPECTED["eta0.samples"], 1e-3)
 
 
 @pytest.mark.parametrize("name", ["plosses_eps_l1", "plosses_eps_l2"])
 def test_the_training_loss_and_its_gradients_equal_the_original(name: str) -> None:
     tensors = vectors.case(name)[1]
-    given, want = vectors.inputs(tensors, torch.float64), vectors.outputs(tensors, torch.float64)
-    model, t = network(name), given["t"]
-    x_t = CELEBA.diffuse(given["x_start"], given["noise"], t)
-    assert vectors.close(x_t, want["x_noisy"], 1e-7)
-    error = model(x_t, t) - training_target("eps", given["x_start"], given["noise"], CELEBA.alpha(t), CELEBA.sigma(t))
+    inputs, expected = vectors.inputs(tensors, torch.float64), vectors.outputs(tensors, torch.float64)
+    model, t, x0, eps = network(name), inputs["t"], inputs["x_start"], inputs["noise"]
+    x_t = CELEBA.diffuse(x0, eps, t)
+    assert vectors.close(x_t, expected["x_noisy"], 1e-7)
+    error = model(x_t, t) - training_target("eps", x0, eps, CELEBA.alpha(t), CELEBA.sigma(t))
     loss = (error.abs() if name.endswith("l1") else error.square()).mean()
-    assert vectors.close(loss, want["loss"], 1e-7)
+    assert vectors.close(loss, expected["loss"], 1e-7)
     loss.backward()
-    names = {place.name: ours for ours, place in key_map.unet_places(model).items()}
+    names = {entry.src[0]: name for name, entry in key_maps.unet_key_map(model).items()}
     for key in ("input_blocks.0.0.weight", "out.2.bias", "time_embed.0.bias"):
         gradient = model.get_parameter(names[key]).grad
-        assert vectors.close(gradient, want[f"grad.model.diffusion_model.{key}"], 1e-6)
-    wrong = model(WRONG.diffuse(given["x_start"], given["noise"], t), t) - given["noise"]
-    assert not vectors.close((wrong.abs() if name.endswith("l1") else wrong.square()).mean(), want["loss"], 1e-5)
+        assert vectors.close(gradient, expected[f"grad.model.diffusion_model.{key}"], 1e-6)
+    wrong = model(WRONG.diffuse(x0, eps, t), t) - eps
+    assert not vectors.close((wrong.abs() if name.endswith("l1") else wrong.square()).mean(), expected["loss"], 1e-5)

@@ -93,7 +93,7 @@ def test_known_pixels_are_blended_in_by_a_wrapper_of_the_denoiser():
 
     sampled(wrap=wrap, sampler="ddim")
     x, t = seen[-1]
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    alpha, sigma = (f(torch.tensor(t)) for f in (schedule.alpha, schedule.sigma))
     assert ((x - alpha * known) / sigma)[..., :4].std().item() == pytest.approx(1.0, abs=0.2)  # noise alone
     assert ((x - alpha * known) / sigma)[..., 4:].std() > 1.5
 

@@ -105,8 +105,8 @@ def test_the_noise_of_a_sample_depends_on_its_seed_alone_in_all_steps():
 
 
 @pytest.fixture(scope="module")
-def loaded(reader):
-    return latentdiff.load_run(reader)
+def loaded(overfit_run):
+    return latentdiff.load_run(overfit_run)
 
 
 def test_cast_weights_sample_the_same_bits_as_autocast():
@@ -128,9 +128,9 @@ def test_cast_weights_sample_the_same_bits_as_autocast():
     assert torch.equal(in_bf16(), before) and before.dtype == torch.float32
 
 
-def test_a_run_is_loaded_by_folder_or_by_name(reader, monkeypatch, loaded):
-    monkeypatch.setenv("LATENTDIFF_RUNS", str(reader.parent))
-    for path in (reader, str(reader), reader.name):
+def test_a_run_is_loaded_by_folder_or_by_name(overfit_run, monkeypatch, loaded):
+    monkeypatch.setenv("LATENTDIFF_RUNS", str(overfit_run.parent))
+    for path in (overfit_run, str(overfit_run), overfit_run.name):
         again = latentdiff.load_run(path)
         assert isinstance(again, Pipeline)
         assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), loaded.state_dict().values()))
@@ -138,19 +138,19 @@ def test_a_run_is_loaded_by_folder_or_by_name(reader, monkeypatch, loaded):
         latentdiff.load_run("nowhere")
 
 
-def test_a_stage_one_run_is_an_autoencoder(unbroken_one):
-    autoencoder = latentdiff.load_run(unbroken_one)
+def test_a_stage_one_run_is_an_autoencoder(stage_one_run):
+    autoencoder = latentdiff.load_run(stage_one_run)
     assert isinstance(autoencoder, Autoencoder) and not autoencoder.training
 
 
-def test_a_loaded_run_has_the_ema_weights_and_no_gradients(reader, loaded):
+def test_a_loaded_run_has_the_ema_weights_and_no_gradients(overfit_run, loaded):
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    ema = checkpoint.read_tensors(reader / "checkpoints" / "step_00000200" / "ema.safetensors")
+    ema = checkpoint.read_tensors(overfit_run / "checkpoints" / "step_00000200" / "ema.safetensors")
     assert all(torch.equal(tensor, loaded.model.state_dict()[name]) for name, tensor in ema.items())
 
 
-def test_an_unfinished_run_loads_its_newest_ema_weights(unbroken_two, copy_of):
-    run = copy_of(unbroken_two)
+def test_an_unfinished_run_loads_its_newest_ema_weights(stage_two_run, copy_run):
+    run = copy_run(stage_two_run)
     (run / "model.safetensors").unlink()
     assert isinstance(latentdiff.load_run(run), Pipeline)
     for path in sorted((run / "checkpoints").iterdir()):

@@ -7,7 +7,7 @@ import torch
 
 from latentdiff.autoencoder.bottleneck import moment_sums
 from latentdiff.recipe import AutoencoderRecipe
-from latentdiff.stage_one.validation import STAGE_ONE, ReconstructionValidator
+from latentdiff.stage_one.validation import RULES, ReconstructionValidator
 from latentdiff.training.distributed import SINGLE_PROCESS
 from latentdiff.training.log import Log
 
@@ -24,7 +24,7 @@ def validator(tmp_path):
     return validator
 
 
-@pytest.mark.parametrize("rule", STAGE_ONE, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_warning_contains_its_duration_and_the_value(rule):
     fields = {name for _, name, _, _ in string.Formatter().parse(rule.message) if name}
     assert fields == {"value", "steps"}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from latentdiff.recipe import DiffusionRecipe
-from latentdiff.stage_two.validation import STAGE_TWO, DenoisingValidator
+from latentdiff.stage_two.validation import RULES, DenoisingValidator
 from latentdiff.training.distributed import SINGLE_PROCESS
 from latentdiff.training.log import Log
 
@@ -18,16 +18,16 @@ def validator(tmp_path):
     def validator():
         recipe = DiffusionRecipe()
         log = Log(tmp_path, SINGLE_PROCESS, 0, recipe.train)
-        return DenoisingValidator(recipe, SINGLE_PROCESS, SimpleNamespace(tokenizer=None), [], log)
+        return DenoisingValidator(recipe, SINGLE_PROCESS, SimpleNamespace(), [], None, log)
 
     return validator
 
 
-@pytest.mark.parametrize("rule", STAGE_TWO, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_every_warning_contains_its_duration_and_the_value(rule):
     fields = {name for _, name, _, _ in string.Formatter().parse(rule.message) if name}
     assert fields == {"value", "steps"}
-    assert "for 10 steps" in rule.message.format(value=0.5, steps=10)
+    assert "10 steps" in rule.message.format(value=0.5, steps=10)
 
 
 def test_overfitting_is_reported(validator, capsys):

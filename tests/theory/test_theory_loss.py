@@ -1,4 +1,4 @@
-"""How t is drawn and what an error weighs, against closed forms."""
+"""The distribution of t and the weights of the loss, against closed forms."""
 
 import math
 
@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from latentdiff import rng
-from latentdiff.config import UserError
 from latentdiff.diffusion.loss import (
     TIMESTEP_SAMPLERS,
-    ObjectiveConfig,
     LearnedWeighting,
-    timestep_uniforms,
-    per_sample_loss,
-    normal_quantile,
+    ObjectiveConfig,
     loss_weight,
+    normal_quantile,
+    per_sample_loss,
+    timestep_uniforms,
 )
 from latentdiff.diffusion.schedule import Schedule, ScheduleConfig
 
@@ -24,40 +23,40 @@ T = torch.tensor([0, 1, 40, 300, 700.5, 999], dtype=torch.float64)
 SNR = VP.log_snr(T).exp()
 
 
-# ---- what an error weighs
+# ---- weights
 
 
 @pytest.mark.parametrize(
-    ("prediction", "want"),
+    ("prediction", "expected"),
     [
         ("eps", lambda snr, capped: capped / snr),
         ("x0", lambda snr, capped: capped),
         ("v", lambda snr, capped: capped / (snr + 1)),
     ],
 )
-def test_min_snr_weighs_each_prediction_as_published(prediction: str, want) -> None:
+def test_min_snr_weights_are_the_published_ones_for_each_prediction(prediction: str, expected) -> None:
     """Hang et al. 2023, eq. 8 and app.: min(SNR, 5) / SNR for eps, min(SNR, 5) / (SNR + 1) for v."""
-    got = loss_weight(ObjectiveConfig(prediction=prediction, weighting="min_snr"), T, VP)
-    assert torch.allclose(got, want(SNR, SNR.clamp(max=5)), rtol=1e-9)
+    weight = loss_weight(ObjectiveConfig(prediction=prediction, weighting="min_snr"), T, VP)
+    assert torch.allclose(weight, expected(SNR, SNR.clamp(max=5)), rtol=1e-9)
     assert (SNR > 5).any() and (SNR < 5).any()
 
 
-def test_p2_weighs_the_noise_as_published() -> None:
+def test_p2_weights_are_the_published_ones() -> None:
     assert torch.allclose(loss_weight(ObjectiveConfig(weighting="p2"), T, VP), 1 / (1 + SNR), rtol=1e-9)
 
 
-def test_flow_weighs_an_error_of_x0_as_the_velocity_that_it_makes() -> None:
-    """(x_t - x0) / sigma is the velocity; below sigma 0.05 an error weighs no more."""
+def test_flow_weights_an_error_of_x0_as_that_of_the_velocity() -> None:
+    """(x_t - x0) / sigma is the velocity; below sigma 0.05 the weight is constant."""
     t = torch.arange(1000).double()
-    sigma, kept = FLOW.sigma(t), FLOW.sigma(t) >= 0.05
-    found = {k: loss_weight(ObjectiveConfig(prediction=k, weighting="flow"), t, FLOW) for k in ("x0", "flow")}
-    assert torch.allclose(found["x0"][kept], sigma[kept] ** -2, rtol=1e-9)
-    assert torch.allclose(found["flow"][kept], torch.ones(1).double(), rtol=1e-9)
-    assert (found["x0"][~kept] == 400).all() and 0 < (~kept).sum() < 100
+    sigma, above = FLOW.sigma(t), FLOW.sigma(t) >= 0.05
+    weights = {k: loss_weight(ObjectiveConfig(prediction=k, weighting="flow"), t, FLOW) for k in ("x0", "flow")}
+    assert torch.allclose(weights["x0"][above], sigma[above] ** -2, rtol=1e-9)
+    assert torch.allclose(weights["flow"][above], torch.ones(1).double(), rtol=1e-9)
+    assert (weights["x0"][~above] == 400).all() and 0 < (~above).sum() < 100
 
 
-def test_a_weight_of_x0_is_the_same_loss_for_every_prediction() -> None:
-    """On either path: the error of x0 that each prediction's error is, weighted, is one and the same."""
+def test_the_weighted_loss_is_the_same_for_every_prediction() -> None:
+    """The weighted loss of one error of x0, expressed as an error of each prediction, on both kinds of path."""
     for schedule, kinds in ((VP, ("eps", "x0", "v")), (FLOW, ("x0", "v", "flow"))):
         t, error = T.clamp(1, 990), 0.01
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -68,103 +67,104 @@ def test_a_weight_of_x0_is_the_same_loss_for_every_prediction() -> None:
         assert all(torch.allclose(losses[0], loss, rtol=1e-9) for loss in losses)
 
 
-def test_without_a_weighting_all_weigh_the_same() -> None:
+def test_without_a_weighting_all_weights_are_1() -> None:
     assert torch.equal(loss_weight(ObjectiveConfig(), T, VP), torch.ones_like(T))
 
 
-def test_distances_are_means_over_each_sample() -> None:
+def test_losses_are_means_over_each_sample() -> None:
     error = torch.tensor([[3.0, -0.5], [0.0, 0.2]])
-    for loss, want in (("l2", [4.625, 0.02]), ("l1", [1.75, 0.1]), ("huber", [(2.5 + 0.125) / 2, 0.01])):
-        assert per_sample_loss(ObjectiveConfig(loss=loss), error).tolist() == pytest.approx(want)
+    for loss, expected in (("l2", [4.625, 0.02]), ("l1", [1.75, 0.1]), ("huber", [(2.5 + 0.125) / 2, 0.01])):
+        assert per_sample_loss(ObjectiveConfig(loss=loss), error).tolist() == pytest.approx(expected)
 
 
-# ---- how t is drawn
+# ---- timesteps
 
 
-def test_normal_numbers_come_from_uniform_ones() -> None:
+def test_the_normal_quantile_of_uniform_numbers_is_normal() -> None:
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     z = normal_quantile(u)
     assert z.mean().abs() < 1e-9 and z.std().item() == pytest.approx(1, abs=1e-3)
     assert normal_quantile(torch.tensor([0.0], dtype=torch.float64)).isfinite().all()
-    draw = TIMESTEP_SAMPLERS["logit_normal"](ObjectiveConfig(logit_mean=0.7, logit_std=0.5), u, 1000) / 999
-    assert torch.logit(draw).mean().item() == pytest.approx(0.7, abs=1e-3)
-    assert torch.logit(draw).std().item() == pytest.approx(0.5, abs=1e-3)
+    t = TIMESTEP_SAMPLERS["logit_normal"](ObjectiveConfig(logit_mean=0.7, logit_std=0.5), u, 1000) / 999
+    assert torch.logit(t).mean().item() == pytest.approx(0.7, abs=1e-3)
+    assert torch.logit(t).std().item() == pytest.approx(0.5, abs=1e-3)
 
 
-def test_stratified_numbers_fall_one_into_each_share_of_the_batch_and_are_uniform_at_every_place() -> None:
-    aim, size = ObjectiveConfig(stratified=True), 8
-    steps = [timestep_uniforms(aim, 3, step, range(size), size) for step in range(2000)]
+def test_stratified_numbers_fall_one_into_each_interval_and_are_uniform_at_every_position() -> None:
+    objective, size = ObjectiveConfig(stratified=True), 8
+    steps = [timestep_uniforms(objective, 3, step, range(size), size) for step in range(2000)]
     assert all(sorted((u * size).long().tolist()) == list(range(size)) for u in steps)
     first = torch.stack(steps)[:, 0].sort().values
     uniform = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-    assert (first - uniform).abs().max() < 1.63 / math.sqrt(2000)  # Kolmogorov and Smirnov, 1 %
+    assert (first - uniform).abs().max() < 1.63 / math.sqrt(2000)  # Kolmogorov-Smirnov test at 1 %
 
 
-def test_stratified_numbers_depend_on_the_place_and_not_on_the_piece() -> None:
-    aim = ObjectiveConfig(stratified=True)
-    whole = timestep_uniforms(aim, 3, 5, range(8), 8)
-    pieces = [timestep_uniforms(aim, 3, 5, range(i, i + 4), 8) for i in (0, 4)]
-    assert torch.equal(whole, torch.cat(pieces))
-    assert not torch.equal(whole, timestep_uniforms(aim, 3, 6, range(8), 8))
+def test_stratified_numbers_depend_on_the_position_and_not_on_the_micro_batch() -> None:
+    objective = ObjectiveConfig(stratified=True)
+    whole = timestep_uniforms(objective, 3, 5, range(8), 8)
+    micro_batches = [timestep_uniforms(objective, 3, 5, range(i, i + 4), 8) for i in (0, 4)]
+    assert torch.equal(whole, torch.cat(micro_batches))
+    assert not torch.equal(whole, timestep_uniforms(objective, 3, 6, range(8), 8))
 
 
 def test_stratified_numbers_estimate_a_mean_with_less_variance() -> None:
     means = [
-        torch.stack([timestep_uniforms(aim, 0, s, range(16), 16).square().mean() for s in range(300)])
-        for aim in (ObjectiveConfig(stratified=True), ObjectiveConfig())
+        torch.stack([timestep_uniforms(objective, 0, s, range(16), 16).square().mean() for s in range(300)])
+        for objective in (ObjectiveConfig(stratified=True), ObjectiveConfig())
     ]
     assert all(m.mean().item() == pytest.approx(1 / 3, abs=0.02) for m in means)
     assert means[0].std() < means[1].std() / 5
 
 
-def test_plain_numbers_are_those_of_the_keys() -> None:
-    assert torch.equal(timestep_uniforms(ObjectiveConfig(), 1, 2, range(4), 4), rng.uniform(rng.keys(1, 2, range(4), "t")))
+def test_unstratified_numbers_are_those_of_the_keys() -> None:
+    u = timestep_uniforms(ObjectiveConfig(), 1, 2, range(4), 4)
+    assert torch.equal(u, rng.uniform(rng.keys(1, 2, range(4), "t")))
 
 
-# ---- uncertainty
+# ---- learned weighting
 
-AIM = ObjectiveConfig(weighting="learned", timestep_sampling="logit_normal", logit_mean=-1.0)
+OBJECTIVE = ObjectiveConfig(weighting="learned", timestep_sampling="logit_normal", logit_mean=-1.0)
 
 
-def left(t: Tensor) -> Tensor:
+def expected_loss(t: Tensor) -> Tensor:
     """A loss that grows fiftyfold with the noise."""
     return 0.02 * 50 ** (t / 999)
 
 
-def drawn(count: int) -> Tensor:
-    return TIMESTEP_SAMPLERS["logit_normal"](AIM, (torch.arange(count, dtype=torch.float64) + 0.5) / count, 1000)
+def t_quantiles(count: int) -> Tensor:
+    return TIMESTEP_SAMPLERS["logit_normal"](OBJECTIVE, (torch.arange(count, dtype=torch.float64) + 0.5) / count, 1000)
 
 
-def test_uncertainty_learns_what_is_left_of_the_loss_at_every_t() -> None:
-    made, t = LearnedWeighting(AIM, 1000), drawn(512)
-    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+def test_learned_weighting_learns_the_expected_loss_at_every_t() -> None:
+    weighting, t = LearnedWeighting(OBJECTIVE, 1000), t_quantiles(512)
+    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.01)
     for step in range(600):
-        noise = rng.uniform(rng.keys(0, step, range(512), "t")) * 2  # losses of mean left(t)
+        noise = rng.uniform(rng.keys(0, step, range(512), "t")) * 2  # the mean of the factor is 1
         optimizer.zero_grad()
-        made(left(t) * noise, t).mean().backward()
+        weighting(expected_loss(t) * noise, t).mean().backward()
         optimizer.step()
-    assert (made.u(t) - left(t).log()).abs().max() < 0.2
-    assert made.weight(t).mean().item() == pytest.approx(1, abs=0.01)
-    taught = made.weight(t) * left(t)
-    assert taught.max() / taught.min() < 1.5 and left(t).max() / left(t).min() > 10
+    assert (weighting.u(t) - expected_loss(t).log()).abs().max() < 0.2
+    assert weighting.weight(t).mean().item() == pytest.approx(1, abs=0.01)
+    weighted = weighting.weight(t) * expected_loss(t)
+    assert weighted.max() / weighted.min() < 1.5 and expected_loss(t).max() / expected_loss(t).min() > 10
 
 
-def test_uncertainty_changes_what_a_loss_teaches_and_not_what_it_is() -> None:
-    made, t = LearnedWeighting(AIM, 1000), drawn(8)
-    torch.nn.init.normal_(made.waves, generator=torch.Generator().manual_seed(0))
-    losses = left(t).requires_grad_()
-    found = made(losses, t)
-    assert torch.equal(found, losses)
-    (gradient,) = torch.autograd.grad(found.sum(), losses, retain_graph=True)
-    assert torch.allclose(gradient, made.weight(t).double()) and gradient.std() > 0.1
-    found.sum().backward()
-    u = made.u(t).detach().requires_grad_()
+def test_learned_weighting_changes_the_gradient_of_a_loss_and_not_its_value() -> None:
+    weighting, t = LearnedWeighting(OBJECTIVE, 1000), t_quantiles(8)
+    torch.nn.init.normal_(weighting.fourier_weights, generator=torch.Generator().manual_seed(0))
+    losses = expected_loss(t).requires_grad_()
+    weighted = weighting(losses, t)
+    assert torch.equal(weighted, losses)
+    (gradient,) = torch.autograd.grad(weighted.sum(), losses, retain_graph=True)
+    assert torch.allclose(gradient, weighting.weight(t).double()) and gradient.std() > 0.1
+    weighted.sum().backward()
+    u = weighting.u(t).detach().requires_grad_()
     ((losses.detach() / u.exp() + u).sum()).backward()  # Karras et al. 2024, eq. 21
-    (want,) = torch.autograd.grad(made.u(t), made.waves, u.grad.to(made.u(t).dtype))
-    assert torch.allclose(made.waves.grad, made.SHARE * want, rtol=1e-4)
+    (u_gradient,) = torch.autograd.grad(weighting.u(t), weighting.fourier_weights, u.grad.to(weighting.u(t).dtype))
+    assert torch.allclose(weighting.fourier_weights.grad, weighting.U_LOSS_WEIGHT * u_gradient, rtol=1e-4)
 
 
-def test_uncertainty_begins_with_even_weights_and_reads_nothing_back_from_the_device() -> None:
-    assert torch.equal(LearnedWeighting(AIM, 1000).weight(drawn(8)), torch.ones(8))
-    made = LearnedWeighting(AIM, 1000).to("meta")
-    assert made(torch.rand(4, device="meta"), torch.rand(4, device="meta")).is_meta
+def test_learned_weighting_starts_with_equal_weights_and_needs_no_device_sync() -> None:
+    assert torch.equal(LearnedWeighting(OBJECTIVE, 1000).weight(t_quantiles(8)), torch.ones(8))
+    weighting = LearnedWeighting(OBJECTIVE, 1000).to("meta")
+    assert weighting(torch.rand(4, device="meta"), torch.rand(4, device="meta")).is_meta

@@ -1,4 +1,4 @@
-"""The sampling_timesteps of a sampler moved for larger pictures."""
+"""The timesteps of sampling, shifted for larger images."""
 
 import math
 
@@ -6,28 +6,28 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, shift_timesteps, sampling_timesteps
+from latentdiff.diffusion.schedule import Schedule, ScheduleConfig, sampling_timesteps, shift_timesteps
 
 SCHEDULES = [Schedule(ScheduleConfig(kind=kind)) for kind in ("scaled_linear", "cosine", "flow")]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.config.kind)
-def test_shifted_timesteps_still_begin_at_the_noisiest_and_fall(schedule: Schedule) -> None:
+def test_shifted_timesteps_start_at_the_noisiest_and_fall(schedule: Schedule) -> None:
     ts = sampling_timesteps(20, schedule)
     for shift in (0.5, 2.0, 4.0):
-        moved = shift_timesteps(ts, schedule, shift)
-        assert moved[0] == ts[0] and (moved.diff() < 0).all() and moved.dtype == torch.float64
-        assert ((moved > ts) if shift > 1 else (moved < ts))[1:].all()
+        shifted = shift_timesteps(ts, schedule, shift)
+        assert shifted[0] == ts[0] and (shifted.diff() < 0).all() and shifted.dtype == torch.float64
+        assert ((shifted > ts) if shift > 1 else (shifted < ts))[1:].all()
     assert torch.equal(shift_timesteps(ts, schedule, 1.0), ts)
 
 
 def test_a_shift_of_the_straight_path_multiplies_sigma_by_alpha() -> None:
     schedule, ts = Schedule(ScheduleConfig(kind="flow")), sampling_timesteps(25, Schedule(ScheduleConfig(kind="flow")))
-    moved = shift_timesteps(ts, schedule, 3.0)
-    difference = (schedule.log_snr(ts) - schedule.log_snr(moved))[1:]
+    shifted = shift_timesteps(ts, schedule, 3.0)
+    difference = (schedule.log_snr(ts) - schedule.log_snr(shifted))[1:]
     assert torch.allclose(difference, torch.full_like(difference, 2 * math.log(3)), atol=1e-3)
-    trained = Schedule(ScheduleConfig(kind="flow", snr_shift=3.0))  # what the same shift in training would visit
-    assert torch.allclose(schedule.sigma(moved), trained.sigma(ts), atol=1e-5)
+    trained = Schedule(ScheduleConfig(kind="flow", snr_shift=3.0))  # the same shift in training
+    assert torch.allclose(schedule.sigma(shifted), trained.sigma(ts), atol=1e-5)
 
 
 def test_where_the_noise_is_low_a_shift_multiplies_sigma_by_alpha_on_any_schedule() -> None:

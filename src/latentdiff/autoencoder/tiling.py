@@ -134,8 +134,8 @@ def layers(network: Encoder | Decoder) -> Iterator[nn.Module]:
 # ---- layers on strips: each returns the strips of its output and may overwrite those of its input
 
 
-def conv3x3(conv: nn.Conv2d, x: Strips, before: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """Yield the strips of conv(before(x)), where `before` acts on each row alone; then x[i] is not read again."""
+def conv3x3(layer: nn.Conv2d, x: Strips, before: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Yield the strips of layer(before(x)); `before` acts on each row alone. Strip i of x is then no longer needed."""
     above = None
     for i, strip in enumerate(x):
         strip = before(strip)
@@ -143,7 +143,7 @@ def conv3x3(conv: nn.Conv2d, x: Strips, before: Callable[[Tensor], Tensor]) -> I
         below = before(x[i + 1][:, :, :1])[:, :, :1] if i + 1 < len(x) else border
         padded = torch.cat([border if above is None else above, strip, below], dim=2)
         above = strip[:, :, -1:].clone()
-        yield F.conv2d(padded, conv.weight, conv.bias, padding=(0, 1))
+        yield F.conv2d(padded, layer.weight, layer.bias, padding=(0, 1))
 
 
 def norm_silu(norm: nn.GroupNorm, x: Strips) -> Callable[[Tensor], Tensor]:

@@ -70,7 +70,7 @@ class LayoutConfig(ConditionConfig):
                 raise UserError(f"--layout {value}: the box [{numbers}] is not inside the image of {size}")
         if len(objects["bbox"]) > self.objects:
             raise UserError(f"--layout {value} has {len(objects['bbox'])} boxes; this run takes at most {self.objects}")
-        read = lambda: fields.follow_boxes(objects, FULL_IMAGE)  # noqa: E731
+        read = lambda: fields.crop_boxes(objects, FULL_IMAGE)  # noqa: E731
         return {"boxes": torch.from_numpy(read_classes("layout", value, read, "boxes", self.classes))}
 
 

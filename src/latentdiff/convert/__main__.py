@@ -1,16 +1,16 @@
-"""Weights of other projects, in and out.
+"""Convert weights from and to other projects.
 
-python -m latentdiff.convert compvis CHECKPOINT --output RUN [--config YAML] [--vocab vocab.txt]
+python -m latentdiff.convert compvis CHECKPOINT --output RUN [--config YAML] [--vocab vocab.txt] [--weights ema|raw]
 python -m latentdiff.convert compvis-export RUN FILE.safetensors
 python -m latentdiff.convert diffusers-import FOLDER --output RUN [--autoencoder RUN] [--vocab vocab.txt]
 python -m latentdiff.convert diffusers-export RUN FOLDER
 python -m latentdiff.convert info PATH
 
-compvis           a checkpoint of the original release (.ckpt or .safetensors, whole or its first stage alone) -> a run
-compvis-export    a run -> one file in the original's layout
-diffusers-import  a model or a pipeline as diffusers saves it -> a run (--autoencoder: for a U-Net that comes alone)
-diffusers-export  a run -> a folder that diffusers loads, as one of its pipelines where there is one for it
-info              what a file or a folder is
+compvis           a checkpoint of the original release (.ckpt or .safetensors; a diffusion model or a first stage) -> run
+compvis-export    run -> one file in the original release's format
+diffusers-import  a model or pipeline in the format of diffusers -> run; --autoencoder: for a U-Net without one
+diffusers-export  run -> a folder that diffusers loads, as one of its pipelines if possible
+info              print what a file or folder contains
 """
 
 import importlib
@@ -18,30 +18,30 @@ import inspect
 from collections.abc import Callable
 
 from latentdiff import cli
-from latentdiff.config import UserError
 from latentdiff.cli import ArgumentParser
+from latentdiff.config import UserError
 
 cli.answer_help(__doc__)
 
-COMMANDS = {  # each is a function of this package: its parameters are the command's words, keywords are --options
-    "compvis": "compvis.import_.import_checkpoint",
-    "compvis-export": "compvis.export.export_run",
-    "diffusers-import": "diffusers.import_.import_folder",
-    "diffusers-export": "diffusers.export.export_run",
-    "info": "info.show",
+COMMANDS = {  # functions of this package; their parameters are the arguments, keyword-only parameters the --options
+    "compvis": "compvis.import_checkpoint.import_checkpoint",
+    "compvis-export": "compvis.export_run.export_run",
+    "diffusers-import": "diffusers.import_folder.import_folder",
+    "diffusers-export": "diffusers.export_run.export_run",
+    "info": "info.print_info",
 }
 
 
-def main(words: list[str]) -> None:
-    if not words or words[0] not in COMMANDS:
-        raise UserError(f"convert needs one of {', '.join(COMMANDS)}; --help says what they do")
-    module, _, name = COMMANDS[words[0]].rpartition(".")
+def main(argv: list[str]) -> None:
+    if not argv or argv[0] not in COMMANDS:
+        raise UserError(f"the first argument must be one of {', '.join(COMMANDS)}; --help describes them")
+    module, _, name = COMMANDS[argv[0]].rpartition(".")
     command = getattr(importlib.import_module(f"latentdiff.convert.{module}"), name)
-    command(**arguments(command, words))
+    command(**parse_arguments(command, argv[1:]))
 
 
-def arguments(command: Callable, words: list[str]) -> dict[str, str]:
-    """The command's name and its words -> what its function is called with; UserError where they do not fit."""
+def parse_arguments(command: Callable, argv: list[str]) -> dict[str, str]:
+    """The keyword arguments of a command's function."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     for parameter in inspect.signature(command).parameters.values():
         name = parameter.name.replace("_", "-")
@@ -50,7 +50,7 @@ def arguments(command: Callable, words: list[str]) -> dict[str, str]:
             parser.add_argument(f"--{name}", dest=parameter.name, required=required, default=parameter.default)
         else:
             parser.add_argument(parameter.name, metavar=name.upper())
-    return vars(parser.parse_args(words[1:]))
+    return vars(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from latentdiff.config import UserError, hash_of, short_name
-from latentdiff.convert.compvis import key_map, zoo
+from latentdiff.convert.compvis import key_maps, zoo
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
@@ -22,7 +22,7 @@ LICENCE = re.compile("licen[cs]e|author|copyright|usage_hint|source|^base_model"
 Facts = list[tuple[str, Any]]
 
 
-def show(path: str) -> None:
+def print_info(path: str) -> None:
     """Print what is known of a file or folder, a fact a line."""
     facts = look(Path(path))
     width = max(len(name) for name, _ in facts)
@@ -89,7 +89,7 @@ def kind_of(tensors: dict[str, Tensor], about: dict) -> str:
     """In words, by the names of the tensors."""
     if "latentdiff.recipe" in about:
         return "weights of a run of latentdiff"
-    if any(name.startswith((key_map.UNET, "encoder.", key_map.FIRST_STAGE)) for name in tensors):
+    if any(name.startswith((key_maps.UNET, "encoder.", key_maps.FIRST_STAGE)) for name in tensors):
         try:
             names = zoo.recognise(tensors).names
             return f"a checkpoint of the original release: {names[0]}" + _also(names[1:])

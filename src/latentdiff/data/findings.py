@@ -1,128 +1,117 @@
-"""What is wrong with a data set, or only worth knowing, and how to mend it."""
+"""Problems of a dataset and how to fix them, and notes about it."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from posixpath import splitext
 from typing import Any, NamedTuple
 
-from latentdiff.data.folder import FolderDataset
+from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.data.image import EXTENSIONS
 from latentdiff.data.listing import SPLITS, Listing, scan
 from latentdiff.data.survey import Survey
 
-SHOWN = 5  # examples of each
+MAX_EXAMPLES = 5  # of each finding
+Entry = str | tuple[str, str]  # id, or id and reason
 
 
 class Finding(NamedTuple):
-    """One line of the report."""
-
-    problem: bool  # false: only worth knowing
-    what: str
-    mend: str
+    problem: bool  # False: only a note
+    description: str
+    fix: str
     examples: tuple[str, ...] = ()
 
 
-def of_splits(opened: dict[str, Any], surveys: dict[str, Survey], size: int, max_bad: float) -> Iterator[Finding]:
-    """What the pictures and captions themselves show."""
+def image_findings(splits: dict[str, Any], surveys: dict[str, Survey], size: int) -> Iterator[Finding]:
+    """Findings about the content of images and captions. splits: split -> dataset; size: data.size."""
     train = surveys["train"]
     for split, survey in surveys.items():
-        stop = f"they are left out in training, which stops where more than data.max_bad_fraction = {max_bad} of all are bad"
-        yield from _some(True, survey.unreadable, f"of {split} cannot be read", f"mend or remove them; {stop}")
-        for why, ids in survey.silent.items() if opened[split].has_captions else ():
-            mend = "write one; such pictures train the model without a prompt"
-            yield from _some(True, [(id, "") for id in ids], f"of {split} whose caption is {why}", mend)
-        copies = [(id, f"is the same file as {other}") for id, other in survey.copies]
-        yield from _some(False, copies, f"of {split} the same as another", "remove them: they weigh double")
-        both = [(id, f"is {train.digests[key]}") for key, id in survey.digests.items() if key in train.digests]
-        mend = "remove them from one of the two: what is held out must not be trained on"
-        yield from _some(True, both if split != "train" else [], f"of {split} also in train", mend)
-    yield from _notes(train, opened["train"], size)
+        limit = f"data.max_bad_fraction = {FolderConfig().max_bad_fraction}"
+        fix = f"fix or remove them; training skips them, and stops if their fraction is above {limit}"
+        yield from _finding(True, survey.unreadable, f"of {split} cannot be read", fix)
+        for reason, ids in survey.without_caption.items() if splits[split].has_captions else ():
+            fix = "write one; images without a caption train the unconditional model"
+            yield from _finding(True, ids, f"of {split} whose caption is {reason}", fix)
+        duplicates = [(id, f"is the same file as {first}") for id, first in survey.duplicates]
+        yield from _finding(False, duplicates, f"of {split} the same as another", "remove them: they count twice")
+        if split != "train":
+            ids = [(id, f"is {train.digests[key]}") for key, id in survey.digests.items() if key in train.digests]
+            fix = "remove them from one of the two: held-out images must not be trained on"
+            yield from _finding(True, ids, f"of {split} also in train", fix)
+    count, distinct = len(train.captions), len(set(train.captions))
+    if count > distinct and getattr(splits["train"], "source", "") != "class":
+        fix = "with more specific captions, prompts can tell the images apart"
+        yield Finding(False, f"{count:,} captions of train, {distinct:,} of them distinct", fix)
+    of_train = f"of {train.inspected:,} images of train"
+    if small := train.count_smaller(size):
+        fix = "use a smaller data.size or larger images"
+        yield Finding(False, f"{of_train}, {small:,} have a side below {size} and are enlarged, which blurs them", fix)
+    if long := train.count_longer(3):
+        fix = "crops show a small part of them; cut them, or set data.width"
+        yield Finding(False, f"{of_train}, {long:,} have sides that differ by more than a factor of three", fix)
 
 
-def _notes(survey: Survey, data: Any, size: int) -> Iterator[Finding]:
-    total, distinct = len(survey.captions), len(set(survey.captions))
-    if total > distinct and getattr(data, "source", "") != "class":
-        what = f"{total:,} captions of train, {distinct:,} of them distinct"
-        yield Finding(False, what, "more exact captions let prompts tell the pictures apart")
-    if small := survey.smaller(size):
-        what = f"of {survey.count:,} pictures of train, {small:,} have a side below {size} and will be enlarged"
-        yield Finding(False, what, "a smaller data.size, or larger pictures, would be sharper")
-    if long := survey.longer(3):
-        what = f"of {survey.count:,} pictures of train, {long:,} are more than three times as long as wide"
-        yield Finding(False, what, "a crop shows a small part of them; cut them, or set data.width")
-
-
-def of_files(data: Any) -> Iterator[Finding]:
-    """What the names and tables show."""
-    mend = "mend or remove them; a table's column file_name counts from the table's own folder"
-    yield from _some(True, data.bad, "of tables, archives or annotations of no use", mend, "entries")
-    mend = "give each a row, or remove the table: then all pictures are used"
-    yield from _some(True, [(id, "") for id in data.orphans], "named in no table, left out", mend)
+def file_findings(data: Any) -> Iterator[Finding]:
+    """Findings about file names and metadata tables. data: the training split."""
+    fix = "fix or remove them; the paths in file_name are relative to the folder of the table"
+    yield from _finding(True, data.bad, "of tables, archives or annotations cannot be used", fix, "entries")
+    fix = "give each a row, or remove the table to use all images"
+    yield from _finding(True, data.orphans, "not listed in a table, not used", fix)
     if isinstance(data, FolderDataset):
         names = list(scan(data.config.path))
-        yield from _names(data.listing, names)
-        yield from _texts(data.listing, names)
-        yield from _labels(data.listing)
+        yield from _name_findings(data.listing, names)
+        yield from _text_findings(data.listing, names)
+        yield from _label_findings(data.listing)
     if not data.has_captions:
-        mend = (
-            "write x.txt beside x.jpg or a metadata.jsonl; without, only unconditional and class models can be trained"
-        )
-        columns = sorted(getattr(getattr(data, "listing", None), "columns", ()))
-        if columns:
-            mend = f"name the column that holds them: data.caption=... (of {', '.join(columns)})"
-        yield Finding(False, "there are no captions", mend)
+        columns = ", ".join(sorted(getattr(getattr(data, "listing", None), "columns", ())))
+        fix = f"set data.caption to their column, one of {columns}" if columns else "write x.txt beside x.jpg"
+        yield Finding(False, "there are no captions", f"{fix}; without captions, text models cannot be trained")
 
 
-def _names(listing: Listing, names: list[str]) -> Iterator[Finding]:
-    """Tables and folders whose names come near to what is read."""
-    tables = dict.fromkeys(name for name in listing.unread if "metadata" in name.lower() or not listing.rows)
-    mend = "rename them to metadata.jsonl (or metadata.csv), with the columns file_name and text"
-    meant = any("metadata" in name.lower() for name in tables)
-    yield from _some(meant, [(name, "") for name in tables], "not read", mend, "tables")
+def _name_findings(listing: Listing, names: list[str]) -> Iterator[Finding]:
+    """Tables and folders with names similar to those that are read, and images outside of the splits."""
+    tables = list(dict.fromkeys(name for name in listing.unread if "metadata" in name.lower() or not listing.rows))
+    problem = any("metadata" in name.lower() for name in tables)
+    fix = "rename them to metadata.jsonl (or metadata.csv), with the columns file_name and text"
+    yield from _finding(problem, tables, "not read", fix, "tables")
     used = {*listing.orphans, *listing.maps, *(id for ids in listing.splits.values() for id in ids)}
-    pictures = [name for name in names if splitext(name)[1].lower() in EXTENSIONS and name not in used]
-    yield from _some(
-        True, [(name, "") for name in pictures], "outside the folders of the splits", "move them to train/"
-    )
-    tops = sorted({name.split("/")[0] for name in names if "/" in name} - SPLITS.keys())
-    near = [(top, "") for top in tops if difflib.get_close_matches(top.lower(), (*SPLITS, "training", "eval"), 1, 0.8)]
-    yield from _some(True, near, "almost named like a split", "the names are train, val and test", "folders")
+    outside = [name for name in names if splitext(name)[1].lower() in EXTENSIONS and name not in used]
+    yield from _finding(True, outside, "outside the folders of the splits", "move them to train/")
+    folders = sorted({name.split("/")[0] for name in names if "/" in name} - SPLITS.keys())
+    targets = (*SPLITS, "training", "eval")
+    similar = [folder for folder in folders if difflib.get_close_matches(folder.lower(), targets, 1, 0.8)]
+    yield from _finding(True, similar, "almost named like a split", "the names are train, val and test", "folders")
 
 
-def _texts(listing: Listing, names: list[str]) -> Iterator[Finding]:
-    """Texts that are no captions, but look as if they should be."""
-    keys = {splitext(id)[0] for ids in listing.splits.values() for id in ids}
+def _text_findings(listing: Listing, names: list[str]) -> Iterator[Finding]:
+    """Text files that are not read as captions."""
+    stems = {splitext(id)[0] for ids in listing.splits.values() for id in ids}
     texts = [name for name in names if splitext(name)[1].lower() in (".txt", ".caption", ".text", ".cap")]
-    read = {name for name in texts if name.endswith(".txt") and splitext(name)[0] in keys}
-    odd = [(name, "") for name in texts if _key(name) in keys and name not in read]
-    yield from _some(True, odd, "beside pictures, not read", "rename them: x.txt beside x.jpg", "texts")
-    lone = [(name, "") for name in texts if _key(name) not in keys and name.endswith(".txt")]
-    mend = "add the picture, or remove the text"
-    yield from _some(True, lone if listing.sidecars else [], "without a picture of its name", mend, "texts")
+    beside = [name for name in texts if _image_stem(name) in stems]
+    unread = [name for name in beside if not (name.endswith(".txt") and splitext(name)[0] in stems)]
+    yield from _finding(True, unread, "beside images, not read", "rename them: x.txt beside x.jpg", "texts")
+    alone = [name for name in texts if _image_stem(name) not in stems and name.endswith(".txt")]
+    fix = "add the image, or remove the text"
+    yield from _finding(True, alone if listing.sidecars else [], "without an image of the same name", fix, "texts")
 
 
-def _labels(listing: Listing) -> Iterator[Finding]:
+def _label_findings(listing: Listing) -> Iterator[Finding]:
     ids = [id for members in listing.splits.values() for id in members]
-    without = [(id, "") for id in ids if not {"label", "label_id"} & listing.rows.get(id, {}).keys()]
-    if not listing.labels and len(without) < len(ids):
-        yield from _some(True, without, "without a label where others have one", "all must have one, or none")
+    unlabelled = [id for id in ids if not {"label", "label_id"} & listing.rows.get(id, {}).keys()]
+    if not listing.labels and len(unlabelled) < len(ids):
+        yield from _finding(True, unlabelled, "without a label where others have one", "label all images, or none")
 
 
-def _key(name: str) -> str:
-    """The picture that a text is meant for: a.txt, a.TXT, a.jpg.txt -> a."""
+def _image_stem(name: str) -> str:
+    """Stem of the image that a text is meant for: a.txt, a.TXT, a.jpg.txt -> a."""
     stem = splitext(name)[0]
     return splitext(stem)[0] if splitext(stem)[1].lower() in EXTENSIONS else stem
 
 
-def _some(
-    problem: bool, entries: list[tuple[str, str]], what: str, mend: str, kind: str = "pictures"
-) -> Iterator[Finding]:
-    """A finding of as many entries, if there are any."""
+def _finding(
+    problem: bool, entries: Sequence[Entry], description: str, fix: str, noun: str = "images"
+) -> Iterator[Finding]:  # fmt: skip
+    """A finding about the entries, if there are any. noun: what they are, in the plural."""
     if entries:
-        examples = tuple(f"{id}: {reason}" if reason else id for id, reason in entries[:SHOWN])
-        yield Finding(
-            problem,
-            f"{len(entries):,} {kind if len(entries) > 1 else {'entries': 'entry'}.get(kind, kind[:-1])} {what}",
-            mend,
-            examples,
-        )
+        noun = noun if len(entries) > 1 else {"entries": "entry"}.get(noun, noun[:-1])
+        examples = tuple(": ".join(filter(None, [e] if isinstance(e, str) else e)) for e in entries[:MAX_EXAMPLES])
+        yield Finding(problem, f"{len(entries):,} {noun} {description}", fix, examples)

@@ -1,8 +1,9 @@
-"""Which part of a picture is to be filled: random holes like those of LaMa (Suvorov et al. 2022, sec. 3.3)."""
+"""Random inpainting masks like those of LaMa (Suvorov et al. 2022, sec. 3.3): boxes or strokes."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from latentdiff import rng
@@ -11,49 +12,50 @@ from latentdiff.config import UserError
 
 @dataclass(frozen=True)
 class MasksConfig:
-    boxes: float = 0.4  # share of pictures whose hole is boxes; the others' is strokes
-    count: int = 4  # most boxes or strokes of a picture
-    box: tuple[float, ...] = (0.15, 0.6)  # sides of a box as shares of the short side, from to
-    width: tuple[float, ...] = (0.04, 0.3)  # of a stroke as a share of the short side, from (thin) to (wide)
-    turns: int = 5  # most corners of a stroke
-    largest: float = 0.7  # share of the picture; a larger hole is drawn again
+    box_fraction: float = 0.4  # fraction of images whose mask consists of boxes; the others' consist of strokes
+    max_count: int = 4  # largest number of boxes or strokes per image
+    box_size: tuple[float, ...] = (0.15, 0.6)  # smallest and largest side of a box, as fractions of the short side
+    stroke_width: tuple[float, ...] = (0.04, 0.3)  # smallest and largest width, as fractions of the short side
+    max_turns: int = 5  # largest number of segments of a stroke
+    max_area: float = 0.7  # fraction of the image; larger masks are sampled again
 
     def __post_init__(self) -> None:
-        for name in ("box", "width"):
-            sides = getattr(self, name)
-            if len(sides) != 2 or not 0 < sides[0] <= sides[1] <= 1:
-                raise UserError(f"masks' {name} is {sides}; it must be two shares such as 0.1,0.5")
+        for name in ("box_size", "stroke_width"):
+            limits = getattr(self, name)
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= 1:
+                raise UserError(f"{name} of Masks is {limits}; it must be two increasing fractions such as 0.1,0.5")
 
 
 def random_mask(config: MasksConfig, height: int, width: int, key: int) -> np.ndarray:
-    """uint8 [height, width], 1 where the picture is to be filled; a function of `key` alone, never empty."""
+    """uint8 [height, width], 1 in the region to inpaint, which is never empty; a function of `key` alone."""
     for attempt in range(100):
         generator = np.random.default_rng(rng.key(key, "mask", attempt))
-        mask = Image.new("L", (width, height))
-        draw = _boxes if generator.random() < config.boxes else _strokes
-        draw(config, ImageDraw.Draw(mask), np.array([width, height]), generator)
-        holes = np.asarray(mask, dtype=np.uint8)
-        if 0 < holes.mean() <= config.largest:
-            return holes
-    raise UserError(f"100 random masks were empty or covered more than masks' largest={config.largest} of the picture")
+        image = Image.new("L", (width, height))
+        draw = _draw_boxes if generator.random() < config.box_fraction else _draw_strokes
+        draw(config, ImageDraw.Draw(image), np.array([width, height]), generator)
+        mask = np.asarray(image, dtype=np.uint8)
+        if 0 < mask.mean() <= config.max_area:
+            return mask
+    raise UserError(f"100 random masks were empty or larger than max_area={config.max_area} of Masks; raise it")
 
 
-def _boxes(config: MasksConfig, draw: ImageDraw.ImageDraw, size: np.ndarray, generator: np.random.Generator) -> None:
-    for _ in range(generator.integers(1, config.count + 1)):
-        sides = rng.uniform(*config.box, 2) * size.min()
-        corner = rng.uniform(0, 1, 2) * (size - sides).clip(0)
-        draw.rectangle((*corner, *(corner + sides - 1)), fill=1)
+def _draw_boxes(config: MasksConfig, canvas: ImageDraw.ImageDraw, size: np.ndarray, generator: Generator) -> None:
+    for _ in range(generator.integers(1, config.max_count + 1)):
+        sides = generator.uniform(*config.box_size, 2) * size.min()
+        corner = generator.uniform(0, 1, 2) * (size - sides).clip(0)
+        canvas.rectangle((*corner, *(corner + sides - 1)), fill=1)
 
 
-def _strokes(config: MasksConfig, draw: ImageDraw.ImageDraw, size: np.ndarray, generator: np.random.Generator) -> None:
-    """Lines that wander about with round ends and corners."""
-    for _ in range(generator.integers(1, config.count + 1)):
-        thick = max(1.0, rng.uniform(*config.width) * size.min())
-        at, angle = rng.uniform(0, 1, 2) * size, rng.uniform(0, 2 * np.pi)
-        for _ in range(generator.integers(1, config.turns + 1)):
-            angle += rng.uniform(-0.4, 0.4) * np.pi
-            to = (at + rng.uniform(0.1, 0.5) * size.min() * np.array([np.cos(angle), np.sin(angle)])).clip(0, size)
-            draw.line((*at, *to), fill=1, width=round(thick))
-            for end in (at, to):
-                draw.ellipse((*(end - thick / 2), *(end + thick / 2)), fill=1)
-            at = to
+def _draw_strokes(config: MasksConfig, canvas: ImageDraw.ImageDraw, size: np.ndarray, generator: Generator) -> None:
+    """Polylines with random directions and round ends and corners."""
+    for _ in range(generator.integers(1, config.max_count + 1)):
+        width = max(1.0, generator.uniform(*config.stroke_width) * size.min())
+        start, angle = generator.uniform(0, 1, 2) * size, generator.uniform(0, 2 * np.pi)
+        for _ in range(generator.integers(1, config.max_turns + 1)):
+            angle += generator.uniform(-0.4, 0.4) * np.pi
+            step = generator.uniform(0.1, 0.5) * size.min() * np.array([np.cos(angle), np.sin(angle)])
+            end = (start + step).clip(0, size)
+            canvas.line((*start, *end), fill=1, width=round(width))
+            for point in (start, end):
+                canvas.ellipse((*(point - width / 2), *(point + width / 2)), fill=1)
+            start = end

@@ -12,16 +12,16 @@ from torch import Tensor
 from latentdiff.config import UserError
 from latentdiff.training.files import atomic_path
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # [PAD] is 0 in every vocabulary that we train
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a loader's workers
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # in trained vocabularies, their ids are 0 to 4
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of data loader workers
 
 
 def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A lower-case WordPiece tokenizer of at most `vocab_size` tokens; the captions alone decide it, not their order.
+    """Train a lower-case WordPiece tokenizer of at most `vocab_size` tokens; deterministic, for any order of captions.
 
-    The library's trainer numbers the `##c` pieces in the order of a randomly seeded hash map and breaks ties between
-    merges by these numbers, so two processes learn different vocabularies. Given as special tokens, the pieces have
-    their numbers before it starts; the vocabulary is then sorted and a clean tokenizer is made from it.
+    The trainer of the library numbers the `##c` tokens in the order of a randomly seeded hash map and breaks ties
+    between merges by these numbers. Passing them as special tokens fixes the numbers; the tokenizer is then built
+    anew from the sorted vocabulary.
     """
     captions = list(captions)
     tokenizer = wordpiece(SPECIALS)
@@ -38,44 +38,44 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def wordpiece(vocab: Sequence[str], lowercase: bool = True) -> Tokenizer:
-    """BERT's tokenizer over `vocab`, whose order gives the ids."""
+    """The tokenizer of BERT with the given vocabulary, in the order of the ids."""
     ids = {token: i for i, token in enumerate(vocab)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # strips accents when it lowers
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # lower-casing also strips accents
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a `vocab.txt` (one token per line) or a `tokenizer.json`; UserError if it is neither."""
+    """Read a vocab.txt (one token per line) or a tokenizer.json."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"tokenizer {str(path)!r}: no such file; give a vocab.txt or a tokenizer.json")
+        raise UserError(f"tokenizer {str(path)!r}: there is no such file; use a vocab.txt or a tokenizer.json")
     try:
         text = path.read_text("utf-8-sig")
         return Tokenizer.from_str(text) if path.suffix == ".json" else _from_vocab(text)
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"tokenizer {str(path)!r} is no vocab.txt or tokenizer.json: {error}") from None
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"tokenizer {str(path)!r} is not a valid vocab.txt or tokenizer.json: {error}") from None
 
 
 class CaptionTokenizer:
-    """Captions -> int64 [B, length]: [CLS], the caption, [SEP], then [PAD]; a caption too long loses its end."""
+    """Captions -> int64 [B, length]: [CLS], the caption (truncated), [SEP], then [PAD]."""
 
     def __init__(self, source: str | Path | Tokenizer, length: int):
-        assert length >= 3, "a caption needs [CLS], [SEP] and at least one token between them"
-        loaded = source if isinstance(source, Tokenizer) else load_tokenizer(source)
-        self.tokenizer = Tokenizer.from_str(loaded.to_str())  # a copy: its settings change below
-        self.tokenizer.no_truncation()  # a tokenizer.json may bring its own
+        assert length >= 3, f"length is {length}; it must be at least 3: [CLS], a token and [SEP]"
+        tokenizer = source if isinstance(source, Tokenizer) else load_tokenizer(source)
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, whose settings are changed
+        self.tokenizer.no_truncation()  # a tokenizer.json may set it
         self.tokenizer.no_padding()
         self.length = length
         missing = ", ".join(token for token in SPECIALS[:4] if self.tokenizer.token_to_id(token) is None)
         if missing:
-            raise UserError(f"the tokenizer has no {missing}; use one made for BERT, or train one on your captions")
+            raise UserError(f"the tokenizer has no {missing}; use one for BERT, or train one on your captions")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id = map(self.tokenizer.token_to_id, SPECIALS[:4])
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id: the rows of an embedding table."""
+        """Number of rows of an embedding table: one more than the largest id."""
         return max(self.tokenizer.get_vocab().values()) + 1
 
     @property
@@ -84,9 +84,9 @@ class CaptionTokenizer:
         return self.encode([""])[0]
 
     def encode(self, captions: Sequence[str], strict: bool = False) -> Tensor:
-        """int64 [B, length]. `strict`: a caption that does not fit is refused (UserError) and not cut."""
-        if strict and (long := self.too_long(captions)):
-            caption, count = long[0]
+        """int64 [B, length]. strict: raise UserError for captions that would be truncated."""
+        if strict and (too_long := self.too_long(captions)):
+            caption, count = too_long[0]
             limit = self.length - 2
             raise UserError(f"prompt {caption!r} has {count} tokens, but this model reads at most {limit}; shorten it")
         tokens = torch.full((len(captions), self.length), self.pad_id)  # [B, length]
@@ -96,19 +96,19 @@ class CaptionTokenizer:
         return tokens
 
     def too_long(self, captions: Iterable[str]) -> list[tuple[str, int]]:
-        """The captions that would be cut, each with its count of tokens ([CLS] and [SEP] apart)."""
+        """The captions that would be truncated, each with its number of tokens (without [CLS] and [SEP])."""
         captions = list(captions)
         return [(text, count) for text, count in zip(captions, self.lengths(captions)) if count > self.length - 2]
 
     def lengths(self, captions: Iterable[str]) -> list[int]:
-        """Tokens per caption, [CLS] and [SEP] apart."""
+        """Number of tokens of each caption, without [CLS] and [SEP]."""
         return [len(self._ids(caption)) for caption in captions]
 
     def _ids(self, caption: str) -> list[int]:
-        return self.tokenizer.encode(caption, add_special_tokens=False).ids  # one by one: no threads in forked workers
+        return self.tokenizer.encode(caption, add_special_tokens=False).ids  # encode_batch starts threads
 
     def save(self, path: str | Path) -> None:
-        """Writes a tokenizer.json, which the transformers library reads as well."""
+        """Write a tokenizer.json, which the transformers library also reads."""
         with atomic_path(Path(path)) as tmp:
             tmp.write_bytes(self.to_bytes())
 
@@ -121,13 +121,13 @@ class CaptionTokenizer:
 
 
 def _alphabet(tokenizer: Tokenizer, captions: list[str], room: int) -> list[str]:
-    """The characters of the captions, sorted; the rarest are left out (and become [UNK]) where they do not all fit."""
+    """The characters of the captions, sorted; if they need more than `room` tokens, the rarest become [UNK]."""
     counts = Counter()
     for caption in captions:
         counts.update(tokenizer.normalizer.normalize_str(caption))
     kept = []
     for c in sorted(counts, key=lambda c: (-counts[c], c)):
-        cost = len(tokenizer.pre_tokenizer.pre_tokenize_str(c)) and 1 + _continues(tokenizer, c)  # 0: white space
+        cost = len(tokenizer.pre_tokenizer.pre_tokenize_str(c)) and 1 + _continues(tokenizer, c)  # 0 for white space
         if cost and cost <= room:
             kept.append(c)
             room -= cost
@@ -135,14 +135,14 @@ def _alphabet(tokenizer: Tokenizer, captions: list[str], room: int) -> list[str]
 
 
 def _continues(tokenizer: Tokenizer, c: str) -> bool:
-    """Whether a word can go on with c: punctuation and Chinese characters are words of their own."""
+    """Whether c can continue a word; punctuation and Chinese characters are words by themselves."""
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str("a" + c))) == 1
 
 
 def _from_vocab(text: str) -> Tokenizer:
-    tokens = text.split("\n")  # not splitlines: some vocabularies hold odd line breaks as tokens
+    tokens = text.split("\n")  # not splitlines, since some vocabularies have unusual line breaks as tokens
     tokens = [token.rstrip("\r") for token in (tokens if tokens[-1] else tokens[:-1])]
     if len(set(tokens)) < len(tokens):
-        raise ValueError("it names a token twice")
+        raise ValueError("it has a token twice")
     cased = any(token != token.lower() for token in tokens if not token.startswith("["))
     return wordpiece(tokens, lowercase=not cased)

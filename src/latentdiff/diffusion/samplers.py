@@ -99,7 +99,7 @@ def heun(denoise: Denoise, x: Tensor, levels: Levels, eta: float = 0.0, noise: N
 def unipc(denoise: Denoise, x: Tensor, levels: Levels, eta: float = 0.0, noise: Noise = None) -> Steps:
     """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, alg. 2): third order with one evaluation per step.
 
-    The predictor is DPM-Solver++(2M); the corrector uses the next step's x0, so it costs no evaluation of its own.
+    The predictor is DPM-Solver++(2M); the corrector uses the next step's x0, so it costs no extra evaluation.
     """
     x0_prev, change, h_prev, r = 0.0, 0.0, math.inf, math.inf
     for cur, next_ in pairwise(levels):

@@ -132,7 +132,7 @@ class UNet(nn.Module):
 
 
 def down_blocks(config: UNetConfig, context_dim: int | None) -> tuple[nn.ModuleList, list[int]]:
-    """The encoder after conv_in, and the channels of conv_in's output and of each of its own."""
+    """The encoder without conv_in, and the channels of all skips, of which the first is conv_in's output."""
     down, c = nn.ModuleList(), config.channels
     skips = [c]
     for level, width in enumerate(config.widths):

@@ -26,7 +26,7 @@ MEANING = {
     "copies": "share of drawn pictures with one training picture three times nearer than the next",
     "copies_held_out": "the same of held-out pictures", "clip_score": "fit of picture and caption, 0 to 100",
     "prompt_accuracy": "share of prompts with all that was named and nothing else",
-    "prompt_accuracy_left_out": "the same where a colour and a kind never met in training",
+    "prompt_accuracy_held_out": "the same where a colour and a kind never met in training",
     "lpips_in_hole": "perceptual distance to the true picture, in the hole alone",
     "psnr_to_truth": "dB, of the drawn against the true picture", "ssim_to_truth": "likeness to the true picture",
     "lpips_to_truth": "perceptual distance to the true picture",

@@ -100,8 +100,8 @@ def prompted(subject: EvalRun, options: Namespace, world: World) -> Report:
     if model.tokenizer is None or not isinstance(r.data, ShapesConfig):
         return {}, {}
     figures, settings = {}, chosen(model, options)
-    for suffix, left_out, n in (("", False, options.prompts), ("_left_out", True, options.prompts // 2)):
-        captions = prompts(r.data, n, PROMPT_SEED, left_out=left_out)
+    for suffix, held_out, n in (("", False, options.prompts), ("_held_out", True, options.prompts // 2)):
+        captions = prompts(r.data, n, PROMPT_SEED, held_out=held_out)
         wanted = SampleSpec(None, ("caption",), tuple(captions), n, 0)
         drawn, _ = draw(subject, wanted, settings, f"prompts{suffix}", options, world)
         figures |= stage_two.accuracy(drawn, captions, suffix)

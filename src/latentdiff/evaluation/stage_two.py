@@ -86,7 +86,7 @@ def accuracy(drawn: ImageDir, captions: list[str], suffix: str) -> dict[str, Any
     low, high = wilson(right, n)
     figures = {f"prompt_accuracy{suffix}": right / n, f"prompt_accuracy{suffix}_low": low,
                f"prompt_accuracy{suffix}_high": high, f"prompts{suffix}": n}  # fmt: skip
-    return figures | {f"right_{name}{suffix}": rate for name, rate in result.rates.items() if name != "all"}
+    return figures | {f"{name}_accuracy{suffix}": rate for name, rate in result.by_attribute.items() if name != "all"}
 
 
 def digest(model: nn.Module, depends: Any) -> str:

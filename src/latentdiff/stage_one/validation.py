@@ -20,7 +20,7 @@ MAX_IMAGES = 256  # of the held-out images
 BATCH_SIZE = 32
 GRID_IMAGES = 8
 
-STAGE_ONE = (
+RULES = (
     Rule("disc_accuracy", 0.0, 0.97, "for {steps} steps the accuracy of the discriminator has been {value:.0%}, so its "
          "gradient carries little information; use fewer discriminator.channels or layers, or a smaller weight"),
     Rule("disc_accuracy", 0.52, 1.0, "for {steps} steps the accuracy of the discriminator has been {value:.0%}, close "
@@ -55,7 +55,7 @@ class ReconstructionValidator:
         batches = list(loader.sequential_batches(val_data, range(min(MAX_IMAGES, len(val_data))), BATCH_SIZE))
         self.batches = batches[world.rank :: world.size]
         self.best_psnr = max((line["psnr"] for line in log.history if line.get("psnr")), default=-1.0)
-        self.diagnostics = Diagnostics(STAGE_ONE, r.train.steps, log.info)
+        self.diagnostics = Diagnostics(RULES, r.train.steps, log.info)
 
     @torch.no_grad()
     def reconstruct(self, model: Autoencoder, batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -37,7 +37,7 @@ def run_summary(
                  f"a checkpoint every {cfg.checkpoint_every:,}",
         "device": device(cfg, log.world),
     }  # fmt: skip
-    return "\n".join(f"  {label:<12} {fact}" for label, fact in lines.items())
+    return "\n".join(f"  {label:<13} {fact}" for label, fact in lines.items())
 
 
 def unused(data) -> str:

@@ -1,136 +1,104 @@
-"""UNet2DConditionModel and UNet2DModel of diffusers <-> our UNet."""
+"""UNet2DConditionModel and UNet2DModel of diffusers <-> UNet."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import folder as folders
-from latentdiff.convert.diffusers import unet_options as unet_options
-from latentdiff.convert.diffusers.folder import Options, Place, Weights
-from latentdiff.convert.diffusers.unet_options import PLAIN, TEXT
+from latentdiff.convert.diffusers import model_folder, unet_options
+from latentdiff.convert.diffusers.model_folder import Options
+from latentdiff.convert.diffusers.unet_options import CONDITION_MODEL, MODEL
+from latentdiff.convert.key_map import KeyMap, LayerKeys, Weights, build_key_map, shapes_of, to_src
 from latentdiff.diffusion.blocks import ResBlock, SelfAttention, Transformer
 from latentdiff.diffusion.unet import UNet, UNetConfig
 
-INSIDE = {  # parts of a name inside each kind of layer: ours -> theirs
-    ResBlock: {"emb": "time_emb_proj", "skip": "conv_shortcut"},
-    SelfAttention: {"norm": "group_norm", "out": "to_out.0"},
-    Transformer: {"blocks": "transformer_blocks", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-    | {"fc1": "net.0.proj", "fc2": "net.2"},
+LAYERS = {  # names inside the layers: latentdiff -> diffusers
+    ResBlock: LayerKeys({"emb": "time_emb_proj", "skip": "conv_shortcut"}),
+    SelfAttention: LayerKeys({"norm": "group_norm", "qkv": ("to_q", "to_k", "to_v"), "out": "to_out.0"}),
+    Transformer: LayerKeys(
+        {"blocks": "transformer_blocks", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+        | {"fc1": "net.0.proj", "fc2": "net.2"},
+        extra_dims={"proj_in.weight": 2, "proj_out.weight": 2},  # or none, with use_linear_projection
+    ),
 }
-CONVOLUTIONS = ("proj_in.weight", "proj_out.weight")  # 1x1 in theirs, unless use_linear_projection
 
 
-# ---- theirs -> ours
+def unet_key_map(unet: UNet) -> KeyMap:
+    """Both number the blocks of a level; in diffusers a level ends with the layer that changes the resolution."""
+    prefixes = {
+        "time.0": "time_embedding.linear_1", "time.2": "time_embedding.linear_2", "conv_in": "conv_in",
+        "norm_out": "conv_norm_out", "conv_out": "conv_out", "middle.res1": "mid_block.resnets.0",
+        "middle.attention": "mid_block.attentions.0", "middle.res2": "mid_block.resnets.1",
+    }  # fmt: skip
+    if unet.vector is not None:
+        prefixes["vector"] = "class_embedding"
+    for way, blocks in (("down", unet.down), ("up", unet.up)):
+        for k, block in enumerate(blocks):
+            level, j = divmod(k, unet.config.num_res_blocks + 1)
+            names = {"res": f"resnets.{j}", "attention": f"attentions.{j}", "resample": f"{way}samplers.0"}
+            prefixes |= {f"{way}.{k}.{name}": f"{way}_blocks.{level}.{names[name]}" for name in block}
+    return build_key_map(unet, prefixes, LAYERS)
 
 
-class Imported(NamedTuple):
+class ImportedUNet(NamedTuple):
     config: UNetConfig
     weights: Weights
     in_channels: int
     out_channels: int
-    context_dim: int  # 0: no cross-attention
-    vector_dim: int  # 0: nothing is added to the time embedding
-    table: Tensor | None  # of class vectors [classes, vector_dim]
-    size: tuple[int, int] | None  # of the latent
-
-    def network(self) -> UNet:
-        """On the meta device."""
-        with torch.device("meta"):
-            doors = self.context_dim or None, self.vector_dim or None
-            return UNet(self.config, self.in_channels, self.out_channels, *doors)
+    context_dim: int = 0  # 0: no cross-attention
+    vector_dim: int = 0  # 0: nothing is added to the time embedding
+    label_table: Tensor | None = None  # class vectors [classes, vector_dim]
+    size: tuple[int, int] | None = None  # height and width of the latent
 
 
-def from_theirs(config: Options, state: Weights) -> Imported:
-    """config.json and weights of a UNet2DConditionModel or a UNet2DModel -> what our UNet is made of."""
+def from_diffusers(config: Options, state: Weights) -> ImportedUNet:
+    """config.json and weights of a UNet2DConditionModel or a UNet2DModel."""
     kind, state = config["_class_name"], dict(state)
-    o = unet_options.read(config)
-    vector_dim, table = 0, None
+    o = unet_options.read_config(config)
+    vector_dim, label_table = 0, None
     if o["class_embed_type"] == "simple_projection":
         vector_dim = o["projection_class_embeddings_input_dim"]
-    elif o["class_embed_type"] == "identity" or o["num_class_embeds"] is not None:  # vectors that are added as they are
+    elif o["class_embed_type"] == "identity" or o["num_class_embeds"] is not None:  # added without a linear layer
         vector_dim = 4 * o["block_out_channels"][0]
-        table = state.pop("class_embedding.weight", None)
+        label_table = state.pop("class_embedding.weight", None)
         state |= {"class_embedding.weight": torch.eye(vector_dim), "class_embedding.bias": torch.zeros(vector_dim)}
     first = "time_embedding.linear_1.weight"
-    if not o["flip_sin_to_cos"] and first in state:  # its columns for sines come before those for cosines
+    if not o["flip_sin_to_cos"] and first in state:  # its input has the sines before the cosines
         half = state[first].shape[1] // 2
         sines, cosines, rest = state[first].split([half, half, state[first].shape[1] - 2 * half], dim=1)
         state[first] = torch.cat([cosines, sines, rest], dim=1)
-    context_dim = folders.same("cross_attention_dim", o["cross_attention_dim"]) if kind == TEXT else 0
+    context_dim = 0
+    if kind == CONDITION_MODEL:
+        context_dim = model_folder.common_value("cross_attention_dim", o["cross_attention_dim"])
+    unet_config, in_channels, out_channels = unet_options.from_diffusers(kind, o), o["in_channels"], o["out_channels"]
+    with torch.device("meta"):
+        unet = UNet(unet_config, in_channels, out_channels, context_dim or None, vector_dim or None)
+    weights = model_folder.import_weights(state, unet_key_map(unet), shapes_of(unet), kind)
     size = o["sample_size"]
     size = (size, size) if isinstance(size, int) else tuple(size) if size else None
-    made = Imported(
-        unet_options.from_theirs(kind, o), {}, o["in_channels"], o["out_channels"], context_dim, vector_dim, table, size
-    )
-    network = made.network()
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    return made._replace(weights=folders.from_theirs(state, _places(network), shapes, kind))
+    return ImportedUNet(unet_config, weights, in_channels, out_channels, context_dim, vector_dim, label_table, size)
 
 
-# ---- ours -> theirs
+def to_diffusers(unet: UNet, size: tuple[int, int], label_table: Tensor | None = None) -> tuple[Options, Weights]:
+    """config.json and weights.
 
-
-def to_theirs(unet: UNet, size: tuple[int, int], table: Tensor | None = None) -> tuple[Options, Weights]:
-    """config.json and weights; size [h, w] of the latent; `table` [classes, D] the vectors of classes, if it has some.
-
-    With a table, what the U-Net makes of them becomes the one that diffusers adds to the time embedding.
+    Args:
+        size: height and width of the latent.
+        label_table: class vectors [classes, D], if the U-Net has some. Their projections are what diffusers adds to
+            the time embedding.
     """
-    kind = TEXT if unet.context_dim else PLAIN
-    options, weights = (
-        unet_options.to_theirs(kind, unet, size),
-        folders.to_theirs(dict(unet.state_dict()), _places(unet)),
-    )
-    if table is not None:
-        weight, bias = (weights.pop(f"class_embedding.{end}") for end in ("weight", "bias"))
-        weights["class_embedding.weight"] = (table.double() @ weight.double().T + bias.double()).to(weight.dtype)
-        options["num_class_embeds"] = len(table)
+    kind = CONDITION_MODEL if unet.context_dim else MODEL
+    options = unet_options.to_diffusers(kind, unet, size)
+    weights = to_src(dict(unet.state_dict()), unet_key_map(unet))
+    if label_table is not None:
+        weight, bias = (weights.pop(f"class_embedding.{name}") for name in ("weight", "bias"))
+        projected = label_table.double() @ weight.double().T + bias.double()
+        weights["class_embedding.weight"] = projected.to(weight.dtype)
+        options["num_class_embeds"] = len(label_table)
     elif unet.vector is not None:
-        if kind == PLAIN:
-            raise UserError(f"diffusers' {PLAIN} takes no vectors beside the timestep but those of classes")
+        if kind == MODEL:
+            raise UserError(f"the U-Net has a vector input without classes, which diffusers' {MODEL} does not have")
         options |= {"class_embed_type": "simple_projection"}
         options |= {"projection_class_embeddings_input_dim": unet.vector.in_features}
     return options, weights
-
-
-# ---- names
-
-
-def _places(unet: UNet) -> dict[str, Place]:
-    places = {}
-    for ours, theirs, layer in _layers(unet):
-        words = INSIDE.get(type(layer), {})
-        for name, _ in layer.named_parameters():
-            inside = ".".join(words.get(part, part) for part in name.split("."))
-            names = [f"{theirs}.{inside}"]
-            if type(layer) is SelfAttention and name.startswith("qkv"):
-                names = [names[0].replace("qkv", part) for part in ("to_q", "to_k", "to_v")]
-            axes = 2 if type(layer) is Transformer and name in CONVOLUTIONS else 0
-            places[f"{ours}.{name}"] = Place(tuple(names), axes)
-    return places
-
-
-def _layers(unet: UNet) -> Iterator[tuple[str, str, nn.Module]]:
-    """Our name, theirs, the layer."""
-    yield "time.0", "time_embedding.linear_1", unet.time[0]
-    yield "time.2", "time_embedding.linear_2", unet.time[2]
-    yield "conv_in", "conv_in", unet.conv_in
-    yield "norm_out", "conv_norm_out", unet.norm_out
-    yield "conv_out", "conv_out", unet.conv_out
-    if unet.vector is not None:
-        yield "vector", "class_embedding", unet.vector
-    for name, theirs in (("res1", "resnets.0"), ("attention", "attentions.0"), ("res2", "resnets.1")):
-        yield f"middle.{name}", f"mid_block.{theirs}", unet.middle[name]
-    blocks = unet.config.num_res_blocks
-    for k, stage in enumerate(unet.down):  # theirs ends a level with what begins the next in ours
-        level, j = divmod(k, blocks + 1)
-        words = {"res": f"resnets.{j}", "attention": f"attentions.{j}", "resample": "downsamplers.0"}
-        for name, layer in stage.items():
-            yield f"down.{k}.{name}", f"down_blocks.{level}.{words[name]}", layer
-    for k, stage in enumerate(unet.up):
-        level, j = divmod(k, blocks + 1)
-        words = {"res": f"resnets.{j}", "attention": f"attentions.{j}", "resample": "upsamplers.0"}
-        for name, layer in stage.items():
-            yield f"up.{k}.{name}", f"up_blocks.{level}.{words[name]}", layer

@@ -1,4 +1,4 @@
-"""AutoencoderKL and VQModel of diffusers <-> our Autoencoder."""
+"""AutoencoderKL and VQModel of diffusers <-> Autoencoder."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from latentdiff.autoencoder.autoencoder import Autoencoder, AutoencoderConfig
+from latentdiff.autoencoder.blocks import Attention, ResBlock
 from latentdiff.autoencoder.bottleneck import IdentityConfig, KLConfig, VQConfig
 from latentdiff.config import UserError
-from latentdiff.convert.diffusers import folder as folders
-from latentdiff.convert.diffusers.folder import Options, Place, Weights
+from latentdiff.convert.diffusers import model_folder
+from latentdiff.convert.diffusers.model_folder import Options
+from latentdiff.convert.key_map import KeyMap, LayerKeys, Weights, build_key_map, shapes_of, to_src
 
 SHARED = {
     "block_out_channels": (64,), "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",),
     "layers_per_block": 1, "norm_num_groups": 32, "mid_block_add_attention": True, "sample_size": 32,
     "scaling_factor": 0.18215,
 }  # fmt: skip
-READ = {  # what config.json leaves out has these values
+DEFAULTS = {  # of diffusers, for options that config.json does not have
     "AutoencoderKL": SHARED
     | {"latent_channels": 4, "shift_factor": None, "latents_mean": None, "latents_std": None}
     | {"use_quant_conv": True, "use_post_quant_conv": True},
@@ -26,73 +28,93 @@ READ = {  # what config.json leaves out has these values
 }
 FIXED = {"in_channels": 3, "out_channels": 3, "act_fn": ("silu", "swish"), "norm_type": "group"}
 FIXED |= {"lookup_from_codebook": False}
-IGNORED = ("force_upcast",)  # of half precision
-STATISTICS = ("scaling_factor", "shift_factor")  # of the latents
-ATTEND = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
-ATTEND |= {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-
-WORDS = {  # parts of a name: ours -> theirs
-    "down": "down_blocks", "up": "up_blocks", "block": "resnets", "attn": "attentions", "mid": "mid_block",
-    "block_1": "resnets.0", "block_2": "resnets.1", "attn_1": "attentions.0", "nin_shortcut": "conv_shortcut",
-    "downsample": "downsamplers.0", "upsample": "upsamplers.0", "norm_out": "conv_norm_out",
+IGNORED = ("force_upcast",)  # concerns half precision only
+FIELDS = {  # diffusers -> AutoencoderConfig
+    "layers_per_block": "num_res_blocks", "mid_block_add_attention": "mid_attention", "norm_num_groups": "norm_groups",
 }  # fmt: skip
-IN_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+LATENT_STATS = ("scaling_factor", "shift_factor")
+HAS_ATTENTION = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+HAS_ATTENTION |= {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+LINEAR = {f"{name}.weight": -2 for name in ("q", "k", "v", "proj_out")}  # they are 1x1 convolutions in latentdiff
+LAYERS = {  # names inside the layers: latentdiff -> diffusers
+    ResBlock: LayerKeys({"nin_shortcut": "conv_shortcut"}),
+    Attention: LayerKeys(
+        {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}, extra_dims=LINEAR
+    ),
+}
 
 
-# ---- theirs -> ours
+def vae_key_map(model: Autoencoder) -> KeyMap:
+    prefixes = {name: name for name in ("quant_conv", "post_quant_conv", "quantize")}
+    levels = range(len(model.config.channel_mult))
+    for half, way, network in (("encoder", "down", model.encoder), ("decoder", "up", model.decoder)):
+        prefixes |= {f"{half}.{name}": f"{half}.{name}" for name in ("conv_in", "conv_out")}
+        prefixes |= {
+            f"{half}.norm_out": f"{half}.conv_norm_out", f"{half}.mid.block_1": f"{half}.mid_block.resnets.0",
+            f"{half}.mid.attn_1": f"{half}.mid_block.attentions.0", f"{half}.mid.block_2": f"{half}.mid_block.resnets.1",
+        }  # fmt: skip
+        for i in levels:
+            dst = f"{half}.{way}.{i}"
+            src = f"{half}.{way}_blocks.{i if way == 'down' else levels[-1] - i}"  # diffusers: in the order of forward
+            prefixes[f"{dst}.{way}sample"] = f"{src}.{way}samplers.0"
+            for j in range(len(getattr(network, way)[i].block)):
+                prefixes |= {f"{dst}.block.{j}": f"{src}.resnets.{j}", f"{dst}.attn.{j}": f"{src}.attentions.{j}"}
+    return build_key_map(model, prefixes, LAYERS)
 
 
-class Imported(NamedTuple):
+# ---- import
+
+
+class ImportedVAE(NamedTuple):
     config: AutoencoderConfig
     weights: Weights
-    size: int  # of the pictures
+    size: int  # of the images
 
 
-def from_theirs(config: Options, state: Weights) -> Imported:
-    """config.json and weights of an AutoencoderKL or a VQModel -> what our Autoencoder is made of."""
-    o = folders.options(config, READ[config["_class_name"]], FIXED, IGNORED)
-    mine = _config(o)
+def from_diffusers(config: Options, state: Weights) -> ImportedVAE:
+    """config.json and weights of an AutoencoderKL or a VQModel."""
+    kind = config["_class_name"]
+    o = model_folder.read_options(config, DEFAULTS[kind], FIXED, IGNORED)
+    autoencoder_config = _read_config(o)
     with torch.device("meta"):
-        network = Autoencoder(mine)
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    for name, switch in (("quant_conv", "use_quant_conv"), ("post_quant_conv", "use_post_quant_conv")):
-        if not o.get(switch, True):  # the same as a convolution that changes nothing
-            width = shapes[f"{name}.weight"][0]
-            state = state | {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
-    weights = folders.from_theirs(state, _places(mine), shapes, config["_class_name"])
+        model = Autoencoder(autoencoder_config)
+    shapes = shapes_of(model)
+    for name in ("quant_conv", "post_quant_conv"):
+        if not o.get(f"use_{name}", True):  # equivalent: an identity convolution
+            c = shapes[f"{name}.weight"][0]
+            state = state | {f"{name}.weight": torch.eye(c)[..., None, None], f"{name}.bias": torch.zeros(c)}
+    weights = model_folder.import_weights(state, vae_key_map(model), shapes, kind)
     size = o["sample_size"] if isinstance(o["sample_size"], int) else min(o["sample_size"])
-    return Imported(mine, weights | statistics(o, mine.z_channels), size)
+    return ImportedVAE(autoencoder_config, weights | _read_latent_stats(o, autoencoder_config.z_channels), size)
 
 
-def _config(o: Options) -> AutoencoderConfig:
-    attend = [ATTEND.get(kind) for kind in o["down_block_types"]]
-    if None in attend or [ATTEND.get(kind) for kind in o["up_block_types"]] != attend[::-1]:
+def _read_config(o: Options) -> AutoencoderConfig:
+    attention = [HAS_ATTENTION.get(kind) for kind in o["down_block_types"]]
+    if None in attention or [HAS_ATTENTION.get(kind) for kind in o["up_block_types"]] != attention[::-1]:
         raise UserError(
-            f"up_block_types is {list(o['up_block_types'])}; they must mirror down_block_types, and all be of "
-            f"{', '.join(ATTEND)}"
+            f"up_block_types is {list(o['up_block_types'])}; it must mirror down_block_types, and all must be one of "
+            f"{', '.join(HAS_ATTENTION)}"
         )
-    mine = AutoencoderConfig(
+    config = AutoencoderConfig(
         channels=o["block_out_channels"][0],
-        channel_mult=folders.multiples("block_out_channels", o["block_out_channels"]),
-        num_res_blocks=o["layers_per_block"],
-        attention_levels=tuple(level for level, attends in enumerate(attend) if attends),
-        mid_attention=o["mid_block_add_attention"],
+        channel_mult=model_folder.channel_mult(o["block_out_channels"]),
+        attention_levels=tuple(level for level, has_attention in enumerate(attention) if has_attention),
         z_channels=o["latent_channels"],
-        norm_groups=o["norm_num_groups"],
+        **{dst: o[src] for src, dst in FIELDS.items()},
     )
     if "num_vq_embeddings" not in o:
-        return mine
-    codes = replace(mine, bottleneck=VQConfig(codebook_size=o["num_vq_embeddings"]))
+        return config
     width = o["vq_embed_dim"] or o["latent_channels"]
-    return codes if width == codes.z_channels else replace(codes, z_channels=width, inner_channels=codes.z_channels)
+    inner = {} if width == config.z_channels else {"z_channels": width, "inner_channels": config.z_channels}
+    return replace(config, bottleneck=VQConfig(codebook_size=o["num_vq_embeddings"]), **inner)
 
 
-def statistics(o: Options, channels: int) -> Weights:
-    """shift and scale [C, 1, 1] of z = (latent - shift)·scale, from what config.json says of the latents."""
+def _read_latent_stats(o: Options, channels: int) -> Weights:
+    """Shift and scale [C, 1, 1] of z = (latent - shift)·scale."""
     shift, mean, std = (o.get(name) for name in ("shift_factor", "latents_mean", "latents_std"))
     if shift is not None and mean is not None:
-        raise UserError("config.json has both shift_factor and latents_mean; diffusers' pipelines read one of them")
-    shift = 0.0 if shift is None and mean is None else mean if shift is None else shift
+        raise UserError("config.json has both shift_factor and latents_mean; remove the one that the pipeline ignores")
+    shift = next((value for value in (shift, mean) if value is not None), 0.0)
     scale = o["scaling_factor"] / torch.tensor(1.0 if std is None else std)
     return {
         name: torch.as_tensor(value, dtype=torch.float32).expand(channels).reshape(-1, 1, 1)
@@ -100,112 +122,95 @@ def statistics(o: Options, channels: int) -> Weights:
     }
 
 
-# ---- ours -> theirs
+# ---- export
 
 
-def to_theirs(model: Autoencoder, size: int, reads: Iterable[str] = STATISTICS) -> tuple[Options, Weights]:
-    """config.json and weights; size of the pictures.
+def to_diffusers(model: Autoencoder, size: int, stats: Iterable[str] = LATENT_STATS) -> tuple[Options, Weights]:
+    """config.json and weights.
 
-    config.json can hold one number of each statistic, and a pipeline may read only some (`reads`); others are folded
-    into the 1x1 convolutions.
+    Args:
+        size: of the images.
+        stats: the options for the normalization of the latents that the pipeline reads. config.json has one number for
+            each; a normalization that these cannot express is folded into the 1x1 convolutions.
     """
     config, state = model.config, dict(model.state_dict())
-    _check(config)
-    if isinstance(config.bottleneck, IdentityConfig):
-        config, state = _with_variance(config, state)
+    _check_export(config)
+    keys = vae_key_map(model)
     shift, scale = state.pop("latent_shift").flatten(), state.pop("latent_scale").flatten()
+    if isinstance(config.bottleneck, IdentityConfig):
+        config, state = _add_posterior(config, state)
     is_vq = isinstance(config.bottleneck, VQConfig)
-    reads = set(reads) - ({"shift_factor"} if is_vq else set())
-    held = [(value == value[0]).all() and (value[0] == default or name in reads)
-            for name, value, default in (("shift_factor", shift, 0), ("scaling_factor", scale, 1))]  # fmt: skip
-    if not all(held):
-        state = _folded(state, shift, scale, is_vq)
+    stats = set(stats) - ({"shift_factor"} if is_vq else set())
+    defaults = (("shift_factor", shift, 0), ("scaling_factor", scale, 1))
+    if not all((x == x[0]).all() and (x[0] == default or name in stats) for name, x, default in defaults):
+        state = _fold_latent_stats(state, shift, scale, is_vq)
         shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
-    options = _options(config) | {"sample_size": size, "scaling_factor": _short(scale[0])}
+    options = _write_options(config) | {"sample_size": size, "scaling_factor": _shortest_float(scale[0])}
     if not is_vq:
-        options["shift_factor"] = _short(shift[0]) or None
-    return options, folders.to_theirs(state, _places(config))
+        options["shift_factor"] = _shortest_float(shift[0]) or None
+    return options, to_src(state, keys)
 
 
-def _short(x: Tensor) -> float:
-    """The number with the fewest digits that float32 reads as x."""
+def _shortest_float(x: Tensor) -> float:
+    """The number with the fewest digits that is x in float32."""
     return float(str(x.numpy()))
 
 
-def _check(config: AutoencoderConfig) -> None:
+def _check_export(config: AutoencoderConfig) -> None:
     if not config.channel_mult:
-        raise UserError("the run works on pixels; there is no autoencoder to export")
+        raise UserError("the run is in pixel space; it has no autoencoder to export")
     if config.inner_channels not in (0, config.z_channels) and not isinstance(config.bottleneck, VQConfig):
         raise UserError(
-            f"autoencoder.inner_channels is {config.inner_channels} and z_channels {config.z_channels}; diffusers' "
-            f"AutoencoderKL cannot express two widths"
+            f"autoencoder.inner_channels is {config.inner_channels}; it must be {config.z_channels}, the same as "
+            f"z_channels, in diffusers' AutoencoderKL"
         )
 
 
-def _options(config: AutoencoderConfig) -> Options:
-    attend = [level in config.attention_levels for level in range(len(config.channel_mult))]
+def _write_options(config: AutoencoderConfig) -> Options:
+    attention = [level in config.attention_levels for level in range(len(config.channel_mult))]
     options = {
-        "_class_name": "AutoencoderKL", "_diffusers_version": folders.VERSION,
+        "_class_name": "AutoencoderKL", "_diffusers_version": model_folder.VERSION,
         "in_channels": 3, "out_channels": 3, "act_fn": "silu", "latent_channels": config.z_channels,
-        "block_out_channels": folders.widths(config.channels, config.channel_mult, "autoencoder"),
-        "layers_per_block": config.num_res_blocks, "norm_num_groups": config.norm_groups,
-        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attend],
-        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in attend[::-1]],
-        "mid_block_add_attention": config.mid_attention,
-    }  # fmt: skip
+        "block_out_channels": model_folder.block_out_channels(config.channels, config.channel_mult, "autoencoder"),
+        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attention],
+        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in attention[::-1]],
+    } | {src: getattr(config, dst) for src, dst in FIELDS.items()}  # fmt: skip
     if isinstance(config.bottleneck, VQConfig):
         options |= {"_class_name": "VQModel", "num_vq_embeddings": config.bottleneck.codebook_size}
         options |= {"vq_embed_dim": config.z_channels, "latent_channels": config.inner_channels or config.z_channels}
     return options
 
 
-def _with_variance(config: AutoencoderConfig, state: Weights) -> tuple[AutoencoderConfig, Weights]:
-    """An autoencoder without a posterior as one whose posterior is 3e-7 wide: zeros for the missing rows."""
-    conv, quant = state["quant_conv.weight"], state["quant_conv.bias"]
+def _add_posterior(config: AutoencoderConfig, state: Weights) -> tuple[AutoencoderConfig, Weights]:
+    """An autoencoder without a posterior as one whose posterior has a standard deviation of 3e-7."""
+    conv, bias = state["quant_conv.weight"], state["quant_conv.bias"]
     state = state | {
         "quant_conv.weight": torch.block_diag(conv[..., 0, 0], torch.zeros_like(conv[..., 0, 0]))[..., None, None],
-        "quant_conv.bias": torch.cat([quant, torch.full_like(quant, -30)]),
+        "quant_conv.bias": torch.cat([bias, torch.full_like(bias, -30)]),
     }
     for name in ("encoder.conv_out.weight", "encoder.conv_out.bias"):
         state[name] = torch.cat([state[name], torch.zeros_like(state[name])])
     return replace(config, bottleneck=KLConfig()), state
 
 
-def _folded(state: Weights, shift: Tensor, scale: Tensor, is_vq: bool) -> Weights:
-    """The weights of an autoencoder whose latent is (latent - shift)·scale [C], in float64 on the way."""
+def _fold_latent_stats(state: Weights, shift: Tensor, scale: Tensor, is_vq: bool) -> Weights:
+    """The weights of an autoencoder with the latent (latent - shift)·scale; shift, scale [C]. Computed in float64."""
     if is_vq and not (scale == scale[0]).all():
-        raise UserError("the latents are normalised channel by channel, which moves a codebook's nearest neighbours; "
-                        "diffusers' VQModel has no place for that")  # fmt: skip
+        raise UserError(
+            "latent_scale differs from channel to channel, which changes the nearest codes of a codebook; diffusers' "
+            "VQModel cannot express it"
+        )
     shift, scale, channels = shift.double(), scale.double(), len(shift)
-    quant, bias = state["quant_conv.weight"].double(), state["quant_conv.bias"].double()
-    back, start = state["post_quant_conv.weight"].double(), state["post_quant_conv.bias"].double()
-    new = {
-        "quant_conv.weight": torch.cat([quant[:channels] * scale[:, None, None, None], quant[channels:]]),
+    conv, bias = state["quant_conv.weight"].double(), state["quant_conv.bias"].double()
+    post_conv, post_bias = state["post_quant_conv.weight"].double(), state["post_quant_conv.bias"].double()
+    folded = {
+        "quant_conv.weight": torch.cat([conv[:channels] * scale[:, None, None, None], conv[channels:]]),
         "quant_conv.bias": torch.cat([(bias[:channels] - shift) * scale, bias[channels:]]),
-        "post_quant_conv.weight": back / scale[:, None, None],
-        "post_quant_conv.bias": start + back[..., 0, 0] @ shift,
+        "post_quant_conv.weight": post_conv / scale[:, None, None],
+        "post_quant_conv.bias": post_bias + post_conv[..., 0, 0] @ shift,
     }
     if is_vq:
-        new["quantize.embedding.weight"] = (state["quantize.embedding.weight"].double() - shift) * scale
+        folded["quantize.embedding.weight"] = (state["quantize.embedding.weight"].double() - shift) * scale
     elif len(bias) > channels:
-        new["quant_conv.bias"][channels:] += 2 * torch.log(scale.abs())  # of the log-variance
-    return state | {name: value.to(state[name].dtype) for name, value in new.items()}
-
-
-# ---- names
-
-
-def _places(config: AutoencoderConfig) -> dict[str, Place]:
-    with torch.device("meta"):
-        names = list(Autoencoder(config).state_dict())
-    return {name: _place(name, len(config.channel_mult)) for name in names if name not in ("latent_shift", "latent_scale")}
-
-
-def _place(name: str, levels: int) -> Place:
-    parts = name.split(".")
-    attention = "attn" in parts or "attn_1" in parts
-    if parts[1] == "up":
-        parts[2] = str(levels - 1 - int(parts[2]))  # diffusers counts them as they are run
-    words = WORDS | IN_ATTENTION if attention else WORDS
-    linear = attention and parts[-1] == "weight" and parts[-2] != "norm"
-    return Place((".".join(words.get(part, part) for part in parts),), -2 if linear else 0)
+        folded["quant_conv.bias"][channels:] += 2 * torch.log(scale.abs())  # of the log-variance
+    return state | {name: value.to(state[name].dtype) for name, value in folded.items()}

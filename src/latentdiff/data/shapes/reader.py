@@ -1,4 +1,4 @@
-"""A deterministic reader of drawn scenes: what is in a picture, and whether it is what a caption asks for."""
+"""A deterministic detector of rendered scenes: the objects in an image, and whether they match its caption."""
 
 import itertools
 import math
@@ -8,75 +8,77 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from latentdiff.data.shapes.captions import SampleSpec, parse
+from latentdiff.data.shapes.captions import ParsedCaption, parse
 from latentdiff.data.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
     SIZES,
     Scene,
-    Thing,
+    ShapeObject,
     coverage,
     draw,
     relation,
     window,
 )
 
-MIN_PSNR = 20.0  # dB, of the whole picture against the scene drawn again
-# limits on squared errors, summed over RGB of a range of 0..1
-MAX_LOCAL = 0.07  # mean over any patch of an eighth of the short side
-MAX_STRAY = 0.015  # the same between the objects, against the background as it is: nothing else is there
-MAX_UNLIKE = 0.2  # sum over an object's window, as a share of what the object changes there
-SOFT = 0.15  # width of a blurred outline, as a share of the short side
-FOREGROUND = 0.22  # least distance of an object's pixels from the background's colour
-SPECK = 0.01  # regions smaller than this share of the squared short side are no objects
-STEP = 0.5  # pixels, of derivatives by x, y, radius; a smaller one sees nothing where an edge lies between pixels
-PROBES = STEP * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])  # [7, 3]
+# squared errors below are sums over RGB in 0..1
+MIN_PSNR = 20.0  # dB, of the image against the rendering of the detected scene
+MAX_PATCH_ERROR = 0.07  # mean squared error in any patch of an eighth of the short side
+MAX_BACKGROUND_ERROR = 0.015  # the same between the objects, against the measured background colour
+MAX_OBJECT_ERROR = 0.2  # squared error in an object's window, as a fraction of what rendering the object changes there
+BLUR_WIDTH = 0.15  # width of a blurred outline, as a fraction of the short side
+MIN_CONTRAST = 0.22  # distance of an object's pixels from the background's colour
+MIN_AREA = 0.01  # of an object, as a fraction of the squared short side
+STEP = 0.5  # pixels, of finite differences; smaller ones vanish where an edge lies between two pixels
+OFFSETS = STEP * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])  # [7, 3], of x, y and radius
+ATTRIBUTES = ("count", "colour", "kind", "size", "relation", "background", "clean", "all")
 
 
-# ---- pictures -> scenes
+# ---- images -> scenes
 
 
-def read(image: np.ndarray | Tensor) -> Scene | None:
-    """The scene in a picture, uint8 [H, W, 3] or float [3, H, W] in [-1, 1]; None when it is no clean drawn scene."""
-    picture = _picture(image)
-    scene = look(picture)
-    return scene if scene is not None and explains(scene, picture) else None
+def read_scene(image: np.ndarray | Tensor) -> Scene | None:
+    """The scene in an image, uint8 [H, W, 3] or float [3, H, W] in [-1, 1]; None if it is not a clean rendering."""
+    x = _to_unit_range(image)
+    scene = detect(x)
+    return scene if scene is not None and is_clean(scene, x) else None
 
 
-def look(picture: np.ndarray) -> Scene | None:
-    """The best reading of float [H, W, 3] in 0..1, well fitting or not; None without one to three objects."""
-    height, width, _ = picture.shape
-    ground = _ground(picture)
-    regions = _regions(np.linalg.norm(picture - ground, axis=2) > FOREGROUND)
-    regions = [region for region in regions if region.sum() > SPECK * min(height, width) ** 2]
+def detect(x: np.ndarray) -> Scene | None:
+    """The best fit to an image, float [H, W, 3] in 0..1, clean or not; None without one to three objects."""
+    height, width, _ = x.shape
+    background = _background_colour(x)
+    regions = _connected_regions(np.linalg.norm(x - background, axis=2) > MIN_CONTRAST)
+    regions = [region for region in regions if region.sum() > MIN_AREA * min(height, width) ** 2]
     if not 1 <= len(regions) <= 3:
         return None
-    return Scene(_nearest(ground, BACKGROUNDS), tuple(_thing(picture, ground, region) for region in regions))
+    objects = tuple(_fit_object(x, background, region) for region in regions)
+    return Scene(_nearest(background, BACKGROUNDS), objects)
 
 
-def explains(scene: Scene, picture: np.ndarray) -> bool:
-    """Whether the scene, drawn again, is the picture: as a whole, in every patch, and in each object's window.
+def is_clean(scene: Scene, x: np.ndarray) -> bool:
+    """Whether the rendering of the scene equals the image: as a whole, in every patch, and in each object's window.
 
-    An object is also refused as blurred where a soft outline would be nearer to the picture than the sharp one.
+    Objects to which a blurred outline fits better than the sharp one are not clean either.
     """
-    height, width, _ = picture.shape
-    side, ground = min(height, width), np.array(BACKGROUNDS[scene.background]) / 255
-    sharp, soft = (draw(scene, height, width, edge)[0] / 255 for edge in (1.0, SOFT * side))
-    error, soft_error, signal = (_square(a - b) for a, b in ((sharp, picture), (soft, picture), (sharp, ground)))
-    stray = _square(picture - _ground(picture))
-    windows = [
-        np.s_[top:bottom, left:right] for top, bottom, left, right in (window(t, height, width) for t in scene.things)
-    ]
-    for place in windows:
-        stray[place] = 0
-        if error[place].sum() > min(soft_error[place].sum(), MAX_UNLIKE * signal[place].sum()):
+    height, width, _ = x.shape
+    side, background = min(height, width), np.array(BACKGROUNDS[scene.background]) / 255
+    sharp, blurred = (draw(scene, height, width, edge)[0] / 255 for edge in (1.0, BLUR_WIDTH * side))
+    error, blurred_error, signal = map(_squared_norm, (sharp - x, blurred - x, sharp - background))  # [H, W] each
+    outside = _squared_norm(x - _background_colour(x))
+    for shape in scene.objects:
+        top, bottom, left, right = window(shape, height, width)
+        inside = np.s_[top:bottom, left:right]
+        outside[inside] = 0
+        if error[inside].sum() > min(blurred_error[inside].sum(), MAX_OBJECT_ERROR * signal[inside].sum()):
             return False
-    whole = error.mean() / 3 <= 10 ** (-MIN_PSNR / 10)
-    return whole and _patches(error, side // 8).max() <= MAX_LOCAL and _patches(stray, side // 8).max() <= MAX_STRAY
+    patch_error, background_error = (_patch_means(e, side // 8).max() for e in (error, outside))
+    psnr_reached = error.mean() / 3 <= 10 ** (-MIN_PSNR / 10)
+    return psnr_reached and patch_error <= MAX_PATCH_ERROR and background_error <= MAX_BACKGROUND_ERROR
 
 
-def _picture(image: np.ndarray | Tensor) -> np.ndarray:
+def _to_unit_range(image: np.ndarray | Tensor) -> np.ndarray:
     """uint8 [H, W, 3] or float [3, H, W] in [-1, 1] -> float64 [H, W, 3] in 0..1."""
     if isinstance(image, Tensor):
         image = image.detach().cpu().float().numpy() if image.is_floating_point() else image.cpu().numpy()
@@ -85,67 +87,66 @@ def _picture(image: np.ndarray | Tensor) -> np.ndarray:
     return np.clip(image.transpose(1, 2, 0).astype(np.float64) / 2 + 0.5, 0, 1)
 
 
-def _ground(picture: np.ndarray) -> np.ndarray:
-    """The background's colour: the median along the border, which no object touches."""
-    return np.median(np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]), axis=0)
+def _background_colour(x: np.ndarray) -> np.ndarray:
+    """The median along the border, which no object touches."""
+    return np.median(np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]]), axis=0)
 
 
-def _square(difference: np.ndarray) -> np.ndarray:
+def _squared_norm(difference: np.ndarray) -> np.ndarray:
     return (difference**2).sum(axis=-1)  # [H, W, 3] -> [H, W]
 
 
-def _regions(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected parts (4 neighbours) of bool [H, W], each as bool [H, W]; no more than 8, the largest."""
+def _connected_regions(mask: np.ndarray) -> list[np.ndarray]:
+    """The 4-connected components of bool [H, W], each as bool [H, W]; the 8 largest at most."""
     labels = np.pad(np.arange(1, mask.size + 1).reshape(mask.shape) * mask, 1)
     inner = labels[1:-1, 1:-1]
-    while True:  # the largest number spreads
-        around = np.maximum.reduce([inner, labels[:-2, 1:-1], labels[2:, 1:-1], labels[1:-1, :-2], labels[1:-1, 2:]])
-        around *= mask
-        if (around == inner).all():
+    while True:  # the largest label spreads to neighbours until nothing changes
+        spread = np.maximum.reduce([inner, labels[:-2, 1:-1], labels[2:, 1:-1], labels[1:-1, :-2], labels[1:-1, 2:]])
+        spread *= mask
+        if (spread == inner).all():
             break
-        inner[:] = around
-    names, counts = np.unique(inner[mask], return_counts=True)
-    return [inner == name for name in names[np.argsort(-counts, kind="stable")][:8]]
+        inner[:] = spread
+    values, counts = np.unique(inner[mask], return_counts=True)
+    return [inner == value for value in values[np.argsort(-counts, kind="stable")][:8]]
 
 
-def _thing(picture: np.ndarray, ground: np.ndarray, region: np.ndarray) -> Thing:
-    """The object whose pixels are `region`: its colour from the purest ones, its kind by drawing each at its best."""
+def _fit_object(x: np.ndarray, background: np.ndarray, region: np.ndarray) -> ShapeObject:
+    """The object in a region: its colour from the pixels of most contrast, its kind by fitting each of the kinds."""
     rows, columns = np.nonzero(region)
     height, width = region.shape
     top, bottom = max(0, rows.min() - 1), min(height, rows.max() + 2)
     left, right = max(0, columns.min() - 1), min(width, columns.max() + 2)
-    contrast = picture[region] - ground
+    contrast = x[region] - background
     strength = np.linalg.norm(contrast, axis=1)
-    pure = np.median(contrast[strength >= np.quantile(strength, 0.6)], axis=0)
-    alpha = (picture[top:bottom, left:right] - ground) @ pure / (pure @ pure)  # [h, w], 0 outside and 1 inside
-    fits = [(*_fit(kind, alpha, (top, bottom, left, right)), kind) for kind in KINDS]
-    _, (x, y, radius), kind = min(fits, key=lambda fit: fit[0])
-    middle = sum(SIZES.values()) / 2 * min(height, width)
-    size = "large" if radius > middle else "small"
-    return Thing(kind, _nearest(ground + pure, COLOURS), size, float(x), float(y), float(radius))
+    colour = np.median(contrast[strength >= np.quantile(strength, 0.6)], axis=0)  # relative to the background
+    alpha = (x[top:bottom, left:right] - background) @ colour / (colour @ colour)  # [h, w], 0 outside and 1 inside
+    fits = [(*_fit_kind(kind, alpha, (top, bottom, left, right)), kind) for kind in KINDS]
+    _, (center_x, center_y, radius), kind = min(fits, key=lambda fit: fit[0])
+    size = "large" if radius > sum(SIZES.values()) / 2 * min(height, width) else "small"
+    name = _nearest(background + colour, COLOURS)
+    return ShapeObject(kind, name, size, float(center_x), float(center_y), float(radius))
 
 
-def _fit(kind: str, alpha: np.ndarray, pixels: tuple[int, int, int, int]) -> tuple[float, np.ndarray]:
-    """Gauss-Newton for x, y, radius of a kind: the squared error and the place of the best step."""
+def _fit_kind(kind: str, alpha: np.ndarray, pixels: tuple[int, int, int, int]) -> tuple[float, np.ndarray]:
+    """Fit x, y and radius of a kind by Gauss-Newton; the squared error and the parameters of the best iteration."""
     top, bottom, left, right = pixels
     half_width, half_height = KINDS[kind][1]
-    at = np.array(
-        [(left + right) / 2, (top + bottom) / 2, (right - left - 2 + bottom - top - 2) / 2 / (half_width + half_height)]
-    )
-    best = (math.inf, at)
+    radius = (right - left - 2 + bottom - top - 2) / 2 / (half_width + half_height)
+    params = np.array([(left + right) / 2, (top + bottom) / 2, radius])
+    best = (math.inf, params)
     for _ in range(5):
-        x, y, radius = (at + PROBES).T[:, :, None, None]
-        drawn = coverage(kind, x, y, radius, pixels).reshape(7, -1)
-        error = alpha.ravel() - drawn[0]
-        best = min(best, (float(error @ error), at), key=lambda fit: fit[0])
-        slopes = (drawn[1:4] - drawn[4:]) / (2 * STEP)  # [3, h·w]
-        step = np.linalg.solve(slopes @ slopes.T + 1e-3 * np.eye(3), slopes @ error)
-        at = at + np.clip(step, -1.5, 1.5)
-        at[2] = max(at[2], 1)
+        x, y, radius = (params + OFFSETS).T[:, :, None, None]
+        rendered = coverage(kind, x, y, radius, pixels).reshape(7, -1)
+        residual = alpha.ravel() - rendered[0]
+        best = min(best, (float(residual @ residual), params), key=lambda fit: fit[0])
+        jacobian = (rendered[1:4] - rendered[4:]) / (2 * STEP)  # [3, h·w]
+        update = np.linalg.solve(jacobian @ jacobian.T + 1e-3 * np.eye(3), jacobian @ residual)
+        params = params + np.clip(update, -1.5, 1.5)
+        params[2] = max(params[2], 1)
     return best
 
 
-def _patches(error: np.ndarray, k: int) -> np.ndarray:
+def _patch_means(error: np.ndarray, k: int) -> np.ndarray:
     """Means over all k x k patches: [H, W] -> [H - k + 1, W - k + 1]."""
     sums = np.pad(error, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     return (sums[k:, k:] - sums[:-k, k:] - sums[k:, :-k] + sums[:-k, :-k]) / k**2
@@ -155,62 +156,56 @@ def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> st
     return min(palette, key=lambda name: np.linalg.norm(np.array(palette[name]) / 255 - colour))
 
 
-# ---- pictures beside their captions
+# ---- images and captions
 
 
 class PromptAccuracy(NamedTuple):
-    correct: list[bool]  # per picture: all that its caption names is right and nothing else is there
-    rates: dict[str, float]  # per attribute: the share among the captions that name it
+    correct: list[bool]  # per image: everything that its caption names is right, and it is clean
+    by_attribute: dict[str, float]  # attribute -> fraction of correct images, of those whose caption names it
 
 
 def prompt_accuracy(images: Iterable[np.ndarray | Tensor], captions: Sequence[str]) -> PromptAccuracy:
-    """How pictures, each as `read` takes it, follow their captions.
+    """How well images (in the forms of read_scene) match their captions.
 
-    Single rates come from the best reading even of pictures that are not clean; "all" and `correct` ask for clean ones.
+    Single attributes are taken from the best fit even if the image is not clean; "all" and `correct` require that.
     """
-    verdicts = [verdict(image, parse(caption)) for image, caption in zip(images, captions, strict=True)]
-    names = [name for name in VERDICTS if any(name in v for v in verdicts)]
-    told = {name: [v[name] for v in verdicts if name in v] for name in names}
-    return PromptAccuracy(told.get("all", []), {name: sum(right) / len(right) for name, right in told.items()})
+    results = [compare(image, parse(caption)) for image, caption in zip(images, captions, strict=True)]
+    columns = {name: [result[name] for result in results if name in result] for name in ATTRIBUTES}
+    fractions = {name: sum(column) / len(column) for name, column in columns.items() if column}
+    return PromptAccuracy(columns["all"], fractions)
 
 
-VERDICTS = ("count", "colour", "kind", "size", "relation", "background", "clean", "all")
-
-
-def verdict(image: np.ndarray | Tensor, wanted: SampleSpec) -> dict[str, bool]:
-    """Which of the attributes that are wanted are right; colour, kind, size and relation need the right count."""
-    picture = _picture(image)
-    scene = look(picture)
-    things = scene.things if scene else ()
-    named = ["colour", "kind"] + ["size"] * any(t[0] for t in wanted.things) + ["relation"] * bool(wanted.relation)
-    result = {"count": len(things) == len(wanted.things)} | dict.fromkeys(named, False)
+def compare(image: np.ndarray | Tensor, caption: ParsedCaption) -> dict[str, bool]:
+    """Whether each attribute that the caption names is right; those of objects also require the right count."""
+    x = _to_unit_range(image)
+    scene = detect(x)
+    objects = scene.objects if scene else ()
+    names = ["colour", "kind"] + ["size"] * any(o[0] for o in caption.objects) + ["relation"] * bool(caption.relation)
+    result = {"count": len(objects) == len(caption.objects)} | dict.fromkeys(names, False)
     if result["count"]:
-        best = max((_compare(order, wanted) for order in itertools.permutations(things)), key=_rank)
-        result |= {name: best[name] for name in named}
-    if wanted.background:
-        result["background"] = scene is not None and scene.background == wanted.background
-    result["clean"] = scene is not None and explains(scene, picture)
+        # objects are matched by colour first, then by the number of right attributes
+        matches = [_compare_objects(order, caption) for order in itertools.permutations(objects)]
+        best = max(matches, key=lambda match: (match["colour"], sum(match.values())))
+        result |= {name: best[name] for name in names}
+    if caption.background:
+        result["background"] = scene is not None and scene.background == caption.background
+    result["clean"] = scene is not None and is_clean(scene, x)
     return result | {"all": all(result.values())}
 
 
-def _compare(things: tuple[Thing, ...], wanted: SampleSpec) -> dict[str, bool]:
-    """The attributes of objects in the order in which they are wanted."""
-    pairs = list(zip(things, wanted.things))
+def _compare_objects(objects: tuple[ShapeObject, ...], caption: ParsedCaption) -> dict[str, bool]:
+    """The attributes of objects in the order of the caption."""
+    pairs = list(zip(objects, caption.objects))
     return {
-        "colour": all(thing.colour == colour for thing, (_, colour, _) in pairs),
-        "kind": all(thing.kind == kind for thing, (_, _, kind) in pairs),
-        "size": all(size in (None, thing.size) for thing, (size, _, _) in pairs),
-        "relation": not wanted.relation or relation(*things[:2]) == wanted.relation,
+        "colour": all(shape.colour == colour for shape, (_, colour, _) in pairs),
+        "kind": all(shape.kind == kind for shape, (_, _, kind) in pairs),
+        "size": all(size in (None, shape.size) for shape, (size, _, _) in pairs),
+        "relation": not caption.relation or relation(*objects[:2]) == caption.relation,
     }
 
 
-def _rank(verdicts: dict[str, bool]) -> tuple[bool, int]:
-    """Orders in which every colour is right go first: objects are told apart by colour; then more right attributes."""
-    return verdicts["colour"], sum(verdicts.values())
-
-
 def wilson(k: int, n: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion, k of n (Wilson 1927)."""
+    """95 % confidence interval of a proportion k / n (Wilson 1927)."""
     z, p = 1.959964, k / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (center - half) / (1 + z * z / n), (center + half) / (1 + z * z / n)

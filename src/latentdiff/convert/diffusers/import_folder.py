@@ -1,0 +1,149 @@
+"""A model or a pipeline in the format of diffusers -> a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from latentdiff import config, load
+from latentdiff.conditioning.low_res import LowResConfig
+from latentdiff.conditioning.text import TextConfig
+from latentdiff.config import UserError
+from latentdiff.convert.converted_run import ConvertedRun, write_run
+from latentdiff.convert.diffusers import components, unet2d, vae
+from latentdiff.convert.diffusers.components import assemble_run
+from latentdiff.convert.diffusers.model_folder import RUN_RECIPE, RUN_WEIGHTS, read_json
+from latentdiff.convert.diffusers.noise_schedule import NoiseConfig
+from latentdiff.data.degrade import DegradeConfig
+from latentdiff.diffusion.unet import UNet, UNetConfig
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.training import checkpoint, run_dir
+
+
+def import_folder(folder: str, *, output: str, autoencoder: str = "", vocab: str = "") -> None:
+    """Convert a folder.
+
+    Args:
+        output: the run's folder.
+        autoencoder: a stage-one run, for a U-Net without its autoencoder.
+        vocab: vocab.txt, for a text encoder without its tokenizer.
+    """
+    src = Path(folder)
+    if (src / RUN_RECIPE).is_file():
+        run = _import_run(src)
+    elif (src / "model_index.json").is_file():
+        run = _import_pipeline(src)
+    elif (src / "config.json").is_file():
+        run = _import_model(src, autoencoder, vocab)
+    else:
+        raise UserError(
+            f"{src} has neither model_index.json nor config.json; it must be a pipeline or a model of diffusers"
+        )
+    write_run(Path(output), run)
+    kind = "an autoencoder" if run.first_stage is None else "a diffusion run"
+    print(
+        f"wrote {output}: {kind} with {sum(value.numel() for value in run.weights.values()):,} parameters, from {src}"
+    )
+
+
+# ---- one model
+
+
+def _import_model(src: Path, autoencoder: str, vocab: str) -> ConvertedRun:
+    options = read_json(src / "config.json")
+    kind = options.get("_class_name") or options.get("model_type")
+    if kind in vae.DEFAULTS:
+        return components.read_autoencoder(src)
+    if kind in (unet2d.CONDITION_MODEL, unet2d.MODEL):
+        return _import_unet(src, autoencoder)
+    if kind == "ldmbert":
+        return _import_text_encoder(src, vocab)
+    models = ", ".join([*vae.DEFAULTS, unet2d.CONDITION_MODEL, unet2d.MODEL, "LDMBertModel"])
+    raise UserError(f"{src} is a {kind}; it must be one of {models}, or a pipeline: {', '.join(PIPELINES)}")
+
+
+def _import_unet(src: Path, autoencoder: str) -> ConvertedRun:
+    """A U-Net without its pipeline: over the latents of a stage-one run, or over pixels if it has three channels."""
+    unet = components.read_unet(src)
+    if autoencoder:
+        folder = run_dir.find_run(autoencoder)
+        first_stage = ConvertedRun(run_dir.read_recipe(folder, AutoencoderRecipe), load.weights_of(folder))
+    elif unet.out_channels == 3:
+        print("the U-Net has 3 channels and no autoencoder: assuming pixel space; otherwise add --autoencoder RUN")
+        first_stage = components.pixel_space()
+    else:
+        print("WARNING: the U-Net has no autoencoder; an UNTRAINED one is used. Add --autoencoder RUN")
+        first_stage = components.untrained_autoencoder(unet.out_channels)
+    return assemble_run(unet, first_stage, components.read_scheduler(src.parent / "scheduler"))
+
+
+def _import_text_encoder(src: Path, vocab: str) -> ConvertedRun:
+    """A text encoder without its pipeline, with a small untrained U-Net: to initialize another run (init=)."""
+    tokenizer_folder = src.parent / "tokenizer"
+    text, weights, tokenizer = components.read_text_encoder(
+        src, tokenizer_folder if tokenizer_folder.is_dir() else None, vocab
+    )
+    print("WARNING: only the text encoder is trained; U-Net and autoencoder are UNTRAINED. Use the run with init=")
+    small = UNetConfig(channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_heads=1, norm_groups=4)
+    torch.manual_seed(0)
+    unet = unet2d.ImportedUNet(small, UNet(small, 4, 4, text.dim).state_dict(), 4, 4, text.dim)
+    first_stage = components.untrained_autoencoder(4)
+    return assemble_run(unet, first_stage, NoiseConfig(), [(text, weights)], tokenizer)
+
+
+# ---- pipelines
+
+
+def _import_pipeline(src: Path) -> ConvertedRun:
+    kind = read_json(src / "model_index.json").get("_class_name")
+    if kind not in PIPELINES:
+        models = ", ".join(str(path.parent) for path in sorted(src.glob("*/config.json")))
+        raise UserError(
+            f"{src} is a {kind}; pipelines that can be imported are {', '.join(PIPELINES)}. Its models can be imported "
+            f"one by one: {models or 'it has none'}"
+        )
+    return PIPELINES[kind](src)
+
+
+def _import_text_to_image(src: Path) -> ConvertedRun:
+    text, weights, tokenizer = components.read_text_encoder(src / "bert", src / "tokenizer")
+    unet, noise = components.read_unet(src / "unet"), components.read_scheduler(src / "scheduler")
+    return assemble_run(unet, _read_first_stage(src), noise, [(text, weights)], tokenizer)
+
+
+def _import_superresolution(src: Path) -> ConvertedRun:
+    unet, noise = components.read_unet(src / "unet"), components.read_scheduler(src / "scheduler")
+    first_stage = components.read_autoencoder(src / "vqvae", ignore_scale=True)
+    degrade = DegradeConfig(scale=components.factor_of(first_stage), kind="bsr")
+    return assemble_run(unet, first_stage, noise, [(LowResConfig(), {})], derived_fields=(degrade,))
+
+
+def _import_unconditional(src: Path) -> ConvertedRun:
+    unet, noise = components.read_unet(src / "unet"), components.read_scheduler(src / "scheduler")
+    return assemble_run(unet, _read_first_stage(src), noise)
+
+
+def _read_first_stage(src: Path) -> ConvertedRun:
+    return components.read_autoencoder(src / "vqvae") if (src / "vqvae").is_dir() else components.pixel_space()
+
+
+PIPELINES: dict[str, Callable[[Path], ConvertedRun]] = {
+    "LDMTextToImagePipeline": _import_text_to_image,
+    "LDMSuperResolutionPipeline": _import_superresolution,
+    "LDMPipeline": _import_unconditional,
+    "DDIMPipeline": _import_unconditional,
+    "DDPMPipeline": _import_unconditional,
+}
+
+
+def _import_run(src: Path) -> ConvertedRun:
+    """A run that was exported without a pipeline: its recipe and other weights are beside the models."""
+    recipe = config.checked(config.from_dict(read_json(src / RUN_RECIPE), DiffusionRecipe), DiffusionRecipe, "")
+    weights = {f"unet.{name}": value for name, value in components.read_unet(src / "unet").weights.items()}
+    tokenizer = None
+    for i, condition in enumerate(recipe.conditions):
+        if isinstance(condition, TextConfig):
+            _, values, tokenizer = components.read_text_encoder(src / "bert", src / "tokenizer")
+            weights |= {f"conditioner.parts.{i}.{name}": value for name, value in values.items()}
+    weights |= checkpoint.read_tensors(src / RUN_WEIGHTS)
+    return ConvertedRun(recipe, weights, _read_first_stage(src), tokenizer)
