@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
 
     bad_images = recipe.bad_image_list(r, folder, train_data)
     validator = ReconstructionValidator(r, world, val_data, perceptual_distance, bad_images, log)
-    run_dir.create_run_dir(folder, r, world, lambda: bad_images.enter(getattr(train_data, "bad", [])))
+    run_dir.create_run_dir(folder, r, world, lambda: bad_images.write(train_data.unreadable))
     log.start()
     with run_dir.StopSignal() as stop:
         train(r, world, state, train_data, micro_batches, perceptual_distance, bad_images, validator, stop, log)

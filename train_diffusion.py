@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
     def write_files() -> None:
         save_components(folder, autoencoder, first_stage, tokenizer, train_data)
-        bad_images.enter(getattr(train_data, "bad", []))
+        bad_images.write(train_data.unreadable)
 
     run_dir.create_run_dir(folder, r, world, write_files)
     log.start()

@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks NAME`. Each finished arm leaves a small JSON beside its table."""
+"""Benchmarks: `python -m benchmarks NAME`. Each finished arm writes a small JSON file to benchmarks/results."""

@@ -1,13 +1,13 @@
-"""What each option of stage two is worth: the demo's network, data and autoencoder, the same short training.
+"""What each option of stage two gains: short trainings with the network, data and autoencoder of the demo.
 
-    python -m benchmarks speedrun [ARM ...] [--steps 1500] [--seeds 3] [--count 1000] [--at-once 1]
+    python -m benchmarks speedrun [ARM ...] [--steps 1500] [--seeds 3] [--count 1000] [--parallel 1]
                                   [--autoencoder demo-autoencoder]
-    python -m benchmarks speedrun --page      write benchmarks/results/speedrun.md from the results alone
+    python -m benchmarks speedrun --page      write benchmarks/results/speedrun.md from the results
 
-An arm is the list of fields in which it differs from its base; every arm that is finished leaves
-benchmarks/results/speedrun/ARM-SEED.json and is skipped from then on. Arms share data, order, noise, prompts by seed,
-and the network that judges; all are drawn with the paper's ancestral sampler in 50 steps. So they are compared
-pairwise: mean difference and 95 % t interval over the seeds, and the sign in each.
+An arm is the list of fields in which it differs from its baseline. A finished arm writes
+benchmarks/results/speedrun/ARM-SEED.json and is skipped from then on. All arms share data, order, noise, prompts per
+seed and the feature network, and are sampled with 50 ancestral steps, as in the paper. They are compared in pairs: mean
+difference over the seeds, its 95 % t interval, and the sign of each seed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.claims.autoencoders import judge
+from benchmarks.claims.autoencoders import feature_net
 from benchmarks.claims.claim import Setting
 from latentdiff import cli
 from latentdiff.config import UserError, hash_of, override, read_recipe
@@ -31,126 +31,140 @@ from latentdiff.training.log import read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun"
 RECIPE = "recipes/diffusion/demo.py"
-PAPER = ("schedule.kind=scaled_linear", "schedule.beta_start=0.0015", "schedule.beta_end=0.0195", "schedule.snr_shift=1",
-         "objective.prediction=eps", "objective.timestep_sampling=uniform", "train.optimizer=adamw")  # fmt: skip
-FLOW = ("schedule.kind=flow", "schedule.snr_shift=1", "objective.prediction=flow", "objective.timestep_sampling=uniform",
-        "train.optimizer=adamw")  # fmt: skip
-MIDDLE = (*FLOW, "objective.timestep_sampling=logit_normal")
-MUON = (*MIDDLE, "train.optimizer=muon")
-ARMS = {  # name -> (what it is compared with, the fields)
+PAPER = (
+    "schedule.kind=scaled_linear",
+    "schedule.beta_start=0.0015",
+    "schedule.beta_end=0.0195",
+    "schedule.snr_shift=1",
+    "objective.prediction=eps",
+    "objective.timestep_sampling=uniform",
+    "train.optimizer=adamw",
+)
+FLOW = (
+    "schedule.kind=flow",
+    "schedule.snr_shift=1",
+    "objective.prediction=flow",
+    "objective.timestep_sampling=uniform",
+    "train.optimizer=adamw",
+)
+LOGIT_NORMAL = (*FLOW, "objective.timestep_sampling=logit_normal")
+MUON = (*LOGIT_NORMAL, "train.optimizer=muon")
+ARMS = {  # name -> (its baseline, the fields)
     "paper": ("paper", PAPER),
     "min-snr": ("paper", (*PAPER, "objective.weighting=min_snr")),
     "flow": ("paper", FLOW),
-    "logit-normal": ("flow", MIDDLE),
-    "shift": ("logit-normal", (*MIDDLE, "schedule.snr_shift=2")),
+    "logit-normal": ("flow", LOGIT_NORMAL),
+    "shift": ("logit-normal", (*LOGIT_NORMAL, "schedule.snr_shift=2")),
     "muon": ("logit-normal", MUON),
-    "modern-blocks": ("muon", (*MUON, "unet.blocks=modern")),
     "paper, three times as long": ("muon", PAPER),
 }
-LONGER = {"paper, three times as long": 3}
+REMOVED = {"modern-blocks": "muon"}  # arms of options that no longer exist -> their baseline
+LENGTHS = {"paper, three times as long": 3}
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # by degrees of freedom
-FIGURES = {"prompt_accuracy": 1, "kid": -1}  # and which way is better
+METRICS = {"prompt_accuracy": 1, "kid": -1}  # 1: higher is better
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=1000, help="pictures an arm is judged by")
+    parser.add_argument("--count", type=int, default=1000, help="images that an arm is evaluated on")
     parser.add_argument("--autoencoder", default="demo-autoencoder")
-    parser.add_argument("--at-once", type=int, default=1, help="arms that train side by side: a GPU has room for many")
+    parser.add_argument("--parallel", type=int, default=1, help="number of arms that train at once, for a large GPU")
     parser.add_argument("--page", action="store_true")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     unknown = [name for name in options.arms if name not in ARMS]
     if unknown:
-        raise UserError(f"no arm is called {unknown[0]!r}; there are {', '.join(ARMS)}")
+        raise UserError(f"there is no arm {unknown[0]!r}; it must be one of {', '.join(ARMS)}")
     if not options.page:
-        judge(Setting())
-        # a whole round before the next, so that the first table comes early
-        wanted = [(name, seed) for seed in range(options.seeds) for name in options.arms or ARMS]
-        with ThreadPoolExecutor(options.at_once) as pool:
-            list(pool.map(lambda arm: measure(*arm, options), wanted))
+        feature_net(Setting())
+        # all arms of a seed before the next seed, so that the first table is complete early
+        runs = [(name, seed) for seed in range(options.seeds) for name in options.arms or ARMS]
+        with ThreadPoolExecutor(options.parallel) as pool:
+            list(pool.map(lambda arm: measure(*arm, options), runs))
     page = table()
     (RESULTS.parent / "speedrun.md").write_text(page)
     print(page)
 
 
 def measure(name: str, seed: int, options: argparse.Namespace) -> None:
-    """Train and judge one arm, unless its figures are there."""
+    """Train and evaluate one arm, unless it has a result."""
     folder = run_dir.runs_root() / "speedrun" / f"{name}-{seed}".replace(", ", "-").replace(" ", "-")
-    path, words = RESULTS / f"{folder.name}.json", arguments(name, seed, options)
+    path, fields = RESULTS / f"{folder.name}.json", overrides(name, seed, options)
     if path.exists():
         return
-    script("train_diffusion.py", RECIPE, *words, f"name=speedrun/{folder.name}")
-    script("evaluate.py", folder, "--count", options.count, "--features", judge(Setting()), "--no-report")
-    figures = flat(json.loads((folder / "evaluation.json").read_text()))
+    run_script("train_diffusion.py", RECIPE, *fields, f"name=speedrun/{folder.name}")
+    run_script("evaluate.py", folder, "--count", options.count, "--features", feature_net(Setting()), "--no-report")
+    metrics = flatten(json.loads((folder / "evaluation.json").read_text()))
     seconds = read_metrics(folder / "metrics.jsonl")[-1]["seconds"]
-    recipe = override(read_recipe(ROOT / RECIPE, DiffusionRecipe), list(words))
-    about = {"arm": name, "seed": seed, "steps": recipe.train.steps, "count": options.count, "recipe": hash_of(recipe)}
+    recipe = override(read_recipe(ROOT / RECIPE, DiffusionRecipe), list(fields))
+    head = {"arm": name, "seed": seed, "steps": recipe.train.steps, "count": options.count, "recipe": hash_of(recipe)}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    found = {name: figures[name] for name in FIGURES}
-    checkpoint.write_json(path, about | found | {"seconds": round(seconds, 1), "at_once": options.at_once})
+    metrics = {metric: metrics[metric] for metric in METRICS}
+    checkpoint.write_json(path, head | metrics | {"seconds": round(seconds, 1), "parallel": options.parallel})
 
 
-def arguments(name: str, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
-    """What the arm changes of the demo's recipe."""
-    steps = options.steps * LONGER.get(name, 1)
-    every = [f"train.{when}_every={steps}" for when in ("val", "sample", "checkpoint")]
+def overrides(name: str, seed: int, options: argparse.Namespace) -> tuple[str, ...]:
+    """The changes of an arm to the demo's recipe."""
+    steps = options.steps * LENGTHS.get(name, 1)
+    every = [f"train.{event}_every={steps}" for event in ("val", "sample", "checkpoint")]
     return (f"autoencoder={options.autoencoder}", f"train.steps={steps}", f"train.seed={seed}", *every,
             "sampling.steps=50", "train.cuda_graph=true", *ARMS[name][1])  # fmt: skip
 
 
-def script(name: str, *words: object) -> None:
-    print(" ".join(map(str, (name, *words))), flush=True)
-    done = subprocess.run([sys.executable, ROOT / name, *map(str, words)], cwd=ROOT, env=dict(os.environ), check=False)
-    if done.returncode:
-        raise UserError(f"{name} ended with {done.returncode}; what it said is above")
+def run_script(name: str, *args: object) -> None:
+    print(" ".join(map(str, (name, *args))), flush=True)
+    process = subprocess.run([sys.executable, ROOT / name, *map(str, args)], cwd=ROOT, env=dict(os.environ))
+    if process.returncode:
+        raise UserError(f"{name} exited with code {process.returncode}; its output is above")
 
 
-def flat(figures: dict) -> dict:
-    """Figures of any nesting by their own name."""
-    inner = [flat(value) for value in figures.values() if isinstance(value, dict)]
-    return {key: value for part in inner for key, value in part.items()} | figures
+def flatten(metrics: dict) -> dict:
+    """Nested metrics by their own name."""
+    nested = [flatten(value) for value in metrics.values() if isinstance(value, dict)]
+    return {key: value for inner in nested for key, value in inner.items()} | metrics
 
 
-# ---- the page, from the results alone
+# ---- the page, from the results
 
 
 def table() -> str:
-    """Markdown: each arm's figures, and its differences from its base."""
-    found: dict[str, dict[int, dict]] = {}
+    """Markdown: the metrics of each arm, and its differences from its baseline."""
+    results: dict[str, dict[int, dict]] = {}
     for path in sorted(RESULTS.glob("*.json")):
-        figures = json.loads(path.read_text())
-        found.setdefault(figures["arm"], {})[figures["seed"]] = figures
+        result = json.loads(path.read_text())
+        results.setdefault(result["arm"], {})[result["seed"]] = result
     lines = ["# Speedrun", "", __doc__.split("\n\n")[0], ""]
-    lines += ["| arm | compared with | prompt accuracy | difference | KID x 1000 | difference | seconds |"]
+    lines += ["| arm | baseline | prompt accuracy | difference | KID x 1000 | difference | seconds |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    for name, (base, _) in ARMS.items():
-        if name in found:
-            lines.append(row(name, found[name], base, found.get(base, {})))
-    lines += ["", "Differences: mean over the seeds with its 95 % t interval; + and - are the signs, + the better one."]
+    for name, baseline in ({name: baseline for name, (baseline, _) in ARMS.items()} | REMOVED).items():
+        if name in results:
+            lines.append(row(name, results[name], baseline, results.get(baseline, {})))
+    lines += ["", "Differences: mean over the seeds with its 95 % t interval, and the sign of each seed, + for better.",
+              f"No longer available: {', '.join(REMOVED)}."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def row(name: str, ours: dict[int, dict], base: str, theirs: dict[int, dict]) -> str:
-    cells = [name, "" if base == name else base]
-    for figure, better in FIGURES.items():
-        factor = 1000 if figure == "kid" else 1
-        values = [factor * f[figure] for f in ours.values() if figure in f]
+def row(name: str, results: dict[int, dict], baseline: str, baseline_results: dict[int, dict]) -> str:
+    cells = [name, "" if baseline == name else baseline]
+    for metric, sign in METRICS.items():
+        factor = 1000 if metric == "kid" else 1
+        values = [factor * result[metric] for result in results.values() if metric in result]
         cells.append(f"{statistics.mean(values):.3f}" if values else "")
-        both = [seed for seed in ours.keys() & theirs.keys() if figure in ours[seed] and figure in theirs[seed]]
-        gains = [factor * (ours[seed][figure] - theirs[seed][figure]) for seed in sorted(both)]
-        cells.append("" if base == name or not gains else difference(gains, better))
-    return "| " + " | ".join([*cells, f"{statistics.mean(f['seconds'] for f in ours.values()):.0f}"]) + " |"
+        seeds = sorted(s for s in results.keys() & baseline_results.keys()
+                       if metric in results[s] and metric in baseline_results[s])  # fmt: skip
+        differences = [factor * (results[s][metric] - baseline_results[s][metric]) for s in seeds]
+        cells.append("" if baseline == name or not differences else difference(differences, sign))
+    return "| " + " | ".join([*cells, f"{statistics.mean(r['seconds'] for r in results.values()):.0f}"]) + " |"
 
 
-def difference(gains: list[float], better: int) -> str:
-    signs = "".join("+" if better * gain > 0 else "-" for gain in gains)
-    if len(gains) < 2:
-        return f"{gains[0]:+.3f} ({signs})"
-    half = T_95.get(len(gains) - 1, 1.96) * statistics.stdev(gains) / math.sqrt(len(gains))
-    return f"{statistics.mean(gains):+.3f} ± {half:.3f} ({signs})"
+def difference(differences: list[float], sign: int) -> str:
+    signs = "".join("+" if sign * d > 0 else "-" for d in differences)
+    if len(differences) < 2:
+        return f"{differences[0]:+.3f} ({signs})"
+    half = T_95.get(len(differences) - 1, 1.96) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{statistics.mean(differences):+.3f} ± {half:.3f} ({signs})"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How well runs on real pictures do their tasks on held-out ones, beside a plain way of doing the same.
+"""How well runs on photographs do their tasks on held-out images, beside a simple baseline and an upper bound.
 
-python -m benchmarks.tasks_real RUN [--split test] [--count 200] [--output FILE.json] [--pictures FOLDER]
-python -m benchmarks.tasks_real --table       from benchmarks/results/tasks-real-*.json, into docs/tasks.md
+python -m benchmarks tasks_real RUN [--split test] [--count 200] [--output FILE.json] [--images FOLDER]
+python -m benchmarks tasks_real --table       write the table of docs/tasks.md from benchmarks/results/tasks-real-*.json
 
-Maps and boxes are read back by a small network that learned to see them in the real training pictures.
+Maps and boxes are detected by a small segmentation network, trained on the real training images.
 """
 
 import json
@@ -16,142 +16,151 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.tasks import Arm, column, draw, images, words_of
-from latentdiff import load, recipe
+from benchmarks.classifier_training import optimizer_step
+from benchmarks.tasks import Arm, argument_parser, column, images, replace_section, sample
+from latentdiff import recipe
 from latentdiff.autoencoder import pretrained
 from latentdiff.autoencoder.perceptual import LPIPSConfig, build
-from latentdiff.layers import images_to_float
+from latentdiff.config import short_name
 from latentdiff.data.fields import ConditionFields
 from latentdiff.evaluation import distances, features
 from latentdiff.evaluation.image_metrics import psnr, ssim
 from latentdiff.evaluation.stage_one import again, lpips_in_hole
-from latentdiff.model import LatentDiffusion
-from latentdiff.recipe import DiffusionRecipe
+from latentdiff.layers import images_to_float
+from latentdiff.recipe import DiffusionRecipe, with_condition_fields
+from latentdiff.sampling.pipeline import Pipeline, load_pipeline
 from latentdiff.training import checkpoint, image_grid, optim, run_dir
 from latentdiff.training.distributed import init_distributed
 from latentdiff.training.log import read_metrics
 from latentdiff.training.settings import TrainConfig
 
-READER = TrainConfig(steps=1000, batch_size=16, lr=2e-3, lr_schedule="cosine", warmup_steps=50)
+SEGMENTATION = TrainConfig(steps=1000, batch_size=16, lr=2e-3, lr_schedule="cosine", warmup_steps=50)
 
 
 def main() -> None:
-    parser = words_of(__doc__)
-    parser.add_argument("--split", default="test", help="which pictures are held out: test or val")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--split", default="test", help="the held-out images: test or val")
     options = parser.parse_args()
     if options.table:
-        table(Path("benchmarks/results"), Path("docs/tasks.md"))
+        write_table(Path("benchmarks/results"), Path("docs/tasks.md"))
         return
     folder = run_dir.find_run(options.run)
-    r, model = run_dir.read_recipe(folder, DiffusionRecipe), load.load_run(folder)
-    train, held_out = (recipe.with_fields(r, recipe.open_data(r, split)) for split in ("train", options.split))
-    items = [held_out.item(i, 2 * i) for i in range(min(options.count, len(held_out)))]  # an even key does not mirror
-    figures, rows = ARMS[type(r.conditions[0]).__name__](model, items, train)
+    r, pipeline = run_dir.read_recipe(folder, DiffusionRecipe), load_pipeline(folder)
+    train, held_out = (with_condition_fields(recipe.open_data(r, split), r.conditions, r.derived_fields)
+                       for split in ("train", options.split))  # fmt: skip
+    items = [held_out.item(i, 2 * i) for i in range(min(options.count, len(held_out)))]  # an even key does not flip
+    metrics, grids = ARMS[short_name(type(r.conditions[0]))](pipeline, items, train)
     seconds = [read_metrics(f / "metrics.jsonl")[-1]["seconds"] for f in (run_dir.find_run(r.autoencoder.path), folder)]
-    about = {"task": folder.name, "pictures": len(items), "split": options.split, "train_steps": r.train.steps,
-             "minutes_of_both_stages": [s / 60 for s in seconds]}  # fmt: skip
-    print(json.dumps(about | figures, indent=1))
+    head = {"task": folder.name, "images": len(items), "split": options.split, "train_steps": r.train.steps,
+            "stage_minutes": [s / 60 for s in seconds]}  # fmt: skip
+    print(json.dumps(head | metrics, indent=1))
     if options.output:
-        checkpoint.write_json(options.output, about | figures)
-    for name, x in rows.items() if options.pictures else ():
-        image_grid.save_grid(x[:24], options.pictures / f"{folder.name}-{name}.png", columns=8)
+        checkpoint.write_json(options.output, head | metrics)
+    for name, x in grids.items() if options.images else ():
+        image_grid.save_grid(x[:24], options.images / f"{folder.name}-{name}.png", columns=8)
 
 
-# ---- one arm per task: figure -> what was drawn, the plain way, and the best that can be had
+# ---- one arm per task: metric -> value for samples, baseline and upper bound
 
 
-def enlarged(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
-    """Beside bicubic enlargement, and the autoencoder's copy of the true picture."""
-    small, truth = torch.stack(column(items, "low_res")), images(items)
+def super_resolution(pipeline: Pipeline, items: list[dict], train: ConditionFields) -> Arm:
+    """Baseline: bicubic upsampling; upper bound: the autoencoder's reconstruction of the true image."""
+    low_res, truth = torch.stack(column(items, "low_res")), images(items)
     size = (truth.shape[3], truth.shape[2])
-    bicubic = np.stack([np.array(Image.fromarray(s.numpy()).resize(size, Image.BICUBIC)) for s in small])
-    shown = {"drawn": draw(model, {"low_res": small}, len(items)), "plain": images_to_float(torch.from_numpy(bicubic)),
-             "best": copies(model, truth)}  # fmt: skip
-    distance = build(LPIPSConfig(backbone="squeezenet"))
-    figures = {"plain": "bicubic enlargement", "best": "the autoencoder's copy of the true picture"}
-    for name, measure in {"psnr": psnr, "ssim": ssim, "lpips": lambda x, y: distance(y, x).flatten()}.items():
-        figures[name] = {who: in_parts(measure, truth, x) for who, x in shown.items()}
-    return figures, {"drawn": shown["drawn"], "true": truth, "plain": shown["plain"]}
+    bicubic = np.stack([np.array(Image.fromarray(s.numpy()).resize(size, Image.BICUBIC)) for s in low_res])
+    x = {
+        "sampled": sample(pipeline, {"low_res": low_res}, len(items)),
+        "baseline": images_to_float(torch.from_numpy(bicubic)),
+        "upper_bound": reconstruct(pipeline, truth),
+    }
+    lpips = build(LPIPSConfig(backbone="squeezenet"))
+    metrics = {"baseline": "bicubic upsampling", "upper_bound": "reconstruction of the true image"}
+    for name, metric in {"psnr": psnr, "ssim": ssim, "lpips": lambda x, y: lpips(y, x).flatten()}.items():
+        metrics[name] = {arm: batched_mean(metric, truth, y) for arm, y in x.items()}
+    return metrics, {"sampled": x["sampled"], "true": truth, "baseline": x["baseline"]}
 
 
-def filled(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
-    """In the hole alone, beside the mean of what is known; the best is the autoencoder's copy of what was there."""
-    given = {name: torch.stack(column(items, name)) for name in ("image", "mask")}
-    truth, hole = images(items), (given["mask"] > 0).float()[:, None]  # [B, 1, H, W]
-    mean = (truth * (1 - hole)).sum((2, 3), keepdim=True) / (1 - hole).sum((2, 3), keepdim=True)
-    made = {"drawn": draw(model, given, len(items)), "plain": mean, "best": copies(model, truth)}
-    shown = {who: hole * x + (1 - hole) * truth for who, x in made.items()}
-    distance = build(LPIPSConfig(backbone="squeezenet"))
-    figures = {"plain": "the mean of what is known", "best": "the autoencoder's copy of what was there",
-               "hole_share": hole.mean().item()}  # fmt: skip
-    for name, measure in {
-        "lpips_in_hole": lambda x, y, m: lpips_in_hole(distance, x, y, m),
-        "l1_in_hole": lambda x, y, m: ((x - y).abs() * m).sum((1, 2, 3)) / m.sum((1, 2, 3)) / 6,  # of a range of 0..1
+def inpainting(pipeline: Pipeline, items: list[dict], train: ConditionFields) -> Arm:
+    """In the masked region only. Baseline: the mean of the known pixels; upper bound: the reconstruction."""
+    fields = {name: torch.stack(column(items, name)) for name in ("image", "mask")}
+    truth, mask = images(items), (fields["mask"] > 0).float()[:, None]  # [B, 1, H, W]
+    mean = (truth * (1 - mask)).sum((2, 3), keepdim=True) / (1 - mask).sum((2, 3), keepdim=True)
+    x = {"sampled": sample(pipeline, fields, len(items)), "baseline": mean, "upper_bound": reconstruct(pipeline, truth)}
+    x = {arm: mask * y + (1 - mask) * truth for arm, y in x.items()}
+    lpips = build(LPIPSConfig(backbone="squeezenet"))
+    metrics = {"baseline": "mean of the known pixels", "upper_bound": "reconstruction of the true image",
+               "mask_fraction": mask.mean().item()}  # fmt: skip
+    for name, metric in {
+        "masked_lpips": lambda x, y, m: lpips_in_hole(lpips, x, y, m),
+        "masked_l1": lambda x, y, m: ((x - y).abs() * m).sum((1, 2, 3)) / m.sum((1, 2, 3)) / 6,  # of a range of 0..1
     }.items():
-        figures[name] = {who: in_parts(measure, truth, x, hole) for who, x in shown.items()}
-    return figures, {"drawn": shown["drawn"], "true": truth, "given": truth * (1 - hole)}
+        metrics[name] = {arm: batched_mean(metric, truth, y, mask) for arm, y in x.items()}
+    return metrics, {"sampled": x["sampled"], "true": truth, "masked": truth * (1 - mask)}
 
 
-def mapped(model: LatentDiffusion, items: list[dict], train: ConditionFields) -> Arm:
-    """What a reader finds in the pictures against the map; plain: the training picture with the nearest map."""
+def maps(pipeline: Pipeline, items: list[dict], train: ConditionFields) -> Arm:
+    """The detected map against the input map. Baseline: the training image with the nearest map."""
     name = train.reads[0]
     classes = train.classes[name] + (name == "boxes")
-    known, known_maps = pairs([train.item(i, 2 * i + flip) for flip in (0, 1) for i in range(len(train))], name)
-    truth, maps = pairs(items, name)
-    reader = learn(known, known_maps, classes)
-    nearest = torch.stack([(known_maps == one).float().mean((1, 2)).argmax() for one in maps])
-    drawn = draw(model, {name: column(items, name)}, len(items))
-    shown = {"drawn": drawn, "plain": known[nearest], "best": truth}
-    figures = {"plain": "the training picture whose map is nearest", "best": "the held-out pictures themselves"}
-    seen = {who: torch.cat([reader(part).argmax(1) for part in x.split(50)]) for who, x in shown.items()}
-    figures["pixels_right"] = {who: (x == maps).double().mean().item() for who, x in seen.items()}
-    figures["mean_iou"] = {who: mean_iou(x, maps, classes) for who, x in seen.items()}
-    look = features.find(str(pretrained.weights_dir() / pretrained.FILES["squeezenet"][0]), None, None, Path(), init_distributed())
-    first = {who: torch.cat([look.network(part)[0] for part in x.split(50)]) for who, x in shown.items()}
-    real = torch.cat([look.network(part)[0] for part in known[: len(train)].split(50)])
-    figures["kid_to_training"] = {who: distances.kid(x, real) for who, x in first.items()}
-    palette = torch.linspace(-1, 1, classes)[maps]
-    return figures, {"drawn": drawn, "true": truth, "map": palette[:, None].expand(-1, 3, -1, -1)}
+    train_x, train_maps = images_and_maps(
+        [train.item(i, 2 * i + flip) for flip in (0, 1) for i in range(len(train))], name
+    )
+    truth, targets = images_and_maps(items, name)
+    network = train_segmentation(train_x, train_maps, classes)
+    nearest = torch.stack([(train_maps == target).float().mean((1, 2)).argmax() for target in targets])
+    samples = sample(pipeline, {name: column(items, name)}, len(items))
+    x = {"sampled": samples, "baseline": train_x[nearest], "upper_bound": truth}
+    metrics = {"baseline": "training image with the nearest map", "upper_bound": "the held-out images"}
+    detected = {arm: torch.cat([network(batch).argmax(1) for batch in y.split(50)]) for arm, y in x.items()}
+    metrics["pixel_accuracy"] = {arm: (y == targets).double().mean().item() for arm, y in detected.items()}
+    metrics["mean_iou"] = {arm: mean_iou(y, targets, classes) for arm, y in detected.items()}
+    weights = str(pretrained.weights_dir() / pretrained.FILES["squeezenet"][0])
+    extractor = features.find(weights, None, None, Path(), init_distributed())
+    sets = {arm: torch.cat([extractor.network(batch)[0] for batch in y.split(50)]) for arm, y in x.items()}
+    real = torch.cat([extractor.network(batch)[0] for batch in train_x[: len(train)].split(50)])
+    metrics["kid_to_training"] = {arm: distances.kid(y, real) for arm, y in sets.items()}
+    palette = torch.linspace(-1, 1, classes)[targets]
+    return metrics, {"sampled": samples, "true": truth, "map": palette[:, None].expand(-1, 3, -1, -1)}
 
 
-ARMS: dict[str, Callable[[LatentDiffusion, list[dict], ConditionFields], Arm]] = {
-    "LowRes": enlarged, "Masked": filled, "Semantic": mapped, "Layout": mapped,
+ARMS: dict[str, Callable[[Pipeline, list[dict], ConditionFields], Arm]] = {
+    "LowRes": super_resolution, "Masked": inpainting, "Semantic": maps, "Layout": maps,
 }  # fmt: skip
 
 
 @torch.no_grad()
-def copies(model: LatentDiffusion, x: Tensor) -> Tensor:
-    return torch.cat([again(model.autoencoder, part) for part in x.split(40)])
+def reconstruct(pipeline: Pipeline, x: Tensor) -> Tensor:
+    return torch.cat([again(pipeline.autoencoder, batch) for batch in x.split(40)])
 
 
 @torch.no_grad()
-def in_parts(measure: Callable[..., Tensor], *given: Tensor) -> float:
-    return torch.cat([measure(*part) for part in zip(*(x.split(40) for x in given))]).double().mean().item()
+def batched_mean(metric: Callable[..., Tensor], *inputs: Tensor) -> float:
+    return torch.cat([metric(*batch) for batch in zip(*(x.split(40) for x in inputs))]).double().mean().item()
 
 
-# ---- maps, and a reader of them
+# ---- maps, and a segmentation network
 
 
-def pairs(items: list[dict], name: str) -> tuple[Tensor, Tensor]:
-    """Pictures [N, 3, H, W] in [-1, 1] and maps int64 [N, H, W]; boxes are painted, 0 being none."""
+def images_and_maps(items: list[dict], name: str) -> tuple[Tensor, Tensor]:
+    """Images [N, 3, H, W] in [-1, 1] and maps int64 [N, H, W]; boxes are rasterised, 0 is background."""
     x = images(items)
     if name == "boxes":
-        return x, torch.stack([painted(item["boxes"], *x.shape[2:]) for item in items])
+        return x, torch.stack([rasterise(item["boxes"], *x.shape[2:]) for item in items])
     return x, torch.stack(column(items, name)).long()
 
 
-def painted(boxes: np.ndarray, height: int, width: int) -> Tensor:
-    """int64 [H, W]: 1 + class in the ellipse in each box (x0, y0, x1, y1 in shares, class), the first lowest."""
-    paper = torch.zeros(height, width, dtype=torch.int64)
+def rasterise(boxes: np.ndarray, height: int, width: int) -> Tensor:
+    """int64 [H, W]: 1 + class in the ellipse in each box (x0, y0, x1, y1 as fractions, class); later ones on top."""
+    segmentation = torch.zeros(height, width, dtype=torch.int64)
     y, x = (((torch.arange(n) + 0.5) / n) for n in (height, width))
-    for x0, y0, x1, y1, kind in boxes.tolist():
-        across, down = (x - (x0 + x1) / 2) / (x1 - x0), (y[:, None] - (y0 + y1) / 2) / (y1 - y0)
-        paper[across**2 + down**2 <= 0.25] = 1 + int(kind)
-    return paper
+    for x0, y0, x1, y1, label in boxes.tolist():
+        u, v = (x - (x0 + x1) / 2) / (x1 - x0), (y[:, None] - (y0 + y1) / 2) / (y1 - y0)
+        segmentation[u**2 + v**2 <= 0.25] = 1 + int(label)
+    return segmentation
 
 
-class Reader(nn.Module):
-    """The class of every pixel: [B, 3, H, W] -> logits [B, classes, H, W], over three sizes and back."""
+class SegmentationNet(nn.Module):
+    """Pixel classes: [B, 3, H, W] -> logits [B, classes, H, W]; a U-Net of three resolutions."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -163,52 +172,55 @@ class Reader(nn.Module):
         self.out = nn.Conv2d(24, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        fine, middle, coarse, up, top = self.layers
-        fine = fine(x)  # [B, 24, H, W]
-        middle = middle(F.avg_pool2d(fine, 2))  # [B, 48, H/2, W/2]
-        h = F.interpolate(coarse(F.avg_pool2d(middle, 2)), scale_factor=2.0)
-        h = F.interpolate(up(torch.cat([h, middle], 1)), scale_factor=2.0)
-        return self.out(top(torch.cat([h, fine], 1)))
+        down1, down2, bottom, up2, up1 = self.layers
+        high = down1(x)  # [B, 24, H, W]
+        middle = down2(F.avg_pool2d(high, 2))  # [B, 48, H/2, W/2]
+        h = F.interpolate(bottom(F.avg_pool2d(middle, 2)), scale_factor=2.0)  # [B, 96, H/2, W/2]
+        h = F.interpolate(up2(torch.cat([h, middle], 1)), scale_factor=2.0)  # [B, 48, H, W]
+        return self.out(up1(torch.cat([h, high], 1)))  # [B, classes, H, W]
 
 
-def learn(x: Tensor, maps: Tensor, classes: int, train: TrainConfig = READER) -> Reader:
-    """A reader that has seen pictures [N, 3, H, W] and their maps [N, H, W]; deterministic."""
+def train_segmentation(x: Tensor, maps: Tensor, classes: int, cfg: TrainConfig = SEGMENTATION) -> SegmentationNet:
+    """A segmentation network trained on images [N, 3, H, W] and maps [N, H, W]; deterministic."""
     torch.manual_seed(0)
-    reader = Reader(classes)
-    optimizer = optim.build(reader, train)
-    for step in range(train.steps):
-        some = torch.randint(len(x), (train.batch_size,))
-        F.cross_entropy(reader(x[some]), maps[some]).backward()
-        optim.step(optimizer, train, optim.rate(train, step))
-    return reader.eval().requires_grad_(False)
+    network = SegmentationNet(classes)
+    optimizer = optim.build_optimizer(network, cfg)
+    for step in range(cfg.steps):
+        indices = torch.randint(len(x), (cfg.batch_size,))
+        F.cross_entropy(network(x[indices]), maps[indices]).backward()
+        optimizer_step(optimizer, cfg, step)
+    return network.eval().requires_grad_(False)
 
 
-def mean_iou(seen: Tensor, wanted: Tensor, classes: int) -> float:
-    """Over the classes above 0 that occur, all pictures together."""
-    both = [(((seen == c) & (wanted == c)).sum(), ((seen == c) | (wanted == c)).sum()) for c in range(1, classes)]
-    return float(np.mean([inner / outer for inner, outer in both if outer > 0]))
+def mean_iou(detected: Tensor, target: Tensor, classes: int) -> float:
+    """The mean over the foreground classes that occur, all images together."""
+    sums = [
+        (((detected == c) & (target == c)).sum(), ((detected == c) | (target == c)).sum()) for c in range(1, classes)
+    ]
+    return float(np.mean([intersection / union for intersection, union in sums if union > 0]))
 
 
-# ---- the table in the docs
+# ---- the table in docs/tasks.md
 
-START, END = "<!-- made by python -m benchmarks.tasks_real --table -->", "<!-- end of real -->"
+START, END = "<!-- generated by python -m benchmarks tasks_real --table -->", "<!-- end of real -->"
 
 
-def table(results: Path, page: Path) -> None:
-    """The lines between the marks of the page, anew from the results."""
-    lines = ["| run | stage one, two | held out | figure | drawn | plain | best |", "|---|---|---|---|---|---|---|"]
+def write_table(results: Path, page: Path) -> None:
+    """Replace the lines between the two marks of the page by a table of the results."""
+    arms = ("sampled", "baseline", "upper_bound")
+    lines = [
+        "| run | stage one, two | held out | metric | sampled | baseline | upper bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for path in sorted(results.glob("tasks-real-*.json")):
-        found = json.loads(path.read_text())
-        minutes = " + ".join(f"{m:.0f}" for m in found["minutes_of_both_stages"])
-        about = (found["task"], f"{minutes} min", f"{found['pictures']} of {found['split']}")
-        for i, (name, value) in enumerate((n, v) for n, v in found.items() if isinstance(v, dict)):
-            cells = (*(about if not i else ("", "", "")), name.replace("_", " "))
-            cells += tuple(f"{value[who]:.3g}" for who in ("drawn", "plain", "best"))
+        result = json.loads(path.read_text())
+        minutes = " + ".join(f"{m:.0f}" for m in result["stage_minutes"])
+        head = (result["task"], f"{minutes} min", f"{result['images']} of {result['split']}")
+        for i, (name, value) in enumerate((n, v) for n, v in result.items() if isinstance(v, dict)):
+            cells = (*(head if not i else ("", "", "")), name.replace("_", " "), *(f"{value[arm]:.3g}" for arm in arms))
             lines.append(f"| {' | '.join(cells)} |")
-        lines.append(f"| | | | | | {found['plain']} | {found['best']} |")
-    before, _, rest = page.read_text().partition(START)
-    page.write_text(before + "\n".join([START, "", *lines, "", END]) + rest.partition(END)[2])
-    print("\n".join(lines))
+        lines.append(f"| | | | | | {result['baseline']} | {result['upper_bound']} |")
+    replace_section(page, START, END, lines)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The paper's claims, one by one: what it says, what we see, and how sure that is."""
+"""Claims of the paper, measured: the statement, our result and its 95 % interval."""

@@ -1,4 +1,4 @@
-"""What a claim is, and when it holds."""
+"""A claim of the paper, the result of its measurement, and the verdict."""
 
 import math
 from collections.abc import Callable
@@ -10,40 +10,40 @@ import torch
 from torch import Tensor
 
 SIGNS = {">": 1, "<": -1}
-VERDICTS = ("holds", "not seen", "contrary")
+VERDICTS = ("holds", "inconclusive", "contradicted")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement is made with."""
+    """What all measurements share."""
 
-    run: str = "demo"  # the diffusion run whose pictures are judged
-    count: int = 2000  # pictures of each arm
-    seed: int = 0  # of the first picture; the same in every arm
-    seeds: tuple[int, ...] = (0, 1, 2)  # of what is trained
+    run: str = "demo"  # the diffusion run that is sampled
+    count: int = 2000  # images per arm
+    seed: int = 0  # of the first image, the same in every arm
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the training runs
     device: str = "auto"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A number that the claim says to be above or below a bound, with its 95 % interval."""
+    """A number that the claim expects above or below a bound, with its 95 % interval."""
 
-    what: str
-    expect: str  # such as "> 0" or "< 1"
+    name: str
+    expected: str  # such as "> 0" or "< 1"
     value: float
     low: float
     high: float
 
     @property
     def verdict(self) -> str:
-        sign, bound = self.expect.split()
+        sign, bound = self.expected.split()
         ends = sorted(SIGNS[sign] * (end - float(bound)) for end in (self.low, self.high))
-        return "holds" if ends[0] > 0 else "contrary" if ends[1] < 0 else "not seen"
+        return "holds" if ends[0] > 0 else "contradicted" if ends[1] < 0 else "inconclusive"
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line, or bars, of a chart."""
+    """A line, or a group of bars, of a chart; low and high are the ends of the intervals."""
 
     name: str
     x: list
@@ -54,7 +54,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """x and y say what the axes are; numbers on x make lines, words make bars. log: x by its logarithm."""
+    """x and y are the axis labels. Numbers as x make a line chart, strings a bar chart. log: log scale for x."""
 
     x: str
     y: str
@@ -72,42 +72,42 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """A claim holds when all its effects do, and is contradicted by one that is."""
-        found = [effect.verdict for effect in self.effects]
-        return "contrary" if "contrary" in found else "not seen" if "not seen" in found else "holds"
+        """A claim holds if all its effects do; one contradicted effect contradicts it."""
+        verdicts = [effect.verdict for effect in self.effects]
+        return next((v for v in reversed(VERDICTS) if v in verdicts), "holds")
 
 
 @dataclass(frozen=True)
 class Claim:
     name: str
-    says: str  # the paper
-    where: str
+    statement: str  # what the paper claims
+    source: str  # where in the paper
     measure: Callable[[Setting], Result]
-    minutes: float  # on two cores, once what it needs is there
+    minutes: float  # on two CPU cores, without the runs that it needs
     trains: bool = False
     quick: bool = True  # part of --quick
 
 
-def results() -> Path:
+def results_dir() -> Path:
     return Path(__file__).resolve().parent.parent / "results" / "claims"
 
 
-# ---- intervals
+# ---- 95 % intervals: (value, low, high)
 
 
-def bootstrap(values: Callable[[Tensor], float], n: int, draws: int = 400) -> tuple[float, float, float]:
-    """values(weights [n]) with every item once, and the 95 % percentile interval over resampled items."""
+def bootstrap(statistic: Callable[[Tensor], float], n: int, resamples: int = 400) -> tuple[float, float, float]:
+    """statistic(weights [n]) with equal weights, and its percentile interval over bootstrap resamples."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(draws):
-        picks = torch.randint(n, (n,), generator=generator)
-        found.append(values(torch.bincount(picks, minlength=n).double()))
-    low, high = np.quantile(found, (0.025, 0.975))
-    return values(torch.ones(n, dtype=torch.float64)), float(low), float(high)
+    values = []
+    for _ in range(resamples):
+        indices = torch.randint(n, (n,), generator=generator)
+        values.append(statistic(torch.bincount(indices, minlength=n).double()))
+    low, high = np.quantile(values, (0.025, 0.975))
+    return statistic(torch.ones(n, dtype=torch.float64)), float(low), float(high)
 
 
 def mean_interval(values: Tensor) -> tuple[float, float, float]:
-    """The mean of paired differences of many samples, by the normal law: [n]."""
+    """The mean of paired differences [n] of many samples, with its normal interval."""
     values = values.double()
     half = 1.96 * values.std().item() / math.sqrt(len(values))
     return values.mean().item(), values.mean().item() - half, values.mean().item() + half
@@ -117,7 +117,7 @@ T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9:
 
 
 def paired_t(differences: list[float]) -> tuple[float, float, float]:
-    """The mean of differences over seeds, with its t interval; one seed has no interval and can show nothing."""
+    """The mean of differences over seeds, with its t interval, which is infinite for a single seed."""
     n, mean = len(differences), float(np.mean(differences))
     if n < 2:
         return mean, -math.inf, math.inf

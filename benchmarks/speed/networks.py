@@ -67,7 +67,7 @@ def theirs(unet: UNet, latent: tuple[int, int, int]) -> nn.Module:
     """UNet2DConditionModel, or UNet2DModel without a context."""
     import diffusers
 
-    options, weights = unet2d.to_theirs(unet, latent[1:])
+    options, weights = unet2d.to_diffusers(unet, latent[1:])
     with machine.device():
         model = getattr(diffusers, options["_class_name"]).from_config(options)
     model.load_state_dict(weights)
@@ -84,7 +84,7 @@ def autoencoder(width: float = 1.0) -> Autoencoder:
 def their_autoencoder(model: Autoencoder, size: int) -> nn.Module:
     import diffusers
 
-    options, weights = vae.to_theirs(model, size)
+    options, weights = vae.to_diffusers(model, size)
     theirs = diffusers.AutoencoderKL.from_config(options)
     theirs.load_state_dict(weights)
     return theirs.eval()

@@ -13,7 +13,7 @@ from benchmarks.speed.work import Bar, Row, Work, row, times
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.build import build_autoencoder, build_diffusion
 from latentdiff.conditioning.text import TextConfig
-from latentdiff.convert.diffusers import export
+from latentdiff.convert.diffusers import export_run
 from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 from latentdiff.diffusion.unet import UNetConfig
@@ -87,7 +87,7 @@ def theirs(done, model: str, batch: int, steps: int = 50, guidance_scale: float 
     done.settled()
     recipe, drawer = build(model)
     with tempfile.TemporaryDirectory() as folder:
-        export._write_diffusion(Path(folder), recipe, drawer)
+        export_run.write_diffusion(Path(folder), recipe, drawer, drawer.autoencoder)
         pipeline = LDMTextToImagePipeline.from_pretrained(folder).to(machine.device())
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vqvae.decoder.register_forward_hook(lambda module, z, x: x.float())  # it makes no picture of bfloat16

@@ -1,4 +1,4 @@
-"""No compression: the picture is its own latent (LDM-1 in the paper). There is nothing to train."""
+"""No compression: the latents are the pixels (LDM-1 in the paper). There is nothing to train."""
 
 from dataclasses import replace
 

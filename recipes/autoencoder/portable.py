@@ -1,4 +1,4 @@
-"""Eight pixels to a place of the latent, as diffusers' text-to-image pipeline wants; small, to be used untrained."""
+"""A small f = 8 autoencoder, as the text-to-image pipeline of diffusers requires; used untrained."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The smallest run: seconds, for tests and first looks."""
+"""The smallest run: seconds, for tests and a first try."""
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
 from latentdiff.autoencoder.discriminator import DiscriminatorConfig

@@ -1,6 +1,6 @@
-"""Photographs of rubbish at 72 x 96: 2,146 of them to train on; data/photos/trashnet holds them.
+"""Photographs of rubbish at 72 x 96, 2,146 training images (data/photos/trashnet).
 
-Half as wide as the emoji's, and many small steps: what pays on a small machine.
+Half as wide as the emoji autoencoder, with many small steps: suited to a small machine.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The kind of the largest shape from a noisy latent: a classifier that guides recipes/diffusion/uncond.py."""
+"""Classifies the kind of the largest shape from noisy latents: classifier guidance for recipes/diffusion/uncond.py."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Classes to shapes: one object, whose kind is the class, by cross-attention (paper, sec. 4.4)."""
+"""Class labels to shapes by cross-attention: one object, whose kind is the class (paper, sec. 4.4)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Text to shapes: the second stage of the embedded default, in minutes on two cores."""
+"""Text to shapes, the second stage of the default: minutes on two CPU cores."""
 
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.data.shapes.dataset import ShapesConfig
@@ -20,26 +20,24 @@ recipe = DiffusionRecipe(
         attention_levels=(0, 1),
         head_channels=32,
         norm_groups=16,
-        pos_embed=True,  # without it "above" and "below" stay the same word for thousands of steps
+        pos_embed=True,  # without it, "above" and "below" are not distinguished for thousands of steps
     ),
     schedule=ScheduleConfig(kind="flow"),
     objective=ObjectiveConfig(prediction="flow", timestep_sampling="logit_normal"),
     train=TrainConfig(
-        steps=1100,  # minutes count here
+        steps=1100,
         batch_size=32,
-        optimizer="muon",  # 1,500 steps drew 0.93 of the prompts where AdamW's drew 0.53
+        optimizer="muon",  # prompt accuracy 0.93 after 1,500 steps; AdamW: 0.53
         lr=1e-3,
         lr_schedule="linear",
         warmup_steps=100,
-        lr_decay_start=5 / 6,  # a rate that falls from the start learns what half as many steps at the full one do
+        lr_decay_start=5 / 6,  # decay from the start costs half of the steps
         betas=(0.9, 0.99),
-        ema_decay=0.99,  # the rate's fall averages already: 0.998 lags behind, and draws 5 in 100 prompts less
+        ema_decay=0.99,  # 0.998 lags behind while the learning rate falls: prompt accuracy 0.05 lower
         log_every=100,
         val_every=1000,
         sample_every=1000,
         checkpoint_every=1000,
     ),
-    sampling=SamplingConfig(
-        sampler="ddpm", steps=10, guidance_scale=2.0
-    ),  # fresh noise corrects errors: docs/options.md
+    sampling=SamplingConfig(sampler="ddpm", steps=10, guidance_scale=2.0),  # new noise corrects errors
 )

@@ -1,4 +1,4 @@
-"""The demo in four steps: a student that learns from the finished run `demo` (consistency distillation)."""
+"""The demo in four sampling steps: consistency distillation of the finished run `demo`."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ demo = load("demo.py")
 
 recipe = replace(
     demo,
-    autoencoder="",  # comes with init
+    autoencoder="",  # that of init
     init="demo",
     distill=DistillConfig(guidance_scale=2.0),
     objective=ObjectiveConfig(prediction="flow", timestep_sampling="uniform", loss="huber"),

@@ -1,6 +1,6 @@
-"""Text to emoji at 64 x 64: the second stage of a real run, half an hour of one core with AMX.
+"""Text to emoji at 64 x 64: half an hour on one CPU core with AMX.
 
-data/emoji holds train/, val/ and test/ with a metadata.jsonl each; data.path=... says where yours lie.
+The data has train/, val/ and test/, each with a metadata.jsonl; set data.path to your own folder.
 """
 
 from latentdiff.conditioning.text import TextConfig
@@ -24,12 +24,12 @@ recipe = DiffusionRecipe(
         head_channels=32,
         norm_groups=16,
     ),
-    schedule=ScheduleConfig(kind="flow", snr_shift=3.0),  # colour and outline are decided where the noise is high
+    schedule=ScheduleConfig(kind="flow", snr_shift=3.0),  # colour and outline are decided at high noise levels
     objective=ObjectiveConfig(prediction="flow", timestep_sampling="logit_normal"),
     train=TrainConfig(
         steps=4000,
         batch_size=16,
-        optimizer="muon",  # captions count for more after 3,000 steps than after 9,000 of AdamW
+        optimizer="muon",  # the text gap is larger after 3,000 steps than with AdamW after 9,000
         lr=2e-3,
         lr_schedule="linear",
         lr_decay_start=0.7,

@@ -1,4 +1,4 @@
-"""Inpainting of shapes (paper, sec. 4.5): strokes and boxes are filled; what is known stays as it is."""
+"""Inpainting of shapes (paper, sec. 4.5): masks of strokes and boxes; known pixels stay unchanged."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ uncond = load("uncond.py")
 recipe = replace(
     uncond,
     derived_fields=(MasksConfig(),),
-    # eight cells a side: where within a cell the hole begins, and the specks beside it, must be told
+    # the latent has only 8 x 8 positions: the network also needs the mask and the image at full resolution
     conditions=(MaskedConfig(dropout=0.1, every_pixel=True),),
     train=replace(uncond.train, steps=2400, batch_size=64, checkpoint_every=800),
     sampling=replace(uncond.sampling, guidance_scale=2.0),

@@ -9,9 +9,10 @@ small = load("small.py")
 recipe = replace(
     small,
     conditions=(
+        # corners of boxes on a grid of 25 x 25
         LayoutConfig(
             classes=4, objects=2, dim=128, depth=2, heads=4, head_dim=32, vocab_size=640, whole_image_tokens=False
-        ),  # 25 x 25
+        ),
     ),
     train=replace(small.train, steps=1300),
     sampling=replace(small.sampling, guidance_scale=2.0),

@@ -1,4 +1,4 @@
-"""Shapes drawn in pixels (LDM-1 in the paper, but two by two to a place): the same U-Net without an autoencoder."""
+"""Shapes in pixel space (LDM-1 in the paper, with patches of 2 x 2 pixels): the same U-Net without an autoencoder."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ recipe = replace(
     small,
     autoencoder=FrozenAutoencoderConfig("recipes/autoencoder/pixel.py", latent_stats="data"),
     data=replace(small.data, max_objects=1),
-    # a place for each pixel would cost more than it teaches
+    # at one position per pixel a step costs too much
     unet=replace(small.unet, patch_size=2, channels=64, attention_levels=(1,), head_channels=32),
-    schedule=replace(small.schedule, snr_shift=4.0),  # more pixels hide less under the same noise
-    # t lies about sigma = 1.2 alpha, where outlines are decided; where the noise is higher, and places are, the loss is
-    # mostly doubt, ten times as large, and would teach the most if it were not weighed
+    schedule=replace(small.schedule, snr_shift=4.0),  # more pixels reveal more at the same noise level
+    # t around sigma = 1.2 alpha, where outlines are decided. At higher noise levels the loss is ten times larger,
+    # mostly irreducible error, and would dominate the gradients without weighting
     objective=ObjectiveConfig(
         prediction="flow",
         timestep_sampling="logit_normal",

@@ -1,4 +1,4 @@
-"""A text model that diffusers can express whole, as its LDMTextToImagePipeline: export it, and both draw the same."""
+"""A text model that exports to diffusers as an LDMTextToImagePipeline, which then generates the same images."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ recipe = replace(
     load("tiny.py"),
     autoencoder=FrozenAutoencoderConfig("recipes/autoencoder/portable.py", latent_stats="data"),
     conditions=(
-        # the pipeline reads 77 tokens and masks none
+        # the pipeline uses 77 tokens and no padding mask
         TextConfig(dim=32, depth=1, heads=2, head_dim=16, max_length=77, vocab_size=128, mask_padding=False),
     ),
     schedule=ScheduleConfig(kind="scaled_linear"),
     objective=ObjectiveConfig(prediction="eps"),
-    sampling=SamplingConfig("ddim", steps=20, guidance_scale=2.0),  # its scheduler; steps that divide the timesteps
+    sampling=SamplingConfig("ddim", steps=20, guidance_scale=2.0),  # the scheduler of the pipeline; steps must divide T
 )

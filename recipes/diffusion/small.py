@@ -1,4 +1,4 @@
-"""What the small runs of the other tasks differ from: shapes at 32 x 32, nothing said about them."""
+"""The base of the other tasks' small recipes: shapes at 32 x 32, unconditional."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ recipe = replace(
     data=replace(demo.data, wording="varied"),
     conditions=(),
     unet=replace(demo.unet, channels=48, head_channels=24),
-    # what is where is decided where hardly a signal is left; logit-normal timesteps leave that nearly untrained
+    # the layout is decided at the highest noise levels, which logit-normal timesteps hardly train
     schedule=replace(demo.schedule, snr_shift=3.0),
     objective=ObjectiveConfig(prediction="flow", timestep_sampling="uniform", stratified=True),
     sampling=SamplingConfig(steps=25, guidance_scale=1.0),

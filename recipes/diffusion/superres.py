@@ -1,4 +1,4 @@
-"""Super-resolution of shapes, 8 x 8 to 32 x 32 (paper, sec. 4.4): the small picture is joined to the latent."""
+"""Super-resolution of shapes, 8 x 8 to 32 x 32 (paper, sec. 4.4): the low-resolution image is concatenated input."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ recipe = replace(
     small,
     derived_fields=(DegradeConfig(scale=4),),
     conditions=(LowResConfig(),),
-    # the condition says what is where: little attention is needed, and the middle of the noise matters most
+    # the condition determines the layout: little attention is needed, and medium noise levels matter most
     unet=replace(small.unet, attention_levels=(1,), pos_embed=False),
     schedule=replace(small.schedule, snr_shift=2.0),
     objective=replace(small.objective, timestep_sampling="logit_normal"),

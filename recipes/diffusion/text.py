@@ -1,4 +1,4 @@
-"""Captions to shapes (paper, sec. 4.3.1): the default of train_diffusion.py under the name of its task."""
+"""Captions to shapes (paper, sec. 4.3.1): the same recipe as demo.py, the default of train_diffusion.py."""
 
 from latentdiff.config import load
 

@@ -1,4 +1,4 @@
-"""The smallest run: an untrained autoencoder, a tiny text model; seconds, for tests and first looks."""
+"""The smallest run: an untrained autoencoder, a tiny text model; seconds, for tests and a first try."""
 
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.data.latent_cache import LatentCacheConfig

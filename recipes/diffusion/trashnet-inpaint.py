@@ -1,4 +1,4 @@
-"""Inpainting of photographs at 72 x 96: trained as their super-resolution is, with other conditions."""
+"""Inpainting of photographs at 72 x 96: trashnet-superres.py with the condition of inpaint.py."""
 
 from dataclasses import replace
 
@@ -7,4 +7,4 @@ from latentdiff.config import load
 
 photos, inpaint = load("trashnet-superres.py"), load("inpaint.py")
 
-recipe = replace(photos, derived_fields=inpaint.fields, conditions=(MaskedConfig(),), name="")
+recipe = replace(photos, derived_fields=inpaint.derived_fields, conditions=(MaskedConfig(),), name="")

@@ -1,4 +1,4 @@
-"""Super-resolution of photographs, 18 x 24 to 72 x 96; data/photos/trashnet holds them."""
+"""Super-resolution of photographs, 18 x 24 to 72 x 96 (data/photos/trashnet)."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ recipe = replace(
     superres,
     autoencoder="trashnet-autoencoder",
     data=FolderConfig(path="data/photos/trashnet", size=96, width=72, flip=True),
-    cache=LatentCacheConfig(copies=2),  # as it is, and mirrored
+    cache=LatentCacheConfig(copies=2),  # original and mirrored
     train=replace(
         superres.train, steps=3000, batch_size=8, optimizer="adamw", lr_schedule="cosine", lr_decay_start=0.0
     ),

@@ -1,4 +1,4 @@
-"""Shapes without a condition, at 32 x 32, begun with the demo's U-Net, which draws what a caption says."""
+"""Unconditional shapes at 32 x 32, fine-tuned from the U-Net of the text-conditional demo."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ demo = load("demo.py")
 recipe = replace(
     demo,
     init="demo",
-    init_partial=True,  # what reads captions is left behind
+    init_partial=True,  # without the text encoder and cross-attention
     conditions=(),
-    schedule=replace(demo.schedule, snr_shift=2.0),  # places are decided where the noise is high
+    schedule=replace(demo.schedule, snr_shift=2.0),  # the layout is decided at high noise levels
     objective=replace(demo.objective, stratified=True),
-    # the checkpoint of step 500 is kept: guided away from it, more of the pictures are scenes (docs/tasks.md)
+    # the checkpoint of step 500 is kept as the weak model of autoguidance (docs/tasks.md)
     train=replace(demo.train, steps=3500, checkpoint_every=500, keep_checkpoints=7),
-    sampling=SamplingConfig(sampler="dpmpp_2m_sde", steps=50, guidance_scale=1.0),  # fresh noise mends early errors
+    sampling=SamplingConfig(sampler="dpmpp_2m_sde", steps=50, guidance_scale=1.0),  # new noise corrects early errors
     name="",
 )

@@ -22,8 +22,8 @@ VOCABULARY = [*SPECIALS, "a", "red", "star"]
 TOKENIZER = CaptionTokenizer(wordpiece(SPECIALS), 8)
 UNET = {"image_size": 8, "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1,
         "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 2}  # fmt: skip
-DDCONFIG = {"double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
-      "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0}  # fmt: skip
+DDCONFIG = {"double_z": True, "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
+            "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0}  # fmt: skip
 CROSS_ATTENTION = {"use_spatial_transformer": True, "context_dim": 16}
 BERT = {"n_embed": 16, "n_layer": 1, "vocab_size": 8, "max_seq_len": 8}
 UNCONDITIONAL = {"cond_stage_config": "__is_unconditional__"}

@@ -107,7 +107,7 @@ CHANGES = {  # a path in the config -> a value that cannot be converted, the err
     "model.params.first_stage_config.target": ("some.VAE", "first_stage_config.target is VAE"),
     "model.params.beta_schedule": ("quartic", "must be one of linear, sqrt_linear"),
     "model.params.parameterization": ("v", "must be one of eps, x0"),
-    "model.params.conditioning_key": ("hybrid", "must be .*ClassEmbedder with crossattn"),
+    "model.params.conditioning_key": ("hybrid", "must be .*ClassEmbedder, .* with crossattn"),
     "model.target": ("some.Model", "must be one of .*VQModel.*LatentDiffusion, DDPM"),
 }
 

@@ -25,12 +25,23 @@ from latentdiff.recipe import AutoencoderRecipe
 
 KLS = {
     "Stable Diffusion": vae_options(8, 16, 16, 16, layers_per_block=2),
-    "SDXL": vae_options(12, 24, groups=6, scaling_factor=0.13025, latents_mean=[0.1, -0.2, 0.3, 0.4],
-                   latents_std=[2, 1, 3, 4]),
-    "SD3": vae_options(4, 8, 8, latent_channels=16, shift_factor=0.0609, scaling_factor=1.5305, use_quant_conv=False,
-                  use_post_quant_conv=False),
-    "attention on levels, none in the middle": vae_options(8, 8, attention=(1,), mid_block_add_attention=False, groups=2),
-}  # fmt: skip
+    "SDXL": vae_options(
+        12, 24, groups=6, scaling_factor=0.13025, latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[2, 1, 3, 4]
+    ),
+    "SD3": vae_options(
+        4,
+        8,
+        8,
+        latent_channels=16,
+        shift_factor=0.0609,
+        scaling_factor=1.5305,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
+    "attention on levels, none in the middle": vae_options(
+        8, 8, attention=(1,), mid_block_add_attention=False, groups=2
+    ),
+}
 VQS = {
     "vq-f4": vae_options(8, 16, 16, num_vq_embeddings=32, scaling_factor=1.0, layers_per_block=2),
     "a narrower codebook": vae_options(8, 8, attention=(0,), num_vq_embeddings=16, latent_channels=4, vq_embed_dim=2),

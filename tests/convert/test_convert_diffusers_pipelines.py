@@ -1,4 +1,4 @@
-"""Runs as pipelines of diffusers: the same images after export, the same weights after import, or the reason why not."""
+"""Runs as pipelines of diffusers: the same images after export, the same weights after import."""
 
 import json
 from dataclasses import replace
@@ -31,8 +31,8 @@ from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
 from latentdiff.convert.__main__ import main as convert
 from latentdiff.convert.diffusers import noise_schedule
+from latentdiff.convert.diffusers.export_run import describe_call
 from latentdiff.convert.diffusers.import_folder import import_folder
-from latentdiff.convert.diffusers.target_pipeline import describe_call
 from latentdiff.data.degrade import DegradeConfig
 from latentdiff.data.folder import FolderConfig
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
@@ -69,7 +69,8 @@ RUNS = {  # a run's recipe, its first stage, and the pipeline of diffusers that 
     "text": (second_stage(TEXT), first_stage(), "LDMTextToImagePipeline"),
     "text, predicting v": (second_stage(TEXT, objective=ObjectiveConfig("v")), first_stage(), "LDMTextToImagePipeline"),
     "text, original grid": (
-        second_stage(TEXT, sampling=replace(DDIM, timestep_spacing="uniform")), first_stage(), "LDMTextToImagePipeline"),
+        second_stage(TEXT, sampling=replace(DDIM, timestep_spacing="uniform")), first_stage(),
+        "LDMTextToImagePipeline"),
     "text, cosine": (second_stage(TEXT, schedule=ScheduleConfig("cosine")), first_stage(), "LDMTextToImagePipeline"),
     "text, shifted": (
         second_stage(TEXT, schedule=ScheduleConfig("linear", snr_shift=2.0)), first_stage(), "LDMTextToImagePipeline"),
@@ -79,9 +80,10 @@ RUNS = {  # a run's recipe, its first stage, and the pipeline of diffusers that 
     "pixels": (second_stage(schedule=ScheduleConfig("linear")), PIXELS, "DDIMPipeline"),
     "masked padding": (second_stage(replace(TEXT, mask_padding=True)), first_stage(), None),
     "short captions, larger latents": (second_stage(replace(TEXT, max_length=9)), first_stage(3), None),
-    "flow": (second_stage(TEXT, schedule=ScheduleConfig("flow"), objective=ObjectiveConfig("flow")), first_stage(), None),
-    "classes attended to": (second_stage(LabelConfig(5, 6)), VQ3, None),
-    "classes added to the time": (second_stage(LabelConfig(5, 6, input="vector")), VQ3, None),
+    "flow": (
+        second_stage(TEXT, schedule=ScheduleConfig("flow"), objective=ObjectiveConfig("flow")), first_stage(), None),
+    "classes in the context": (second_stage(LabelConfig(5, 6)), VQ3, None),
+    "classes as a vector": (second_stage(LabelConfig(5, 6, input="vector")), VQ3, None),
     "layout": (second_stage(LayoutConfig(classes=3, dim=8, depth=1)), VQ3, None),
 }  # fmt: skip
 
@@ -200,17 +202,17 @@ def test_old_names_half_precision_and_pickles_are_read(tmp_path):
 
 def test_missing_and_unknown_weights_are_listed_and_no_files_are_left(tmp_path):
     model = randomised(diffusers.AutoencoderKL(**vae_options(8, 8)))
-    model.save_pretrained(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "model")
     state = model.state_dict()
     for change, message in (
         ({"odd.weight": torch.zeros(1)}, "unknown: odd.weight"),
         ({}, "missing: encoder.conv_in.bias"),
     ):
         torch.save({k: v for k, v in state.items() if k != "encoder.conv_in.bias" or change} | change,
-                   tmp_path / "theirs" / "model.bin")  # fmt: skip
-        (tmp_path / "theirs" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+                   tmp_path / "model" / "model.bin")  # fmt: skip
+        (tmp_path / "model" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
         with pytest.raises(UserError, match=message):
-            import_folder(str(tmp_path / "theirs"), output=str(tmp_path / "run"))
+            import_folder(str(tmp_path / "model"), output=str(tmp_path / "run"))
         assert not list(tmp_path.glob("*run*"))
 
 

@@ -11,26 +11,47 @@ from latentdiff.config import UserError
 from latentdiff.convert.diffusers.import_folder import import_folder
 
 CONDITION_MODELS = {
-    "Stable Diffusion 1": unet_options(8, 16, 16, attention=(0, 1), cross_attention_dim=12, attention_head_dim=4,
-                                 layers_per_block=2),
-    "Stable Diffusion 2": unet_options(8, 16, 32, attention=(0, 1), cross_attention_dim=12, attention_head_dim=[2, 4, 8],
-                                 use_linear_projection=True),
+    "Stable Diffusion 1": unet_options(
+        8, 16, 16, attention=(0, 1), cross_attention_dim=12, attention_head_dim=4, layers_per_block=2
+    ),
+    "Stable Diffusion 2": unet_options(
+        8, 16, 32, attention=(0, 1), cross_attention_dim=12, attention_head_dim=[2, 4, 8], use_linear_projection=True
+    ),
     "inpainting": unet_options(8, 8, attention=(0,), in_channels=9, cross_attention_dim=5, attention_head_dim=1),
     "classes, deep, scale and shift": unet_options(
-        12, 24, attention=(1,), cross_attention_dim=7, attention_head_dim=3, num_class_embeds=5,
-        transformer_layers_per_block=2, resnet_time_scale_shift="scale_shift", norm_num_groups=6),
-    "sines before cosines": unet_options(8, 16, attention=(0, 1), cross_attention_dim=6, attention_head_dim=2,
-                                   flip_sin_to_cos=False),
-}  # fmt: skip
+        12,
+        24,
+        attention=(1,),
+        cross_attention_dim=7,
+        attention_head_dim=3,
+        num_class_embeds=5,
+        transformer_layers_per_block=2,
+        resnet_time_scale_shift="scale_shift",
+        norm_num_groups=6,
+    ),
+    "sines before cosines": unet_options(
+        8, 16, attention=(0, 1), cross_attention_dim=6, attention_head_dim=2, flip_sin_to_cos=False
+    ),
+}
 MODELS = {
     "CelebA-HQ": unet_options(8, 16, 24, attention=(1, 2), kind="Attn", attention_head_dim=8, layers_per_block=2),
     "super-resolution": unet_options(8, 16, attention=(1,), kind="Attn", in_channels=6, attention_head_dim=None),
-    "classes, one level": unet_options(8, attention=(0,), kind="Attn", attention_head_dim=4, num_class_embeds=3, in_channels=4,
-                                 out_channels=4),
+    "classes, one level": unet_options(
+        8, attention=(0,), kind="Attn", attention_head_dim=4, num_class_embeds=3, in_channels=4, out_channels=4
+    ),
     "residual blocks change the size": unet_options(
-        8, 16, 16, attention=(1,), kind="Attn", plain="Resnet", downsample_type="resnet", upsample_type="resnet",
-        resnet_time_scale_shift="scale_shift", attn_norm_num_groups=4),
-}  # fmt: skip
+        8,
+        16,
+        16,
+        attention=(1,),
+        kind="Attn",
+        plain="Resnet",
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        attn_norm_num_groups=4,
+    ),
+}
 T, LABELS = torch.tensor([3, 712]), torch.tensor([0, 2])
 
 

@@ -109,12 +109,12 @@ def attempt(kind: type, config: Any, rng: random.Random) -> int:
         read_all(data, rng)
     except UserError:
         return 1
-    assert all(isinstance(id, str) and isinstance(reason, str) for id, reason in data.bad)
-    json.dumps(data.bad)
+    assert all(isinstance(id, str) and isinstance(reason, str) for id, reason in data.unreadable)
+    json.dumps(data.unreadable)
     return 0
 
 
-def pictures(folder: Path) -> None:
+def images(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(8):
         (folder / f"{i}.png").write_bytes(png())
@@ -123,7 +123,7 @@ def pictures(folder: Path) -> None:
 def metadata(folder: Path, count: int, seed: int) -> int:
     """`count` lines in tables of 1 to 40; -> how many tables were refused."""
     rng, refused = random.Random(seed), 0
-    pictures(folder)
+    images(folder)
     config = FolderConfig(str(folder), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     while count > 0:
         lines = [line(rng.choice(ROWS), rng).replace(b"\n", b" ") for _ in range(min(count, rng.randint(1, 40)))]
@@ -139,7 +139,7 @@ def metadata(folder: Path, count: int, seed: int) -> int:
 def annotations(folder: Path, count: int, seed: int) -> int:
     """`count` files; -> how many were refused."""
     rng, refused = random.Random(seed), 0
-    pictures(folder)
+    images(folder)
     config = CocoConfig(str(folder), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     for _ in range(count):
         (folder / "instances_train.json").write_bytes(line(COCO, rng))

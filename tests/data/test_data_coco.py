@@ -18,18 +18,16 @@ CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., FolderDataset]:
-    """make({file: annotations}, pictures, split, field=value)."""
+    """make({file: annotations}, images, split, field=value)."""
 
-    def make(
-        files: dict[str, object], pictures: tuple[str, ...] = (), split: str = "train", **options
-    ) -> FolderDataset:
-        for name in pictures:
+    def make(files: dict[str, object], images: tuple[str, ...] = (), split: str = "train", **options) -> FolderDataset:
+        for name in images:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (12, 8)).save(tmp_path / name)
         for name, content in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-        return FolderDataset(CocoConfig(**{"path": str(tmp_path), "size": 8, "val_share": 0.0} | options), split)
+        return FolderDataset(CocoConfig(**{"path": str(tmp_path), "size": 8, "val_fraction": 0.0} | options), split)
 
     return make
 
@@ -57,7 +55,7 @@ def test_captions_and_boxes_are_joined_in_coco_layout(make):
     files["annotations/person_keypoints_train2017.json"] = instances((1, [0, 0, 1, 1], 7))  # is not read
     files["annotations/captions_val2017.json"] = {"images": images("c.jpg"), "annotations": []}
     data = make(files, (*TRAIN, "val2017/c.jpg"))
-    assert data.ids == list(TRAIN) and data.category_names == ["cat", "dog"] and data.bad == []
+    assert data.ids == list(TRAIN) and data.category_names == ["cat", "dog"] and data.unreadable == []
     assert {data.record(0, key)["caption"] for key in range(20)} == {"one", "two"}
     assert data.record(0, 0)["objects"] == {"bbox": [[1, 2, 3, 4], [0, 0, 1.5, 1]], "categories": [1, 0]}
     nothing = {"bbox": [], "categories": []}
@@ -66,7 +64,7 @@ def test_captions_and_boxes_are_joined_in_coco_layout(make):
     assert make({}, split="val").ids == ["val2017/c.jpg"]
 
 
-def test_annotations_may_lie_beside_the_pictures(make):
+def test_annotations_may_lie_beside_the_images(make):
     data = make({"train/_annotations.coco.json": instances((1, [0, 0, 2, 2], 3))}, ("train/a.jpg", "train/b.jpg"))
     assert data.ids == ["train/a.jpg", "train/b.jpg"] and data.record(1, 0)["objects"]["categories"] == [0]
 
@@ -88,9 +86,9 @@ def test_what_is_wrong_is_counted_with_its_place(make):
     annotations["annotations"] += ["x", {"image_id": {}}, {"image_id": 5555, "bbox": 1}]
     data = make({"instances_train2017.json": annotations}, TRAIN, max_bad_fraction=1.0)
     assert len(data) == 2 and data.record(0, 0)["objects"]["bbox"] == []
-    assert len(data.bad) == 4 + 4 + 2
-    assert ("instances_train2017.json: images[2]", "needs an id and a file_name") in data.bad
-    with pytest.raises(UserError, match="10 of 12 pictures cannot be used"):
+    assert len(data.unreadable) == 4 + 4 + 2
+    assert ("instances_train2017.json: images[2]", "needs an id and a file_name") in data.unreadable
+    with pytest.raises(UserError, match="10 of 12 images cannot be used"):
         make({})
 
 
@@ -98,7 +96,7 @@ def test_what_is_wrong_is_counted_with_its_place(make):
     "content", ["{", "[]", "{}", '{"images": 3}', "[" * 3000, "\x00", '{"images": [' + "1" * 5000 + "]}"]
 )
 def test_json_that_is_no_coco_is_refused_or_counted(make, content):
-    with pytest.raises(UserError, match="JSON|annotation of COCO|holds no pictures|cannot be used"):
+    with pytest.raises(UserError, match="JSON|COCO annotation|holds no images|cannot be used"):
         make({"instances_train.json": content}, TRAIN)
 
 
@@ -117,7 +115,7 @@ def test_real_boxes_are_those_of_the_metadata_beside_them():
     for split in ("train", "val", "test"):
         options = {"path": str(DATA / "boxes_bccd"), "size": 32}
         coco, folder = FolderDataset(CocoConfig(**options), split), FolderDataset(FolderConfig(**options), split)
-        assert coco.ids == folder.ids and coco.category_names == ["RBC", "WBC", "Platelets"] and not coco.bad
+        assert coco.ids == folder.ids and coco.category_names == ["RBC", "WBC", "Platelets"] and not coco.unreadable
         assert coco.fingerprint() == folder.fingerprint()
         for i in range(len(coco)):
             mine, theirs = (data.record(i, 0)["objects"] for data in (coco, folder))

@@ -25,4 +25,4 @@ def test_the_table_of_openimages_becomes_boxes_in_pixels(tmp_path, monkeypatch):
     data = FolderDataset(FolderConfig("data/openimages", val_fraction=0.0), "train")
     objects = [data.record(i, 0)["objects"] for i in range(2)]
     empty = {"bbox": [], "categories": []}
-    assert objects == [{"bbox": [[10.0, 10.0, 20.0, 10.0]], "categories": [1]}, empty] and not data.bad
+    assert objects == [{"bbox": [[10.0, 10.0, 20.0, 10.0]], "categories": [1]}, empty] and not data.unreadable

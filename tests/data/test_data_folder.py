@@ -26,7 +26,7 @@ def make(tmp_path: Path) -> Callable[..., FolderDataset]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if content is None:
-            color = tuple(name.encode()[-7:-4])  # each picture has its own
+            color = tuple(name.encode()[-7:-4])  # each image has its own
             Image.new("RGB", (12, 8), color).save(path, "PNG")
         elif isinstance(content, list):
             path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in content))
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Callable[..., FolderDataset]:
     def make(files: dict[str, object], split: str = "train", **options) -> FolderDataset:
         for name, content in files.items():
             write(name, content)
-        return FolderDataset(FolderConfig(**{"path": str(tmp_path), "size": 8, "val_share": 0.0} | options), split)
+        return FolderDataset(FolderConfig(**{"path": str(tmp_path), "size": 8, "val_fraction": 0.0} | options), split)
 
     return make
 
@@ -45,14 +45,14 @@ def records(data: FolderDataset) -> list[dict]:
     return [data.record(i, 0) for i in range(len(data))]
 
 
-def test_plain_pictures_of_any_extension_are_sorted_and_have_no_caption(make):
+def test_plain_images_of_any_extension_are_sorted_and_have_no_caption(make):
     data = make({"b.png": None, "A.JPG": None, "sub/c.WebP": None, ".hidden.png": None, "notes.md": "x", "a.pdf": "x"})
     assert [data.id(i) for i in range(len(data))] == ["A.JPG", "b.png", "sub/c.WebP"]
     assert records(data)[0] == {"id": "A.JPG"}
     item = data.item(1, 5)
     assert set(item) == {"id", "image", "view"}
     assert item["image"].shape == (8, 8, 3) and item["image"].dtype == np.uint8
-    assert not data.has_captions and data.label_names == [] and data.bad == []
+    assert not data.has_captions and data.label_names == [] and data.unreadable == []
 
 
 def test_class_sub_folders_give_labels_and_captions(make):
@@ -60,11 +60,11 @@ def test_class_sub_folders_give_labels_and_captions(make):
     data = make(files)
     assert data.label_names == ["dog", "tabby_cat"]
     assert [(r["label"], r["caption"]) for r in records(data)] == [(0, "dog"), (0, "dog"), (1, "tabby cat")]
-    assert make({"loose.png": None}).label_names == []  # a picture beside them: they are no classes
+    assert make({"loose.png": None}).label_names == []  # a image beside them: they are no classes
 
 
 def test_a_file_without_an_extension_is_taken_by_its_content(make):
-    data = make({"no_extension": None, "LICENSE": "no picture", "b.png": None})
+    data = make({"no_extension": None, "LICENSE": "not an image", "b.png": None})
     assert data.ids == ["b.png", "no_extension"] and data.item(1, 0)["image"].shape == (8, 8, 3)
 
 
@@ -72,7 +72,7 @@ def test_one_sub_folder_is_no_class(make):
     assert records(make({"images/1.png": None, "images/2.png": None}))[0] == {"id": "images/1.png"}
 
 
-def test_text_files_beside_pictures_are_captions_one_per_line(make):
+def test_text_files_beside_images_are_captions_one_per_line(make):
     data = make({"a.png": None, "a.txt": "a red cat\n\n a cat \n", "b.png": None, "README.txt": "not a caption"})
     assert {data.record(0, key)["caption"] for key in range(20)} == {"a red cat", "a cat"}
     assert data.record(0, 3) == data.record(0, 3)
@@ -96,7 +96,7 @@ def test_metadata_lines_give_captions_labels_and_keep_other_columns(make):
     assert {data.record(1, key)["caption"] for key in range(20)} == {"two", "zwei"}
     assert data.captions() == ["one", "two", "zwei"]
     assert data.label_names == ["cat", "dog"]
-    assert data.orphans == ["extra.png"]
+    assert data.unlisted == ["extra.png"]
 
 
 def test_a_metadata_table_in_csv_says_the_same(make):
@@ -111,8 +111,8 @@ def test_a_map_is_named_by_its_path_and_never_leads_out_of_the_folder(make, tmp_
     rows += [{"file_name": "b.png", "map_file_name": name} for name in ("../../etc/passwd",)]
     data = make({"a.png": None, "b.png": None, "maps/a.png": None, "metadata.jsonl": rows})
     assert data.record(0, 0)["map_file_name"] == str(tmp_path / "maps/a.png")
-    assert data.orphans == []  # a map is no picture without a row
-    with pytest.raises(BadImage, match="outside the folder"):
+    assert data.unlisted == []  # a map is no image without a row
+    with pytest.raises(BadImage, match="outside of the folder"):
         data.record(1, 0)
 
 
@@ -128,7 +128,7 @@ def test_another_column_may_hold_the_captions(make):
     assert records(make(files))[0]["caption"] == "short"
 
 
-def test_several_rows_of_one_picture_are_several_captions(make):
+def test_several_rows_of_one_image_are_several_captions(make):
     rows = [{"file_name": "a.png", "text": text} for text in ("one", "two")]
     data = make({"a.png": None, "metadata.jsonl": rows})
     assert len(data) == 1 and data.captions() == ["one", "two"]
@@ -144,7 +144,7 @@ def test_labels_in_words_have_the_same_numbers_in_every_split(make):
     assert [r["label"] for r in records(val)] == [1, 2, 1] and val.label_names == ["cat", "dog", "eel"]
 
 
-def test_labels_that_only_some_pictures_have_are_none(make):
+def test_labels_that_only_some_images_have_are_none(make):
     rows = [{"file_name": "a.png", "label": "cat"}, {"file_name": "b.png"}]
     data = make({"a.png": None, "b.png": None, "metadata.jsonl": rows})
     assert records(data) == [{"id": "a.png"}, {"id": "b.png"}] and data.label_names == []
@@ -159,7 +159,7 @@ def test_split_folders_are_the_splits(make):
     ]
 
 
-def test_a_val_folder_inside_the_pictures_is_held_out(make):
+def test_a_val_folder_inside_the_images_is_held_out(make):
     files = {"a.png": None, "val/b.png": None, "valley/c.png": None}
     assert make(files).ids == ["a.png", "valley/c.png"]
     assert make(files, "val").ids == ["val/b.png"]
@@ -170,7 +170,7 @@ def test_one_table_above_the_split_folders_serves_them_all(make):
     files = {"train/a.png": None, "val/b.png": None, "metadata.jsonl": rows}
     for split, caption in (("train", "train/a"), ("val", "val/b")):
         data = make(files, split)
-        assert [r["caption"] for r in records(data)] == [caption] and data.bad == []
+        assert [r["caption"] for r in records(data)] == [caption] and data.unreadable == []
 
 
 def test_without_a_val_folder_a_share_is_held_out_by_hash_and_stays_when_files_come(make):
@@ -181,10 +181,10 @@ def test_without_a_val_folder_a_share_is_held_out_by_hash_and_stays_when_files_c
     assert [id for id in more if not id.startswith("new")] == val
 
 
-def test_a_small_folder_still_holds_one_picture_out(make):
+def test_a_small_folder_still_holds_one_image_out(make):
     files = {f"{i}.png": b"" for i in range(3)}
     assert len(make(files, "val", val_fraction=0.001)) == 1 and len(make(files, val_fraction=0.001)) == 2
-    assert len(make(files, "val")) == 0  # val_share = 0
+    assert len(make(files, "val")) == 0  # val_fraction = 0
 
 
 def test_an_item_is_a_function_of_its_key(make):
@@ -217,13 +217,13 @@ def test_the_fingerprint_follows_pixels_and_preprocessing_but_not_captions(make,
     assert make({}).fingerprint() != before
 
 
-def test_a_bad_picture_raises_its_reason_and_broken_rows_are_listed(make):
+def test_a_bad_image_raises_its_reason_and_broken_rows_are_listed(make):
     rows = ["{", [1], {"text": "x"}, {"file_name": "gone.png"}, {"file_name": "../../etc/passwd"}]
     rows += [{"file_name": "a.png", "text": "one"}, "", {"file_name": "bad.png", "text": "two"}]
-    data = make({"a.png": None, "bad.png": "no picture", "metadata.jsonl": rows}, max_bad_fraction=0.8)
-    with pytest.raises(BadImage, match="no picture"):
+    data = make({"a.png": None, "bad.png": "not an image", "metadata.jsonl": rows}, max_bad_fraction=0.8)
+    with pytest.raises(BadImage, match="not an image"):
         data.item(1, 0)
-    reasons = dict(data.bad)
+    reasons = dict(data.unreadable)
     assert list(reasons) == ["metadata.jsonl:1", "metadata.jsonl:2", "metadata.jsonl:3", *list(reasons)[3:]]
     assert "no JSON" in reasons["metadata.jsonl:1"] and "its columns are text" in reasons["metadata.jsonl:3"]
     assert "metadata.jsonl:4 names it" in reasons["gone.png"] and "../../etc/passwd" in reasons
@@ -232,7 +232,7 @@ def test_a_bad_picture_raises_its_reason_and_broken_rows_are_listed(make):
 
 def test_too_many_bad_rows_stop_at_once_with_the_list(make):
     rows = [{"file_name": "a.png"}, {"file_name": "gone.png"}]
-    with pytest.raises(UserError, match=r"1 of 2 pictures .*max_bad = 0.05.*\n  gone.png: metadata.jsonl:2"):
+    with pytest.raises(UserError, match=r"1 of 2 images .*max_bad_fraction = 0.05.*\n  gone.png: metadata.jsonl:2"):
         make({"a.png": None, "metadata.jsonl": rows})
 
 
@@ -255,9 +255,9 @@ def test_missing_captions_are_explained(make, files, words):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"crop": "middle"}, "data.crop='middle' is none of center, random"),
+        ({"crop": "middle"}, "data.crop is 'middle'; it must be center or random"),
         ({"size": 0}, "data.size=0"),
-        ({"val_share": 2.0}, "data.val_fraction=2.0"),
+        ({"val_fraction": 2.0}, "data.val_fraction is 2.0"),
         ({"path": "/no/such/folder"}, "data.path='/no/such/folder' does not exist"),
         ({"path": __file__}, "is a file, not a folder"),
     ],
@@ -267,10 +267,10 @@ def test_wrong_fields_are_refused_by_name(make, options, words):
         make({"a.png": None}, **options)
 
 
-def test_a_folder_without_pictures_says_what_it_holds(make):
-    with pytest.raises(UserError, match=r"holds no pictures to train on; it holds a\.zip, notes"):
+def test_a_folder_without_images_says_what_it_holds(make):
+    with pytest.raises(UserError, match=r"holds no images to train on; it holds a\.zip, notes"):
         make({"a.zip": "", "notes/x.md": ""})
-    with pytest.raises(UserError, match=r"no pictures to test on \(in .*/test\)"):
+    with pytest.raises(UserError, match=r"no images to test on \(in .*/test\)"):
         make({"a.png": None}, "test")
 
 
@@ -310,7 +310,7 @@ def test_real_folders_are_read_as_their_readme_says():
 
 
 def test_a_folder_that_is_moved_keeps_its_fingerprint(make, tmp_path):
-    before = make({"pictures/a.png": None}).fingerprint()
+    before = make({"images/a.png": None}).fingerprint()
     moved = tmp_path.with_name(tmp_path.name + "-moved")
     shutil.copytree(tmp_path, moved)
     assert make({}, path=str(moved)).fingerprint() == before

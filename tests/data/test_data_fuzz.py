@@ -11,6 +11,6 @@ def test_damaged_files_are_read_counted_or_refused_but_never_crash(kind, count, 
 
 
 def test_the_fuzzer_finds_what_is_not_caught(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentdiff.data.tars._columns", lambda sample: {}["missing"])
+    monkeypatch.setattr("latentdiff.data.tar.Sample.columns", lambda sample: {}["missing"])
     with pytest.raises(KeyError):
         fuzz.headers(tmp_path / "data", 200, seed=1)

@@ -1,4 +1,4 @@
-"""Pictures of every mode become RGB rightly, views say what they show, and bad files say why."""
+"""Images of every mode become RGB rightly, views say what they show, and bad files say why."""
 
 import io
 import json
@@ -17,8 +17,8 @@ from latentdiff.data.image import (
     CropParams,
     check_header,
     choose_crop,
-    resize_and_crop,
     open_image,
+    resize_and_crop,
 )
 
 NASTY = Path(os.environ.get("LATENTDIFF_DATA", "data")) / "nasty"
@@ -53,7 +53,7 @@ def test_transparency_is_put_on_white():
     assert pixels[1, 1].tolist() == [255, 127, 127]
 
 
-def test_palettes_gray_and_one_bit_pictures_with_a_transparent_colour_too():
+def test_palettes_gray_and_one_bit_images_with_a_transparent_colour_too():
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
@@ -80,7 +80,7 @@ def test_deep_gray_is_scaled_and_not_cut(image, kind):
     assert np.array_equal(pixels[:, :, 0], GRAY) and np.array_equal(pixels[:, :, 2], GRAY)
 
 
-def test_numbers_that_are_none_do_not_spoil_a_float_picture():
+def test_numbers_that_are_none_do_not_spoil_a_float_image():
     values = ramp(1, np.float32)
     values[0, 0], values[0, 1] = np.nan, -3
     assert np.array_equal(reopened(Image.fromarray(values), "TIFF")[1:, :, 0], GRAY[1:])
@@ -118,7 +118,12 @@ def test_the_first_frame_is_taken():
 
 @pytest.mark.parametrize(
     "content, words",
-    [(b"", "no picture"), (b"<html>", "no picture"), (None, "No such file"), (b"\x89PNG\r\n\x1a\n", "no picture")],
+    [
+        (b"", "not an image"),
+        (b"<html>", "not an image"),
+        (None, "No such file"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
+    ],
 )
 def test_what_cannot_be_read_says_why_in_one_line(tmp_path, content, words):
     path = tmp_path / "x.jpg"
@@ -130,7 +135,7 @@ def test_what_cannot_be_read_says_why_in_one_line(tmp_path, content, words):
         assert str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_header_of_half_a_picture_is_sound_but_the_picture_is_not(tmp_path):
+def test_the_header_of_half_a_image_is_sound_but_the_image_is_not(tmp_path):
     path = tmp_path / "x.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:5000])
@@ -170,12 +175,12 @@ def test_the_same_photograph_in_ten_disguises_is_the_same_photograph():
     gray = pixels("hopper_gray.jpg")
     assert np.abs(pixels("hopper_16bit.pgm") - gray).mean() < 6
     assert np.abs(pixels("made_cmyk_photo.jpg") - pixels("chelsea.jpg")).mean() < 6
-    assert np.abs(gray - hopper).mean() > 15  # what a wrong picture would give
+    assert np.abs(gray - hopper).mean() > 15  # what a wrong image would give
 
 
 @pytest.mark.parametrize("size", [(12, 8), (8, 12), (8, 8), (100, 9), (3, 2000), (1, 1)])
 @pytest.mark.parametrize("crop", ["center", "random"])
-def test_a_view_fills_the_crop_from_inside_the_picture(size, crop):
+def test_a_view_fills_the_crop_from_inside_the_image(size, crop):
     for key in range(5):
         pixels, view = resize_and_crop(Image.new("RGB", size, (9, 9, 9)), 8, 6, crop, key, flip=True)
         assert pixels.shape == (8, 6, 3) and pixels.dtype == np.uint8 and (pixels == 9).all()
@@ -195,7 +200,7 @@ def test_at_its_own_scale_a_view_copies_pixels_and_the_key_alone_decides():
     assert not choose_crop(image.size, 8, 8, "random", 1, False).flip
     for view in views[:10]:
         crop = np.array(image)[:, view.left : view.left + 8]
-        assert np.array_equal(np.array(view.cut(image)), crop[:, ::-1] if view.flip else crop)
+        assert np.array_equal(np.array(view.apply(image)), crop[:, ::-1] if view.flip else crop)
 
 
 def test_shrinking_is_antialiased_and_a_class_map_keeps_its_classes():
@@ -203,7 +208,7 @@ def test_shrinking_is_antialiased_and_a_class_map_keeps_its_classes():
     stripes[:, ::2] = 255
     pixels, view = resize_and_crop(Image.fromarray(stripes).convert("RGB"), 16, 16, "center", 0, False)
     assert np.abs(pixels[2:-2, 2:-2].astype(int) - 127).max() <= 3
-    classes = np.array(view.cut(Image.fromarray(stripes), Image.Resampling.NEAREST))
+    classes = np.array(view.apply(Image.fromarray(stripes), Image.Resampling.NEAREST))
     assert set(np.unique(classes)) <= {0, 255}
 
 
@@ -212,14 +217,14 @@ def test_usual_extensions_are_known_and_those_without_a_decoder_are_not():
     assert not {".pdf", ".eps", ".mpg", ".txt", ".h5"} & EXTENSIONS
 
 
-def test_bad_pictures_are_listed_once_and_too_many_stop_the_run(tmp_path):
+def test_bad_images_are_listed_once_and_too_many_stop_the_run(tmp_path):
     path = tmp_path / "bad_images.jsonl"
-    bad = BadImageList(path, total=40, max_bad_fraction=0.05)
+    bad = BadImageList(path, total=40, max_fraction=0.05)
     assert not path.exists()
     for _ in range(3):
-        bad.add("a.jpg", "is no picture")
+        bad.add("a.jpg", "is not an image")
     bad.add("b.jpg", "truncated")
-    with pytest.raises(UserError, match="3 of 40 pictures") as error:
+    with pytest.raises(UserError, match="3 of 40 images") as error:
         bad.add("c.jpg", "too big")
     assert "data.max_bad_fraction = 0.05" in str(error.value) and "b.jpg: truncated" in str(error.value)
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a.jpg", "b.jpg", "c.jpg"]
@@ -227,25 +232,25 @@ def test_bad_pictures_are_listed_once_and_too_many_stop_the_run(tmp_path):
 
 def test_a_resumed_run_lists_nothing_twice_and_counts_only_what_is_still_bad(tmp_path):
     path = tmp_path / "bad_images.jsonl"
-    BadImageList(path, 100, 0.05).add("a.jpg", "is no picture")
+    BadImageList(path, 100, 0.05).add("a.jpg", "is not an image")
     path.write_text(path.read_text() + '{"id": "b.j')  # killed in mid-line
     bad = BadImageList(path, 100, 0.05)
-    bad.add("a.jpg", "is no picture")
-    bad.add("d.jpg", "is no picture")
+    bad.add("a.jpg", "is not an image")
+    bad.add("d.jpg", "is not an image")
     assert list(bad.bad) == ["a.jpg", "d.jpg"]
     assert sum("a.jpg" in line for line in path.read_text().splitlines()) == 1
     assert BadImageList(path, 100, 0.05).listed == {"a.jpg", "d.jpg"}
 
 
-def ranks(tmp_path: Path, monkeypatch, count: int, total: int, max_bad: float) -> list[BadImageList]:
+def ranks(tmp_path: Path, monkeypatch, count: int, total: int, max_bad_fraction: float) -> list[BadImageList]:
     lists = []
     for rank in range(count):
         monkeypatch.setenv("RANK", str(rank))
-        lists.append(BadImageList(tmp_path / "bad_images.jsonl", total, max_bad))
+        lists.append(BadImageList(tmp_path / "bad_images.jsonl", total, max_bad_fraction))
     return lists
 
 
-def test_ranks_list_bad_pictures_in_files_of_their_own(tmp_path, monkeypatch):
+def test_ranks_list_bad_images_in_files_of_their_own(tmp_path, monkeypatch):
     first, second = ranks(tmp_path, monkeypatch, 2, 100, 0.5)
     for i in range(20):
         (first, second)[i % 2].add(f"{i}.png", "torn")
@@ -255,14 +260,14 @@ def test_ranks_list_bad_pictures_in_files_of_their_own(tmp_path, monkeypatch):
     assert sorted(ids) == sorted(f"{i}.png" for i in range(20))
 
 
-def test_ranks_count_their_bad_pictures_together(tmp_path, monkeypatch):
+def test_ranks_count_their_bad_images_together(tmp_path, monkeypatch):
     first, second = ranks(tmp_path, monkeypatch, 2, 100, 0.05)
     for i in range(3):
         first.add(f"a{i}.png", "torn")
     for i in range(2):
         second.add(f"b{i}.png", "torn")
     second.add("a0.png", "torn")  # the same one, met by both
-    with pytest.raises(UserError, match="6 of 100 pictures cannot be used"):
+    with pytest.raises(UserError, match="6 of 100 images cannot be used"):
         second.add("b2.png", "torn")
 
 

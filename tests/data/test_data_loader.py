@@ -8,12 +8,13 @@ import torch
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
+from latentdiff.data.dataset import Subset
 from latentdiff.data.image import BadImage
 from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 
 
 class Numbers:
-    """Item i is a picture of colour i; some cannot be read."""
+    """Item i is a image of colour i; some cannot be read."""
 
     def __init__(self, n, bad=()):
         self.n, self.bad, self.asked = n, set(bad), []
@@ -22,7 +23,7 @@ class Numbers:
         return self.n
 
     def id(self, i):
-        return f"picture-{i}"
+        return f"image-{i}"
 
     def record(self, i, key):
         return {"id": self.id(i), "caption": f"number {i}", "key": key}
@@ -73,7 +74,8 @@ def test_ranks_and_pieces_see_the_same_global_batch():
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(
-        UserError, match="train.batch_size=6 cannot be shared by 2 ranks x train.grad_accum_steps=2.*of 4"
+        UserError,
+        match="train.batch_size is 6; with 2 processes and train.grad_accum_steps=2 it must be a multiple of 4",
     ):
         loader.micro_batches(0, 2, 6, 2)
 
@@ -87,23 +89,23 @@ def test_workers_change_nothing():
 
 def test_the_key_of_an_item_belongs_to_its_place_and_step():
     keys = [b["key"].tolist() for b in loader.batches(Numbers(1), 0, 2, [range(2)], 0, 3)]
-    assert len(set(sum(keys, []))) == 6  # one picture, six different crops
+    assert len(set(sum(keys, []))) == 6  # one image, six different crops
     assert keys[1:] == [b["key"].tolist() for b in loader.batches(Numbers(1), 0, 2, [range(2)], 1, 3)]
 
 
-def test_a_bad_picture_is_replaced_and_named():
+def test_a_bad_image_is_replaced_and_named():
     data = Numbers(10, bad=(3, 7))
     batches = list(loader.batches(data, 0, 5, [range(5)], 0, 20))
     assert all(len(b["image"]) == 5 for b in batches)
     shown = torch.cat([b["image"][:, 0, 0, 0] for b in batches]).tolist()
     assert not {3, 7} & set(shown)
     named = [entry for b in batches for entry in b["bad"]]
-    assert set(named) == {("picture-3", "is torn"), ("picture-7", "is torn")}
+    assert set(named) == {("image-3", "is torn"), ("image-7", "is torn")}
     again = [b["image"].tolist() for b in loader.batches(Numbers(10, bad=(3, 7)), 0, 5, [range(5)], 0, 20)]
     assert again == [b["image"].tolist() for b in batches]
 
 
-def test_nothing_but_bad_pictures_is_refused():
+def test_nothing_but_bad_images_is_refused():
     with pytest.raises(UserError, match="100 items in a row cannot be read.*is torn"):
         next(loader.batches(Numbers(3, bad=(0, 1, 2)), 0, 2, [range(2)], 0, 1))
 
@@ -112,7 +114,7 @@ def test_in_order_gives_every_item_once_and_names_the_bad():
     batches = list(loader.sequential_batches(Numbers(10, bad=(0, 4, 5)), range(0, 10), 2))
     assert [b["image"][:, 0, 0, 0].tolist() for b in batches] == [[1], [2, 3], [6, 7], [8, 9]]
     assert [b["index"].tolist() for b in batches] == [[1], [2, 3], [6, 7], [8, 9]]
-    assert [b["bad"] for b in batches] == [[("picture-0", "is torn")], [], [], []]
+    assert [b["bad"] for b in batches] == [[("image-0", "is torn")], [], [], []]
     assert [b["index"].tolist() for b in loader.sequential_batches(Numbers(10), range(3, 6), 2)] == [[3, 4], [5]]
 
 
@@ -132,14 +134,14 @@ def test_images_are_between_minus_one_and_one():
 
 
 def test_overfitting_sees_the_first_items_only():
-    data = loader.Subset(Numbers(10), 3)
+    data = Subset(Numbers(10), 3)
     assert len(data) == 3 and set(sum(seen(data, [range(4)], 0, 5, 4), [])) == {0, 1, 2}
-    assert data.fingerprint() not in (Numbers(10).fingerprint(), loader.Subset(Numbers(10), 2).fingerprint())
-    assert len(loader.Subset(Numbers(10), 99)) == 10
+    assert data.fingerprint() not in (Numbers(10).fingerprint(), Subset(Numbers(10), 2).fingerprint())
+    assert len(Subset(Numbers(10), 99)) == 10
     assert (
-        loader.Subset(ShapesDataset(ShapesConfig()), 3).label_names == ShapesDataset(ShapesConfig()).label_names
+        Subset(ShapesDataset(ShapesConfig()), 3).label_names == ShapesDataset(ShapesConfig()).label_names
     )  # for sample.py
-    assert data.id(2) == "picture-2" and data.record(1, 5)["key"] == 5 and data.captions()
+    assert data.id(2) == "image-2" and data.record(1, 5)["key"] == 5 and data.captions()
 
 
 def test_numbers_too_large_for_a_tensor_stay_in_a_list():
@@ -150,8 +152,8 @@ def test_numbers_too_large_for_a_tensor_stay_in_a_list():
 
 OPEN = """
 from latentdiff.data import loader
-from latentdiff.data.shapes import Shapes, ShapesDataset
-stream = loader.batches(ShapesDataset(Shapes(count=8), "train"), 0, 4, [range(4)], 0, 100, workers=1)
+from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
+stream = loader.batches(ShapesDataset(ShapesConfig(count=8), "train"), 0, 4, [range(4)], 0, 100, num_workers=1)
 next(stream)
 """
 

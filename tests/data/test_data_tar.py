@@ -28,7 +28,7 @@ def png(color: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (12,
 
 
 def write(path: Path, members: dict[str, object]) -> None:
-    """A tar of names -> bytes, text, None (a picture of its own colour), a dict (JSON) or a TarInfo."""
+    """A tar of names -> bytes, text, None (a image of its own colour), a dict (JSON) or a TarInfo."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for i, (name, content) in enumerate(members.items()):
@@ -50,7 +50,7 @@ def make(tmp_path: Path) -> Callable[..., TarDataset]:
     def make(files: dict[str, dict], split: str = "train", **options) -> TarDataset:
         for shard, members in files.items():
             write(tmp_path / "tars" / shard, members)
-        options = {"path": str(tmp_path / "tars"), "size": 8, "val_share": 0.0} | options
+        options = {"path": str(tmp_path / "tars"), "size": 8, "val_fraction": 0.0} | options
         return TarDataset(TarConfig(**options), split)
 
     return make
@@ -66,14 +66,14 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
     return member
 
 
-def test_img2dataset_shards_give_pictures_captions_and_columns(make):
+def test_img2dataset_shards_give_images_captions_and_columns(make):
     files = {"0.tar": {"0001.jpg": None, "0001.txt": "a cat\n", "0001.json": {"url": "x", "key": "0001", "width": 12}}}
     files["1.tar"] = {"0001.webp": None, "0001.txt": "a dog\na hound", "0002.PNG": None}
     data = make(files)
     records = by_id(data)
     assert sorted(records) == ["0.tar/0001.jpg", "1.tar/0001.webp", "1.tar/0002.PNG"]
     assert records["0.tar/0001.jpg"] == {"id": "0.tar/0001.jpg", "url": "x", "width": 12, "caption": "a cat"}
-    assert records["1.tar/0002.PNG"]["caption"] == "" and data.bad == []
+    assert records["1.tar/0002.PNG"]["caption"] == "" and data.unreadable == []
     assert sorted(data.captions()) == ["a cat", "a dog", "a hound"]
     item = data.item(0, 3)
     assert item["image"].shape == (8, 8, 3) and item["view"].height == 8
@@ -85,7 +85,7 @@ def test_a_tar_of_a_folder_gives_the_very_items_of_the_folder(make, tmp_path):
     (tmp_path / "folder").mkdir()
     for name, color in colors.items():
         (tmp_path / "folder" / name).write_bytes(png(color, (9 + color[0], 8)))
-    options = {"size": 8, "val_share": 0.0, "crop": "random", "flip": True}
+    options = {"size": 8, "val_fraction": 0.0, "crop": "random", "flip": True}
     folder = FolderDataset(FolderConfig(str(tmp_path / "folder"), **options), "train")
     tars = pickle.loads(pickle.dumps(make({}, **options)))  # as a worker gets it
     places = {tars.id(i): i for i in range(len(tars))}
@@ -120,7 +120,7 @@ def test_a_member_without_extension_is_taken_by_its_content(make):
     assert sorted(by_id(data)) == ["0.tar/b.png", "0.tar/dir/no_extension"]
 
 
-def test_further_pictures_of_a_webdataset_sample_are_none_of_their_own(make):
+def test_further_images_of_a_webdataset_sample_are_none_of_their_own(make):
     files = {"0.tar": {"a.jpg": None, "a.seg.png": None, "a.txt": "x", "b.jpg": None, "b.1.jpg": None}}
     assert sorted(by_id(make(files))) == ["0.tar/a.jpg", "0.tar/b.1.jpg", "0.tar/b.jpg"]
 
@@ -183,8 +183,8 @@ def test_a_read_only_folder_is_indexed_in_the_cache(make, monkeypatch, tmp_path)
 @pytest.mark.parametrize("name", ["../../up.png", "/abs.png", "a/../../up.png", "..\\up.png"])
 def test_a_name_that_leads_out_is_counted_and_left_out(make, tmp_path, name):
     data = make({"0.tar": {name: None, "b.png": None}}, max_bad_fraction=1.0)
-    ((id, reason),) = data.bad
-    assert len(data) == 1 and "leads out" in reason
+    ((id, reason),) = data.unreadable
+    assert len(data) == 1 and "points outside" in reason
     assert not (tmp_path.parent / "up.png").exists()
 
 
@@ -197,8 +197,8 @@ def test_links_and_devices_are_counted_and_left_out(make, tmp_path):
     members["e"] = link("e", "", tarfile.FIFOTYPE)
     data = make({"0.tar": members}, max_bad_fraction=1.0)
     assert list(by_id(data)) == ["0.tar/b.png"]
-    assert [id for id, _ in data.bad] == ["0.tar/a.png", "0.tar/c.png", "0.tar/d.png", "0.tar/e"]
-    assert all("plain file" in reason for _, reason in data.bad)
+    assert [id for id, _ in data.unreadable] == ["0.tar/a.png", "0.tar/c.png", "0.tar/d.png", "0.tar/e"]
+    assert all("plain file" in reason for _, reason in data.unreadable)
 
 
 def test_a_truncated_end_costs_what_is_cut_and_is_counted(make, tmp_path):
@@ -207,9 +207,9 @@ def test_a_truncated_end_costs_what_is_cut_and_is_counted(make, tmp_path):
     path.write_bytes(path.read_bytes()[: 3 * 2560 + 1000])  # in the middle of the last one
     data = make({}, max_bad_fraction=1.0)
     assert len(data) == 3
-    reasons = dict(data.bad)
-    assert "is cut off" in reasons["0.tar/3.png"] and "damaged" in reasons["0.tar"]
-    with pytest.raises(UserError, match=r"2 of 5 pictures cannot be used.*\n  0.tar/3.png: is cut off"):
+    reasons = dict(data.unreadable)
+    assert "is truncated" in reasons["0.tar/3.png"] and "damaged" in reasons["0.tar"]
+    with pytest.raises(UserError, match=r"2 of 5 images cannot be used.*\n  0.tar/3.png: is truncated"):
         make({}, max_bad_fraction=0.2)
 
 
@@ -220,7 +220,9 @@ def test_a_damaged_header_ends_the_shard_and_is_counted(make, tmp_path):
     content[2048:2060] = b"?" * 12
     path.write_bytes(content)
     data = make({}, max_bad_fraction=1.0)
-    assert len(data) == 2 and "damaged" in dict(data.bad)["0.tar"] and "byte 2048" in dict(data.bad)["0.tar"]
+    assert (
+        len(data) == 2 and "damaged" in dict(data.unreadable)["0.tar"] and "byte 2048" in dict(data.unreadable)["0.tar"]
+    )
 
 
 def test_a_size_that_goes_backwards_or_beyond_ends_the_shard(make, tmp_path):
@@ -233,26 +235,26 @@ def test_a_size_that_goes_backwards_or_beyond_ends_the_shard(make, tmp_path):
         path = tmp_path / "tars/0.tar"
         path.write_bytes(path.read_bytes()[:1024] + bytes(header) + bytes(10240))
         data = make({}, max_bad_fraction=1.0)
-        assert len(data) == 1 and where in dict(data.bad)
+        assert len(data) == 1 and where in dict(data.unreadable)
 
 
 def test_what_is_too_large_is_counted(make, monkeypatch):
-    monkeypatch.setitem(tar_index.LARGEST, "image", 1000)
-    monkeypatch.setitem(tar_index.LARGEST, "txt", 10)
+    monkeypatch.setitem(tar_index.MAX_BYTES, "image", 1000)
+    monkeypatch.setitem(tar_index.MAX_BYTES, "txt", 10)
     data = make({"0.tar": {"a.png": b"x" * 2000, "b.png": None, "b.txt": "long " * 9}}, max_bad_fraction=1.0)
-    assert len(data) == 1 and dict(data.bad).keys() == {"0.tar/a.png", "0.tar/b.txt"}
-    assert "has 2000 bytes" in dict(data.bad)["0.tar/a.png"]
+    assert len(data) == 1 and dict(data.unreadable).keys() == {"0.tar/a.png", "0.tar/b.txt"}
+    assert "has 2000 bytes" in dict(data.unreadable)["0.tar/a.png"]
 
 
-def test_json_that_is_none_makes_its_picture_bad(make):
+def test_json_that_is_none_makes_its_image_bad(make):
     for content in ("{", "[1]", "NaN", "[" * 5000, b"\xff\xfe"):
         with pytest.raises(BadImage, match="its json"):
             make({"0.tar": {"a.png": None, "a.json": content}}).item(0, 0)
 
 
-def test_a_text_without_a_picture_is_counted(make):
+def test_a_text_without_a_image_is_counted(make):
     data = make({"0.tar": {"a.png": None, "b.txt": "x"}}, max_bad_fraction=1.0)
-    assert data.bad == [("0.tar/b.txt", "has no picture beside it")]
+    assert data.unreadable == [("0.tar/b.txt", "has no image beside it")]
 
 
 @pytest.mark.parametrize(
@@ -261,8 +263,8 @@ def test_a_text_without_a_picture_is_counted(make):
         ({}, "does not exist"),
         ({"x.md": "x"}, "holds no .tar; it holds x.md"),
         ({"x.tar.gz": "x"}, "x.tar.gz is compressed"),
-        ({"x.tar": "no tar " * 200}, "holds no pictures"),
-        ({"x.tar": ""}, "holds no pictures"),
+        ({"x.tar": "no tar " * 200}, "holds no images"),
+        ({"x.tar": ""}, "holds no images"),
     ],
 )
 def test_what_holds_no_shards_is_refused(make, tmp_path, files, words):
@@ -286,7 +288,7 @@ def test_an_index_that_vanishes_is_a_plain_error(make, tmp_path):
         data.item(0, 0)
 
 
-def test_a_shard_that_vanishes_makes_its_pictures_bad(make, tmp_path):
+def test_a_shard_that_vanishes_makes_its_images_bad(make, tmp_path):
     data = make({"0.tar": {"a.png": None}})
     (tmp_path / "tars/0.tar").unlink()
     with pytest.raises(BadImage, match="No such file"):
@@ -298,7 +300,7 @@ def test_a_shard_that_vanishes_makes_its_pictures_bad(make, tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_every_nasty_file_is_taken_or_refused_as_its_manifest_says(kind, tmp_path):
     entries = [json.loads(line) for line in (NASTY / "manifest.jsonl").read_text("utf-8").splitlines()]
-    options = {"size": 32, "val_share": 0.0, "max_bad": 1.0}
+    options = {"size": 32, "val_fraction": 0.0, "max_bad_fraction": 1.0}
     if kind == "folder":
         data = FolderDataset(FolderConfig(str(NASTY / "files"), **options), "train")
     else:
@@ -312,5 +314,5 @@ def test_every_nasty_file_is_taken_or_refused_as_its_manifest_says(kind, tmp_pat
             outcomes[Path(data.id(i)).name] = data.item(i, 0)["image"].shape == (32, 32, 3)
         except BadImage:
             outcomes[Path(data.id(i)).name] = False
-    assert len(data) == 120 and data.bad == []
+    assert len(data) == 120 and data.unreadable == []
     assert outcomes == {Path(entry["file_name"]).name: entry["pillow"] == "ok" for entry in entries}

@@ -11,7 +11,7 @@ from latentdiff.data.torchvision_datasets import TorchvisionConfig, TorchvisionD
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """A CIFAR10 of a few pictures, in its own format."""
+    """A CIFAR10 of a few images, in its own format."""
     from torchvision import datasets
 
     folder = tmp_path / "cifar-10-batches-py"
@@ -46,7 +46,7 @@ def test_train_is_parted_where_there_is_no_val_and_test_is_its_own(cifar):
 
 
 def test_a_set_without_splits_or_root_works_as_well():
-    config = TorchvisionConfig("FakeData", size=16, val_fraction=0.1)
+    config = TorchvisionConfig(name="FakeData", size=16, val_fraction=0.1)
     train, val = (TorchvisionDataset(config, split) for split in ("train", "val"))
     assert len(train) + len(val) == 1000 and 60 < len(val) < 140
     assert train.item(0, 1)["image"].shape == (16, 16, 3) and isinstance(train.record(0, 0)["label"], int)
@@ -59,11 +59,11 @@ def test_a_set_without_splits_or_root_works_as_well():
 @pytest.mark.parametrize(
     "config, words",
     [
-        (TorchvisionConfig("CIFAR"), "is no data set of torchvision; close to it: .*CIFAR10"),
-        (TorchvisionConfig("VisionDataset"), "is no data set"),
-        (TorchvisionConfig("wrap_dataset_for_transforms_v2"), "is no data set"),
-        (TorchvisionConfig("CIFAR10", path="/no/such"), "data.download=true"),
-        (TorchvisionConfig("FakeData", size=0), "data.size=0"),
+        (TorchvisionConfig(name="CIFAR"), "is not a dataset of torchvision; similar names: .*CIFAR10"),
+        (TorchvisionConfig(name="VisionDataset"), "is not a dataset"),
+        (TorchvisionConfig(name="wrap_dataset_for_transforms_v2"), "is not a dataset"),
+        (TorchvisionConfig(name="CIFAR10", path="/no/such"), "data.download=true"),
+        (TorchvisionConfig(name="FakeData", size=0), "data.size=0"),
     ],
 )
 def test_what_cannot_be_opened_is_refused_by_name(config, words):
@@ -74,4 +74,4 @@ def test_what_cannot_be_opened_is_refused_by_name(config, words):
 def test_several_ranks_do_not_download(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process"):
-        TorchvisionDataset(TorchvisionConfig("CIFAR10", path="/no/such", download=True), "train")
+        TorchvisionDataset(TorchvisionConfig(name="CIFAR10", path="/no/such", download=True), "train")

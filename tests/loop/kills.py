@@ -30,8 +30,13 @@ from latentdiff.data import encode_latents  # noqa: E402
 from latentdiff.training import checkpoint, log, optim, run_dir  # noqa: E402
 
 ARGS = ("data.count=32", "data.val_count=8", "train.steps=6", "train.batch_size=8", "train.checkpoint_every=2",
-         "train.keep_checkpoints=2", "train.val_every=4", "train.sample_every=8", "train.precision=fp32", "name=run")  # fmt: skip
-ONE = ("train.batch_size=4", "discriminator.start=2", "discriminator.ramp=2")  # latent statistics in batches of 16 images
+        "train.keep_checkpoints=2", "train.val_every=4", "train.sample_every=8", "train.precision=fp32",
+        "name=run")  # fmt: skip
+ONE = (
+    "train.batch_size=4",
+    "discriminator.start=2",
+    "discriminator.ramp=2",
+)  # statistics of 16 images at once
 TWO = ("cache.shard_size=8", "cache.batch_size=4", "sampling.steps=2")
 KINDS = {
     "stage one, one rank": (STAGE_ONE, ONE, 1),
@@ -199,7 +204,10 @@ def contents(folder: Path) -> dict:
 
     Of the checkpoints only the newest: a kill between the rename of a checkpoint and the pruning leaves one too many.
     """
-    result, newest = {"metrics": metrics_of(folder / "run")}, checkpoint.list_checkpoints(folder / "run" / "checkpoints")[-1]
+    result, newest = (
+        {"metrics": metrics_of(folder / "run")},
+        checkpoint.list_checkpoints(folder / "run" / "checkpoints")[-1],
+    )
     for path in sorted({p.parent for p in folder.rglob("*.safetensors")}):
         if path.parent.name == "checkpoints" and path != newest:
             continue

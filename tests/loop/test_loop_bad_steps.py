@@ -14,9 +14,11 @@ from latentdiff.stage_two.batches import BatchEncoder
 from latentdiff.training import checkpoint, optim
 
 ARGS = ("data.count=16", "data.val_count=4", "train.precision=fp32", "train.steps=4", "train.checkpoint_every=1",
-         "train.keep_checkpoints=99", "train.val_every=99", "train.sample_every=99", "train.ema_decay=0.5", "name=run")  # fmt: skip
+        "train.keep_checkpoints=99", "train.val_every=99", "train.sample_every=99", "train.ema_decay=0.5",
+        "name=run")  # fmt: skip
 BATCH_NORM = ("discriminator.norm=batch", "discriminator.start=2", "discriminator.ramp=1")
 NAN = math.nan
+GAN_FILES = ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")
 
 
 def at_third_call(function, corrupt):
@@ -74,8 +76,8 @@ def select(tensors, *files):
 
 
 @pytest.mark.parametrize("stage, corrupt, files", [
-    ((*STAGE_ONE, *BATCH_NORM), corrupt_images, ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
-    (STAGE_ONE, corrupt_one_pixel, ("model", "ema", "optimizer", "discriminator", "discriminator_optimizer")),
+    ((*STAGE_ONE, *BATCH_NORM), corrupt_images, GAN_FILES),
+    (STAGE_ONE, corrupt_one_pixel, GAN_FILES),
     (STAGE_ONE, corrupt_loss_terms, ("model", "ema", "optimizer")),
     (STAGE_TWO, corrupt_moments, ("model", "ema", "optimizer")),
     ((*STAGE_TWO, "cache.enabled=false"), corrupt_images, ("model", "ema", "optimizer")),
@@ -90,7 +92,12 @@ def test_a_non_finite_third_step_changes_nothing(stage, corrupt, files, runs, mo
     for file in files:
         before, after = select(saved[2], file), select(saved[3], file)
         assert any(not torch.equal(before[name], after[name]) for name in before)  # training continues
-    assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0] and column(runs / "run", "total_skipped_steps") == [0, 0, 1, 1]
+    assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0] and column(runs / "run", "total_skipped_steps") == [
+        0,
+        0,
+        1,
+        1,
+    ]
     if "discriminator" in files:
         assert column(runs / "run", "disc_skipped_steps") == [0, 0, 1, 0]
 
@@ -114,7 +121,9 @@ def corrupt_adam(optimizer):
     moment[(0,) * moment.ndim] = NAN
 
 
-@pytest.mark.parametrize("stage, index", [(STAGE_ONE, 0), (STAGE_ONE, 1), (STAGE_TWO, 0)], ids=["one", "discriminator", "two"])
+@pytest.mark.parametrize(
+    "stage, index", [(STAGE_ONE, 0), (STAGE_ONE, 1), (STAGE_TWO, 0)], ids=["one", "discriminator", "two"]
+)
 def test_non_finite_moments_of_adam_change_no_weight_and_are_reset(stage, index, runs, monkeypatch):
     clip, seen = optim.clip_grad_norm_, []
 
@@ -130,7 +139,9 @@ def test_non_finite_moments_of_adam_change_no_weight_and_are_reset(stage, index,
     assert column(runs / "run", name) == [0] * 2 + [1] * 8 + [0] * 2  # reset at every tenth step
     weights = ("model", "ema", "discriminator")
     assert all(
-        torch.isfinite(tensor).all() for tensors in checkpoints(runs / "run") for tensor in select(tensors, *weights).values()
+        torch.isfinite(tensor).all()
+        for tensors in checkpoints(runs / "run")
+        for tensor in select(tensors, *weights).values()
     )
 
 
@@ -156,7 +167,10 @@ def test_the_discriminator_has_its_own_fp16_scale_which_is_resumed(runs, monkeyp
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(runs):
     """A loss before the gradients are averaged over the ranks, and a gradient of one rank after that."""
     torchrun(*STAGE_TWO, *ARGS, "train.steps=6", FAULT="nan")
-    assert column(runs / "run", "skipped_steps") == [0, 0, 1, 0, 1, 0] and column(runs / "run", "total_skipped_steps")[-1] == 2
+    assert (
+        column(runs / "run", "skipped_steps") == [0, 0, 1, 0, 1, 0]
+        and column(runs / "run", "total_skipped_steps")[-1] == 2
+    )
     for kind in ("model", "ema"):
         first, second = (checkpoint.read_tensors(runs / "run" / f"{kind}{rank}.safetensors") for rank in (0, 1))
         assert_same_tensors(first, second)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import STAGE_ONE, STAGE_TWO, call, files_in
 
+from latentdiff.evaluation import options as evaluate_options
 from latentdiff.evaluation import run, stage_two
-from latentdiff.sampling import options as sampling_options
 from latentdiff.training.distributed import World
 
 SMALL = ("--count", 8, "--prompts", 4, "--features", "autoencoder", "--no-report")
@@ -101,7 +101,7 @@ def test_two_ranks_give_the_metrics_of_one(stage_two_run, copy_run):
 
     def evaluate(name: str, world: World) -> None:
         subject = run.open_subject(str(runs[name]), world)
-        options = sampling_options.evaluate_arguments([name, *argv])
+        options = evaluate_options.evaluate_arguments([name, *argv])
         parts = (run.reconstructions, run.prompted, run.samples)
         figures = [part(subject, options, world)[0] for part in parts]
         figures = {n: v for part in figures for n, v in part.items() if n not in MEASURED}

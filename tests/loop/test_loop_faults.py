@@ -102,8 +102,9 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])
 def test_a_full_disk_during_a_checkpoint_keeps_the_last_one(stage, small_disk, monkeypatch, refused, tmp_path):
-    argv = (*stage, "data.count=16", "data.val_count=4", "train.steps=9", "train.checkpoint_every=3", "train.keep_checkpoints=9",
-             "train.precision=fp32", "train.val_every=99", "train.sample_every=99", "name=run")  # fmt: skip
+    argv = (*stage, "data.count=16", "data.val_count=4", "train.steps=9", "train.checkpoint_every=3",
+            "train.keep_checkpoints=9", "train.precision=fp32", "train.val_every=99", "train.sample_every=99",
+            "name=run")  # fmt: skip
     monkeypatch.setenv("LATENTDIFF_RUNS", str(tmp_path / "whole"))
     call(*argv)
     size = sum(p.stat().st_size for p in (tmp_path / "whole").rglob("step_00000003/*")) // 1024
@@ -111,13 +112,17 @@ def test_a_full_disk_during_a_checkpoint_keeps_the_last_one(stage, small_disk, m
     disk = small_disk(int(1.6 * size) + other)
     monkeypatch.setenv("LATENTDIFF_RUNS", str(disk))
     error = refused(*argv)
-    assert "cannot write the checkpoint" in error and "No space left" in error and "the last checkpoint is intact" in error
+    assert (
+        "cannot write the checkpoint" in error and "No space left" in error and "the last checkpoint is intact" in error
+    )
     saved = disk / "run" / "checkpoints"
     assert os.listdir(saved) == ["step_00000003"]
     shutil.copytree(disk / "run", tmp_path / "more" / "run")  # a larger disk
     monkeypatch.setenv("LATENTDIFF_RUNS", str(tmp_path / "more"))
     call(*argv)
-    resumed, whole = (tensors_of(tmp_path / name / "run" / "checkpoints" / "step_00000009") for name in ("more", "whole"))
+    resumed, whole = (
+        tensors_of(tmp_path / name / "run" / "checkpoints" / "step_00000009") for name in ("more", "whole")
+    )
     assert resumed.keys() == whole.keys() and all((resumed[name] == whole[name]).all() for name in resumed)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import STAGE_ONE, STAGE_TWO, call, column, metrics_of, files_in
+from conftest import STAGE_ONE, STAGE_TWO, call, column, files_in, metrics_of
 from PIL import Image
 
 import latentdiff
@@ -98,7 +98,5 @@ def test_images_missing_from_the_folder_or_the_metadata_are_logged_and_listed(st
     lines = [json.dumps(row) for row in [*table, {"file_name": "gone.png", "text": "nothing"}]]
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     call(*stage, *folder_args, "train.steps=1", "name=run")
-    assert (
-        "; 1 unreadable or missing, 5 not listed in the metadata" in capsys.readouterr().out
-    )
+    assert "; 1 unreadable or missing, 5 not listed in the metadata" in capsys.readouterr().out
     assert [entry["id"] for entry in bad_images(runs / "run")] == ["gone.png"]

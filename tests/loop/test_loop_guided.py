@@ -35,7 +35,9 @@ def test_a_classifier_guides_a_run_without_classes(runs, tmp_path, refused):
     call(*UNCOND)
     images = {}
     for label, scale in ((0, 0), (0, 50), (1, 50), (None, 0)):
-        argv = ["--classifier", "classifier", "--class", label, "--classifier-scale", scale] if label is not None else []
+        argv = (
+            ["--classifier", "classifier", "--class", label, "--classifier-scale", scale] if label is not None else []
+        )
         out = tmp_path / f"{label}-{scale}"
         call("sample", "--run", "uncond", "--steps", 4, "--output", out, *argv)
         images[label, scale] = np.asarray(Image.open(out / "00000-s0.png")).astype(int)
@@ -76,7 +78,7 @@ def test_larger_images_are_sampled_in_tiles(tmp_path):
         images.append(np.asarray(Image.open(out / "00000-s0.png")).astype(int))
     assert all(image.shape == (64, 64, 3) for image in images)
     assert np.abs(images[0] - images[1]).max() <= 1  # a single tile changes nothing
-    assert 0 < np.abs(images[2] - images[4]).mean() < 20  # the same latent, decoded in tiles with their own normalization
+    assert 0 < np.abs(images[2] - images[4]).mean() < 20  # the same latent; tiles have their own normalization
     assert json.loads((out / "samples.jsonl").read_text())["tiling"] == "blended"
 
 

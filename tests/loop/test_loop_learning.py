@@ -165,7 +165,11 @@ def test_every_weight_of_stage_two_is_trained(stage_two_run):
 
 def test_the_ema_follows_the_weights(stage_two_run):
     end = last_checkpoint(stage_two_run)
-    assert 1e-6 < max_difference({n.replace("ema.", "model."): t for n, t in end.items() if n.startswith("ema.")}, end) < 0.1
+    assert (
+        1e-6
+        < max_difference({n.replace("ema.", "model."): t for n, t in end.items() if n.startswith("ema.")}, end)
+        < 0.1
+    )
 
 
 @pytest.mark.parametrize("stage", [STAGE_ONE, STAGE_TWO], ids=["one", "two"])

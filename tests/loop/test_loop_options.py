@@ -6,8 +6,8 @@ from conftest import STAGE_TWO, assert_same_tensors, call, tensors_of
 ARGS = (
     *STAGE_TWO, "train.steps=12", "train.checkpoint_every=6", "train.val_every=12", "train.sample_every=12",
     "schedule.timesteps=4", "sampling.steps=2", "objective.timestep_sampling=logit_normal", "objective.stratified=true",
-    "objective.weighting=min_snr", "objective.loss=huber", "train.ema_widths=0.05,0.1", "unet.gradient_checkpointing=true",
-    "train.optimizer=muon",
+    "objective.weighting=min_snr", "objective.loss=huber", "train.ema_widths=0.05,0.1",
+    "unet.gradient_checkpointing=true", "train.optimizer=muon",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import STAGE_ONE, STAGE_TWO, TWENTY, call, tensors_of, files_in
+from conftest import STAGE_ONE, STAGE_TWO, TWENTY, call, files_in, tensors_of
 from PIL import Image
 
 from latentdiff.training import checkpoint
@@ -17,7 +17,9 @@ FILES = {  # content of a recipe file -> words of the error
     "recipe = DiffusionRecipe(train=TrainConfig(lr='1e-4'))": ["train.lr", "'1e-4'", "a number"],
     "recipe = DiffusionRecipe(data=TrainConfig())": ["data", "Shapes, Folder"],
     "recipe = DiffusionRecipe(train=TrainConfig(steps=0))": ["train.steps is 0"],
-    "from latentdiff.data.masks import MasksConfig\nrecipe = DiffusionRecipe(derived_fields=(MasksConfig(),))": ["no condition reads"],
+    "from latentdiff.data.masks import MasksConfig\nrecipe = DiffusionRecipe(derived_fields=(MasksConfig(),))": [
+        "no condition reads"
+    ],
     "recipe = 3": ["DiffusionRecipe", "int"],
     "recipe = {}['lr']": ["KeyError"],
     "recipe = TrainConfig(": ["SyntaxError"],

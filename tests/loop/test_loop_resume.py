@@ -11,9 +11,9 @@ from conftest import (
     TWENTY,
     assert_same_tensors,
     call,
+    files_in,
     metrics_of,
     tensors_of,
-    files_in,
 )
 
 from latentdiff.training.log import Log

@@ -1,4 +1,4 @@
-"""The training config that the release offers for f = 32: kl-f32 on ImageNet, in two pieces of 12 pictures."""
+"""The released training config for f = 32: kl-f32 on ImageNet, two micro-batches of 12 images."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """KL, f = 4, 3 channels (paper, table 8): rFID 0.27, PSNR 27.53 after 176,991 steps.
 
-The released autoencoders were trained on OpenImages (pictures of 384 pixels, crops of 256), not on ImageNet; rates are
-the base rate 4.5e-6 times the batch of one GPU, since how many there were is not published.
+The released autoencoders were trained on OpenImages (images of 384 pixels, crops of 256), not on ImageNet. The learning
+rate is the base learning rate 4.5e-6 times the batch size of one GPU; the number of GPUs is not published.
 """
 
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
@@ -25,7 +25,7 @@ recipe = AutoencoderRecipe(
         betas=(0.5, 0.9),
         weight_decay=0.0,
         grad_clip=0.0,
-        ema_decay=0.0,  # the first stages were not averaged
+        ema_decay=0.0,  # the released first stages have no EMA
         precision="fp32",
     ),
 )

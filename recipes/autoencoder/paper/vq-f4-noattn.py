@@ -1,4 +1,4 @@
-"""VQ, f = 4 without attention, for large pictures (paper, table 8): rFID 1.06, PSNR 25.21 after 658,131 steps."""
+"""VQ, f = 4 without attention, for large images (paper, table 8): rFID 1.06, PSNR 25.21 after 658,131 steps."""
 
 from dataclasses import replace
 

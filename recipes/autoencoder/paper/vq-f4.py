@@ -8,7 +8,7 @@ from latentdiff.config import load
 base = load("kl-f4.py")
 recipe = replace(
     base,
-    # beta is on the codebook term, where the released models were trained with it; no code was ever replaced
+    # as in the released training: beta weights the codebook term, and dead codes are not reset
     autoencoder=replace(
         base.autoencoder, bottleneck=VQConfig(codebook_size=8192, beta=0.25, legacy=True, reset_after=0)
     ),

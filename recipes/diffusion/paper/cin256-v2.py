@@ -9,7 +9,7 @@ base = load("cin256.py")
 recipe = replace(
     base,
     autoencoder="vq-f4-autoencoder",
-    # a 1001st row stands for "no class"; how often it was trained is not published
+    # the 1001st embedding is the unconditional one; its dropout in training is not published
     conditions=(LabelConfig(classes=1000, dim=512, dropout=0.1),),
     unet=replace(base.unet, channels=192, channel_mult=(1, 2, 3, 5), attention_levels=(1, 2, 3)),
     train=replace(base.train, steps=178_000, batch_size=1200, lr=1e-4, ema_decay=0.0),

@@ -1,4 +1,4 @@
-"""The training config that the release offers for FFHQ: that of the released model."""
+"""The released training config for FFHQ, that of the released model."""
 
 from latentdiff.config import load
 

@@ -1,4 +1,4 @@
-"""Filling holes in pictures of places with 387 million parameters (paper, table 7): FID 1.50 after fine-tuning."""
+"""Inpainting on Places with 387 million parameters (paper, table 7): FID 1.50 after fine-tuning."""
 
 from dataclasses import replace
 
@@ -19,12 +19,12 @@ recipe = replace(
         channels=256, channel_mult=(1, 2, 3, 4), attention_levels=(1, 2, 3), num_heads=8, resblock_updown=True
     ),
     schedule=replace(base.schedule, beta_end=0.0205),
-    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
+    objective=ObjectiveConfig(loss="l1"),  # as in the released config; the paper says L2
     train=replace(
         base.train,
         steps=360_000,
         batch_size=128,
-        lr=1.28e-5,  # table 15 gives the base rate, 1e-6; times the batch, times the schedule's highest factor, 0.1
+        lr=1.28e-5,  # base learning rate 1e-6 (table 15) x batch size x 0.1, the highest factor of the schedule
         lr_schedule="cosine",
         warmup_steps=1000,
         lr_start=0.01,

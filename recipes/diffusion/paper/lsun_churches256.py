@@ -9,7 +9,7 @@ from latentdiff.diffusion.unet import UNetConfig
 base = load("celeba256.py")
 recipe = replace(
     base,
-    # the release divides its latents by their deviation over the first batch; an autoencoder run here, over its data
+    # the release normalizes latents by their standard deviation over one batch; stage one here, over all its data
     autoencoder="kl-f8-autoencoder",
     data=replace(base.data, path="data/lsun_churches"),
     unet=UNetConfig(
@@ -21,6 +21,6 @@ recipe = replace(
         resblock_updown=True,
     ),
     schedule=replace(base.schedule, beta_end=0.0155),
-    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
+    objective=ObjectiveConfig(loss="l1"),  # as in the released config; the paper says L2
     train=replace(base.train, steps=500_000, batch_size=96, lr=5e-5, warmup_steps=10_000, lr_start=1e-6),  # not scaled
 )

@@ -12,9 +12,9 @@ recipe = replace(
     base,
     data=replace(base.data, path="data/landscapes", crop="random"),
     conditions=(SemanticConfig(classes=182, channels=3),),
-    # the release's attention_resolutions [32, 16, 8] are factors, of which none exists here: only the middle attends
+    # attention_resolutions [32, 16, 8] of the release are downsampling factors that do not occur in this U-Net
     unet=UNetConfig(channels=128, channel_mult=(1, 4, 8), attention_levels=(), num_heads=8),
     schedule=replace(base.schedule, beta_end=0.0205),
-    objective=ObjectiveConfig(loss="l1"),  # as the released config; the paper's text says L2
+    objective=ObjectiveConfig(loss="l1"),  # as in the released config; the paper says L2
     train=replace(base.train, steps=360_000, lr=4.8e-5),
 )

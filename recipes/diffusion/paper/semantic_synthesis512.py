@@ -1,4 +1,4 @@
-"""Semantic maps to landscapes of 512 pixels: the smaller model trained on (paper, sec. 4.3.2)."""
+"""Semantic maps to landscapes at 512 pixels: semantic_synthesis256 fine-tuned (paper, sec. 4.3.2)."""
 
 from dataclasses import replace
 
@@ -9,5 +9,5 @@ recipe = replace(
     base,
     data=replace(base.data, size=512),
     init="semantic_synthesis256",
-    train=replace(base.train, steps=50_000, batch_size=8, lr=8e-6),  # how many steps is not published
+    train=replace(base.train, steps=50_000, batch_size=8, lr=8e-6),  # the number of steps is not published
 )

@@ -11,7 +11,7 @@ recipe = replace(
     base,
     autoencoder="kl-f8-autoencoder",  # the released model scales its latents by 0.18215
     data=replace(base.data, path="data/laion"),
-    # padding is read as any other word; how often captions were hidden is not published
+    # padding tokens are attended to, as in the original; its caption dropout is not published
     conditions=(TextConfig(dim=1280, depth=32, mask_padding=False, dropout=0.1),),
     unet=UNetConfig(channels=320, channel_mult=(1, 2, 4, 4), attention_levels=(0, 1, 2), num_heads=8),
     schedule=replace(base.schedule, beta_start=0.00085, beta_end=0.012),

@@ -6,7 +6,7 @@ python -m latentdiff.convert diffusers-import FOLDER --output RUN [--autoencoder
 python -m latentdiff.convert diffusers-export RUN FOLDER
 python -m latentdiff.convert info PATH
 
-compvis           a checkpoint of the original release (.ckpt or .safetensors; a diffusion model or a first stage) -> run
+compvis           a checkpoint of the original release (.ckpt or .safetensors; whole or its first stage) -> run
 compvis-export    run -> one file in the original release's format
 diffusers-import  a model or pipeline in the format of diffusers -> run; --autoencoder: for a U-Net without one
 diffusers-export  run -> a folder that diffusers loads, as one of its pipelines if possible
@@ -18,7 +18,6 @@ import inspect
 from collections.abc import Callable
 
 from latentdiff import cli
-from latentdiff.cli import ArgumentParser
 from latentdiff.config import UserError
 
 cli.answer_help(__doc__)
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
 
 def parse_arguments(command: Callable, argv: list[str]) -> dict[str, str]:
     """The keyword arguments of a command's function."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = cli.ArgumentParser(add_help=False, allow_abbrev=False)
     for parameter in inspect.signature(command).parameters.values():
         name = parameter.name.replace("_", "-")
         if parameter.kind is parameter.KEYWORD_ONLY:

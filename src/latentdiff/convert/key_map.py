@@ -1,6 +1,6 @@
 """Names and shapes of weights: another project (src) <-> latentdiff (dst), as tables that are read in both directions.
 
-A converter writes two tables for a network: the prefixes of its layers, and for each class of layer the names inside it.
+A converter has two tables for a network: the prefixes of its layers, and the names inside each class of layer.
 """
 
 from collections.abc import Mapping

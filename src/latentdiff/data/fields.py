@@ -107,7 +107,7 @@ def _clip(start: np.ndarray, length: np.ndarray, side: int, flip: bool) -> tuple
 
 def crop_map(path: str, view: CropParams) -> np.ndarray:
     """The crop of a map of class numbers that is as large as the image: uint8 or int32 [H, W]."""
-    return np.asarray(view.cut(open_map(path), Image.Resampling.NEAREST))
+    return np.asarray(view.apply(open_map(path), Image.Resampling.NEAREST))
 
 
 def open_map(path: str | os.PathLike) -> Image.Image:

@@ -53,9 +53,9 @@ def image_findings(splits: dict[str, Any], surveys: dict[str, Survey], size: int
 def file_findings(data: Any) -> Iterator[Finding]:
     """Findings about file names and metadata tables. data: the training split."""
     fix = "fix or remove them; the paths in file_name are relative to the folder of the table"
-    yield from _finding(True, data.bad, "of tables, archives or annotations cannot be used", fix, "entries")
+    yield from _finding(True, data.unreadable, "of tables, archives or annotations cannot be used", fix, "entries")
     fix = "give each a row, or remove the table to use all images"
-    yield from _finding(True, data.orphans, "not listed in a table, not used", fix)
+    yield from _finding(True, data.unlisted, "not listed in a table, not used", fix)
     if isinstance(data, FolderDataset):
         names = list(scan(data.config.path))
         yield from _name_findings(data.listing, names)
@@ -69,11 +69,11 @@ def file_findings(data: Any) -> Iterator[Finding]:
 
 def _name_findings(listing: Listing, names: list[str]) -> Iterator[Finding]:
     """Tables and folders with names similar to those that are read, and images outside of the splits."""
-    tables = list(dict.fromkeys(name for name in listing.unread if "metadata" in name.lower() or not listing.rows))
-    problem = any("metadata" in name.lower() for name in tables)
+    is_metadata = {name: "metadata" in name.lower() for name in listing.ignored_tables}
+    tables = [name for name, similar in is_metadata.items() if similar or not listing.columns_of]
     fix = "rename them to metadata.jsonl (or metadata.csv), with the columns file_name and text"
-    yield from _finding(problem, tables, "not read", fix, "tables")
-    used = {*listing.orphans, *listing.maps, *(id for ids in listing.splits.values() for id in ids)}
+    yield from _finding(any(is_metadata.values()), tables, "not read", fix, "tables")
+    used = {*listing.unlisted, *listing.maps, *(id for ids in listing.splits.values() for id in ids)}
     outside = [name for name in names if splitext(name)[1].lower() in EXTENSIONS and name not in used]
     yield from _finding(True, outside, "outside the folders of the splits", "move them to train/")
     folders = sorted({name.split("/")[0] for name in names if "/" in name} - SPLITS.keys())
@@ -96,7 +96,7 @@ def _text_findings(listing: Listing, names: list[str]) -> Iterator[Finding]:
 
 def _label_findings(listing: Listing) -> Iterator[Finding]:
     ids = [id for members in listing.splits.values() for id in members]
-    unlabelled = [id for id in ids if not {"label", "label_id"} & listing.rows.get(id, {}).keys()]
+    unlabelled = [id for id in ids if not {"label", "label_id"} & listing.columns_of.get(id, {}).keys()]
     if not listing.labels and len(unlabelled) < len(ids):
         yield from _finding(True, unlabelled, "without a label where others have one", "label all images, or none")
 

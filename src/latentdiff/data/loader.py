@@ -1,4 +1,4 @@
-"""The endless stream of batches: (seed, step, position) gives the item, so a restart goes on exactly."""
+"""The stream of training batches: (seed, step, position) determines the item, so a resumed run continues exactly."""
 
 import atexit
 import multiprocessing
@@ -14,36 +14,35 @@ from torch.utils.data import DataLoader, Dataset
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data.image import BadImage
+from latentdiff.layers import images_to_float
 
 
-def micro_batches(rank: int, size: int, batch_size: int, accumulate: int) -> list[range]:
-    """The positions in the global batch that a rank computes, in `accumulate` pieces."""
-    pieces = size * accumulate
-    if batch_size % pieces:
+def micro_batches(rank: int, world_size: int, batch_size: int, grad_accum_steps: int) -> list[range]:
+    """The positions in the global batch that a rank computes, one range per gradient accumulation step."""
+    count = world_size * grad_accum_steps
+    if batch_size % count:
         raise UserError(
-            f"train.batch_size={batch_size} cannot be shared by {size} ranks x train.grad_accum_steps={accumulate}; "
-            f"use a multiple of {pieces}"
+            f"train.batch_size is {batch_size}; with {world_size} processes and "
+            f"train.grad_accum_steps={grad_accum_steps} it must be a multiple of {count}"
         )
-    piece = batch_size // pieces
-    return [
-        range(start, start + piece)
-        for start in range(rank * accumulate * piece, (rank + 1) * accumulate * piece, piece)
-    ]
+    size = batch_size // count
+    first = rank * grad_accum_steps * size
+    return [range(first + i * size, first + (i + 1) * size) for i in range(grad_accum_steps)]
 
 
 class Stream(Dataset):
-    """Sample (step, position) of the stream: an epoch is a keyed permutation of the items, evaluated by index."""
+    """Item (step, position) of the stream; an epoch is a keyed permutation of the items, evaluated by index."""
 
     def __init__(self, data: Any, seed: int, batch_size: int) -> None:
         self.data, self.seed, self.batch_size = data, seed, batch_size
 
     def index(self, step: int, position: int) -> int:
-        epoch, place = divmod(step * self.batch_size + position, len(self.data))
-        return rng.permute(place, len(self.data), rng.key(self.seed, "order", epoch))
+        epoch, position = divmod(step * self.batch_size + position, len(self.data))
+        return rng.permute(position, len(self.data), rng.key(self.seed, "order", epoch))
 
-    def __getitem__(self, where: tuple[int, int]) -> dict:
-        """The item; one that cannot be read is replaced by f(seed, step, position, try) and named in "bad"."""
-        step, position = where
+    def __getitem__(self, step_position: tuple[int, int]) -> dict:
+        """The item; an unreadable one is listed in "bad" and replaced by f(seed, step, position, attempt)."""
+        step, position = step_position
         index, bad = self.index(step, position), []
         for attempt in range(100):
             try:
@@ -55,53 +54,59 @@ class Stream(Dataset):
         raise UserError(f"100 items in a row cannot be read, the last one {bad[-1][0]}: {bad[-1][1]}")
 
 
-class _Order:
+class _BatchSampler:
     """The (step, position) pairs of each micro-batch, in order."""
 
-    def __init__(self, first: int, steps: int, micro: list[range]) -> None:
-        self.first, self.steps, self.micro = first, steps, micro
+    def __init__(self, start: int, steps: int, micro_batches: list[range]) -> None:
+        self.start, self.steps, self.micro_batches = start, steps, micro_batches
 
     def __len__(self) -> int:
-        return (self.steps - self.first) * len(self.micro)
+        return (self.steps - self.start) * len(self.micro_batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first, self.steps):
-            for positions in self.micro:
+        for step in range(self.start, self.steps):
+            for positions in self.micro_batches:
                 yield [(step, position) for position in positions]
 
 
 def batches(
-    data: Any, seed: int, batch_size: int, micro: list[range], first: int, steps: int, workers: int = 0
+    data: Any, seed: int, batch_size: int, micro_batches: list[range], start: int, steps: int, num_workers: int = 0
 ) -> Iterator[dict]:
-    """Batches from step `first` on: one per micro-batch, each a dict of stacked tensors and lists."""
-    order = _Order(first, steps, micro)
-    options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _deaf} if workers else {}
+    """The micro-batches from step `start` on, each a dict of stacked tensors and lists."""
+    order = _BatchSampler(start, steps, micro_batches)
+    options = (
+        {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _ignore_signals} if num_workers else {}
+    )
     try:
         yield from DataLoader(
-            Stream(data, seed, batch_size), batch_sampler=order, collate_fn=collate, num_workers=workers, **options
+            Stream(data, seed, batch_size),
+            batch_sampler=order,
+            collate_fn=collate,
+            num_workers=num_workers,
+            **(options if num_workers else {}),
         )
-    except UserError as error:  # a worker's comes wrapped in its traceback
+    except UserError as error:  # of a worker, with its traceback
         raise UserError(str(error).rpartition("UserError: ")[2]) from None
 
 
-def _deaf(worker: int) -> None:
-    """Ctrl-C and Slurm tell all processes; the one that trains still needs its workers, and ends them itself."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and Slurm signal all processes, but the training process needs its workers until it stops them."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def _end_workers() -> None:
-    """Of a stream that is still open when Python ends: it would send SIGTERM and wait, for ever where they are deaf."""
+    """Kill the workers of an open stream when Python exits: torch would wait forever, since they ignore SIGTERM."""
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     if workers:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a killed worker for a fault
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch reports a killed worker as an error
     for worker in workers:
         worker.kill()
 
 
 def sequential_batches(data: Any, indices: range, batch_size: int) -> Iterator[dict]:
-    """Every item once, in order, centre crops; items that cannot be read are left out (named in "bad")."""
+    """Every item once, in order, with center crops; unreadable items are omitted, and listed in "bad"."""
     for start in range(indices.start, indices.stop, batch_size):
         items, bad = [], []
         for index in range(start, min(start + batch_size, indices.stop)):
@@ -114,7 +119,7 @@ def sequential_batches(data: Any, indices: range, batch_size: int) -> Iterator[d
 
 
 def collate(items: list[dict]) -> dict:
-    """Stack arrays and numbers, list the rest; fields that only some items have are left out."""
+    """Stack arrays and numbers, list the rest; fields that are missing in some items are omitted."""
     batch: dict[str, Any] = {"bad": [entry for item in items for entry in item["bad"]]}
     for name in set.intersection(*(set(item) for item in items)) - {"bad"}:
         values = [item[name] for item in items]
@@ -128,37 +133,10 @@ def collate(items: list[dict]) -> dict:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """x of the host on the device. A GPU fetches it from pinned memory, or the host would wait for the step before."""
+    """Copy x to the device; from pinned memory to a GPU, which avoids a host-device sync."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def images(batch: dict, device: torch.device | None = None) -> Tensor:
     """batch["image"] uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1] on the device."""
-    image = batch["image"] if device is None else to_device(batch["image"], device)
-    return image.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
-
-
-class Subset:
-    """The first n items of a data set: what --overfit trains on."""
-
-    def __init__(self, data: Any, n: int) -> None:
-        self.data, self.n = data, min(n, len(data))
-        self.label_names, self.category_names = (getattr(data, name, []) for name in ("label_names", "category_names"))
-
-    def __len__(self) -> int:
-        return self.n
-
-    def id(self, i: int) -> str:
-        return self.data.id(i)
-
-    def record(self, i: int, key: int) -> dict:
-        return self.data.record(i, key)
-
-    def item(self, i: int, key: int) -> dict:
-        return self.data.item(i, key)
-
-    def captions(self) -> list[str]:
-        return self.data.captions()
-
-    def fingerprint(self) -> str:
-        return f"{self.n}-{self.data.fingerprint()}"  # caches are named by its beginning
+    return images_to_float(batch["image"] if device is None else to_device(batch["image"], device))

@@ -41,8 +41,8 @@ def measure_image(data: Any, i: int) -> ImageStats:
         size = open_image(BytesIO(content)).size
         with Image.open(BytesIO(content), formats=FORMATS) as header:
             format, mode = header.format, header.mode
-        captions, digest = data.texts(i), hashlib.blake2b(content, digest_size=16).digest()
-        reason = "" if captions else data.silence(i)
+        captions, digest = data.captions_of(i), hashlib.blake2b(content, digest_size=16).digest()
+        reason = "" if captions else data.missing_caption_reason(i)
         return ImageStats(id, "", format, mode, size, digest, tuple(captions), reason, data.record(i, 0).get("label"))
     except BadImage as error:
         return ImageStats(id, str(error))

@@ -1,6 +1,5 @@
-"""Pictures in tar shards, as img2dataset and WebDataset write them, read with random access through a small index."""
+"""Images in tar shards, as img2dataset and WebDataset write them, with random access through a small index."""
 
-import hashlib
 import json
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
@@ -10,75 +9,70 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
-from latentdiff.data.folder import RESERVED, check_preprocessing, choose, lines
-from latentdiff.data.image import BadImage, resize_and_crop, open_image, refuse_too_many
-from latentdiff.data.listing import label_number, texts
-from latentdiff.data.tar_shards import of_split, open_shards
+from latentdiff.data.dataset import Dataset, ImageDataConfig, choose
+from latentdiff.data.folder import RESERVED, caption_lines
+from latentdiff.data.image import BadImage, open_image, refuse_too_many
+from latentdiff.data.listing import caption_list, label_number
+from latentdiff.data.tar_shards import open_shards, spans_of_split
 
-MOST_CAPTIONS = 500_000  # that a tokenizer learns from
+MAX_CAPTIONS = 500_000  # that a tokenizer is trained on
 
 
 @dataclass(frozen=True)
-class TarConfig:
+class TarConfig(ImageDataConfig):
     path: str = "data"  # a .tar, or a folder of them; the word train, val or test in a name (or folder) is its split
-    size: int = 256  # height and width in pixels that pictures are resized to cover and cropped to
-    width: int = 0  # width, where it is not as the height (0: as size)
-    crop: str = "center"  # center | random: which part of a picture that has another shape
-    flip: bool = False  # mirror half of the views; makes captions that say left or right untrue
-    caption: str = "text"  # field of key.json with the caption or a list of them; where it has none, key.txt is read
-    val_fraction: float = 0.02  # held out for validation by a hash of the name, where no shard is for val
-    max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
+    caption: str = "text"  # field of key.json with the caption or a list of captions; without it, key.txt is read
     index: str = ""  # folder for the index; empty: .latentdiff beside the shards, or ~/.cache/latentdiff
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.size, self.width or self.size
-
-    def open(self, split: str):
+    def open(self, split: str) -> "TarDataset":
         return TarDataset(self, split)
 
 
 class Sample(NamedTuple):
-    """One picture and what belongs to it."""
+    """One image and the files of the same key."""
 
     id: str
-    path: str
-    row: np.ndarray
+    path: str  # of the shard
+    entry: np.ndarray  # of the index
 
     def read(self, part: str) -> bytes:
         try:
-            return tar_index.read_part(self.path, self.row, part)
+            return tar_index.read_part(self.path, self.entry, part)
         except OSError as error:
             raise BadImage(f"its shard cannot be read: {error.strerror}") from None
 
+    def columns(self) -> dict:
+        """The content of key.json; raises BadImage if it is not a JSON object."""
+        try:
+            columns = json.loads(self.read("json") or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise BadImage(f"its json cannot be read: {error}"[:200]) from None
+        if not isinstance(columns, dict):
+            raise BadImage('its json is not an object such as {"text": ...}')
+        return columns
 
-class TarDataset:
-    """One split of the shards. Memory grows with the shards (about 1 KB each), not with the pictures.
 
-    .label_names  "0", "1" ...: what key.cls counts     .bad  [(id, reason)] found without opening a picture
-    .orphans      none     .has_captions
-    """
+class TarDataset(Dataset):
+    """One split of the shards. Memory grows with the number of shards (about 1 KB each), not of images."""
 
-    def __init__(self, config: TarConfig, split: str):
-        check_preprocessing(config)
-        assert split in ("train", "val", "test"), f"there is no split {split!r}"
-        self.config, self.orphans = config, []
-        self.height, self.width = config.size, config.width or config.size
+    def __init__(self, config: TarConfig, split: str) -> None:
+        super().__init__(config, split)
         spans, facts = open_shards(config.path, config.index)
-        self.bad = [tuple(entry) for about in facts for entry in about["bad"]]
-        total = sum(len(span.rows) for span in spans)
-        refuse_too_many(self.bad, total + len(self.bad), config.max_bad_fraction)
-        self.spans = of_split(spans, split, config.val_fraction)
-        self.ends = list(accumulate(len(span.rows) for span in self.spans))
+        self.unreadable = [tuple(entry) for shard in facts for entry in shard["unreadable"]]
+        total = sum(len(span.entries) for span in spans)
+        refuse_too_many(self.unreadable, total + len(self.unreadable), config.max_bad_fraction)
+        self.spans = spans_of_split(spans, split, config.val_fraction)
+        self.ends = list(accumulate(len(span.entries) for span in self.spans))
         if not self.ends and split != "val":
             names = ", ".join(span.shard for span in spans[:8])
-            raise UserError(f"data.path={config.path!r} holds no pictures to {split} on; its shards are {names}")
-        self.label_names = [str(i) for i in range(max(about["labels"] for about in facts))]
-        some = range(min(50, len(self)))  # in a random order
-        self.has_captions = any(about["texts"] for about in facts) or any(map(self._says, some))
+            raise UserError(f"data.path={config.path!r} holds no images to {split} on; its shards are {names}")
+        self.label_names = [str(i) for i in range(max(shard["labels"] for shard in facts))]  # numbers in key.cls
+        first = range(min(50, len(self)))  # in random order
+        self.has_captions = any(shard["texts"] for shard in facts) or any(map(self._captions_or_none, first))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -87,86 +81,65 @@ class TarDataset:
         return self._sample(i).id
 
     def content(self, i: int) -> bytes:
-        """The bytes of picture i; BadImage if there are none."""
+        """The bytes of image file i; raises BadImage if they cannot be read."""
         return self._sample(i).read("image")
 
+    def load_image(self, i: int) -> Image.Image:
+        return open_image(BytesIO(self.content(i)))
+
     def record(self, i: int, key: int) -> dict:
-        """What key.json says, id, label (int) and caption, where there are any; `key` alone chooses among captions."""
-        return self._record(self._sample(i), key)
-
-    def item(self, i: int, key: int) -> dict:
-        """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
+        """The columns of key.json, id, label (int) and caption, if there are any."""
         sample = self._sample(i)
-        image = open_image(BytesIO(sample.read("image")))
-        image, view = resize_and_crop(image, self.height, self.width, self.config.crop, key, self.config.flip)
-        return self._record(sample, key) | {"image": image, "view": view}
-
-    def texts(self, i: int) -> list[str]:
-        """The captions of picture i."""
-        sample = self._sample(i)
-        return self._texts(sample, _columns(sample))
-
-    def silence(self, i: int) -> str:
-        """Why picture i has no caption."""
-        return "empty" if self._sample(i).row[2] else "missing"
-
-    def captions(self) -> list[str]:
-        """Every caption of the split, or of as many pictures as suffice; UserError when there is none."""
-        if not self.has_captions:
-            fields = ", ".join(sorted(_columns(self._sample(0)))[:20]) or "none"
-            raise UserError(
-                f"data.path={self.config.path!r} has no captions: no key.txt beside key.jpg, and key.json has no field "
-                f"{self.config.caption!r} (data.caption); its fields are {fields}"
-            )
-        with ThreadPoolExecutor(8) as pool:
-            found = pool.map(self._says, range(0, len(self), -(-len(self) // MOST_CAPTIONS)))
-            return [text for texts in found for text in texts]
-
-    def fingerprint(self) -> str:
-        """Hex hash of what the pixels depend on: names and sizes of the pictures, and the preprocessing."""
-        digest = hashlib.blake2b(repr((self.height, self.width, self.config.crop, self.config.flip)).encode())
-        for span in self.spans:
-            digest.update(repr((span.shard, span.pixels, span.rows)).encode())
-        return digest.hexdigest()[:32]
-
-    def _sample(self, i: int) -> Sample:
-        place = bisect_right(self.ends, i)
-        span = self.spans[place]
-        try:
-            row, name = tar_index.read_row(span.index, span.rows.stop - self.ends[place] + i)
-        except Exception as error:  # its library raises one of its own
-            raise UserError(f"{span.index} was changed or removed while it was used ({error}); start again") from None
-        return Sample(f"{span.shard}/{name}", span.path, row)
-
-    def _record(self, sample: Sample, key: int) -> dict:
-        columns = _columns(sample)
+        columns = sample.columns()
         record = {name: value for name, value in columns.items() if name not in RESERVED} | {"id": sample.id}
-        record.pop("map_file_name", None)  # a file on the disk is no part of a shard
-        labels = (int(sample.row[10]), *map(label_number, (columns.get("label_id"), columns.get("label"))))
+        record.pop("map_file_name", None)  # it would name a file outside of the shard
+        labels = (int(sample.entry[10]), *map(label_number, (columns.get("label_id"), columns.get("label"))))
         label = next((label for label in labels if label not in (None, -1)), None)
         if label is not None:
             record["label"] = label
         if self.has_captions:
-            record["caption"] = choose(self._texts(sample, columns), key)
+            record["caption"] = choose(self._captions(sample, columns), key)
         return record
 
-    def _texts(self, sample: Sample, columns: dict) -> list[str]:
-        said = [columns.get(column.strip()) for column in self.config.caption.split(",")]
-        return [text for value in said for text in texts(value)] or lines(sample.read("txt"))
+    def captions_of(self, i: int) -> list[str]:
+        sample = self._sample(i)
+        return self._captions(sample, sample.columns())
 
-    def _says(self, i: int) -> list[str]:
+    def missing_caption_reason(self, i: int) -> str:
+        """Why item i has no caption: "empty" or "missing"."""
+        return "empty" if self._sample(i).entry[2] else "missing"
+
+    def captions(self) -> list[str]:
+        """The captions of the split, of at most MAX_CAPTIONS images spread evenly."""
+        if not self.has_captions:
+            fields = ", ".join(sorted(self._sample(0).columns())[:20]) or "none"
+            raise UserError(
+                f"data.path={self.config.path!r} has no captions: no key.txt beside key.jpg, and key.json has no field "
+                f"{self.config.caption!r} (data.caption); its fields are {fields}"
+            )
+        indices = range(0, len(self), -(-len(self) // MAX_CAPTIONS))
+        with ThreadPoolExecutor(8) as pool:
+            return [caption for captions in pool.map(self._captions_or_none, indices) for caption in captions]
+
+    def fingerprint(self) -> str:
+        """A hash of names and sizes of the images, and of the preprocessing."""
+        return self.hash_pixels((span.shard, span.pixels, span.entries) for span in self.spans)
+
+    def _sample(self, i: int) -> Sample:
+        span_number = bisect_right(self.ends, i)
+        span = self.spans[span_number]
         try:
-            return self.texts(i)
+            entry, name = tar_index.read_entry(span.index, span.entries.stop - self.ends[span_number] + i)
+        except Exception as error:  # of a library
+            raise UserError(f"{span.index} was changed or removed while it was used ({error}); start again") from None
+        return Sample(f"{span.shard}/{name}", span.path, entry)
+
+    def _captions(self, sample: Sample, columns: dict) -> list[str]:
+        values = [columns.get(column.strip()) for column in self.config.caption.split(",")]
+        return [text for value in values for text in caption_list(value)] or caption_lines(sample.read("txt"))
+
+    def _captions_or_none(self, i: int) -> list[str]:
+        try:
+            return self.captions_of(i)
         except BadImage:
             return []
-
-
-def _columns(sample: Sample) -> dict:
-    """What key.json says; BadImage when it says nothing that can be read."""
-    try:
-        columns = json.loads(sample.read("json") or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise BadImage(f"its json cannot be read: {error}"[:200]) from None
-    if not isinstance(columns, dict):
-        raise BadImage('its json is no object such as {"text": ...}')
-    return columns

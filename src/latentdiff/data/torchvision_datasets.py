@@ -1,8 +1,7 @@
-"""The data sets of torchvision by name: CIFAR10, Flowers102, Food101 ..."""
+"""The datasets of torchvision by name: CIFAR10, Flowers102, Food101 ..."""
 
 import contextlib
 import difflib
-import hashlib
 import inspect
 import operator
 import os
@@ -11,158 +10,133 @@ from typing import Any
 
 from PIL import Image
 
-from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.folder import check_preprocessing, choose
-from latentdiff.data.image import BadImage, resize_and_crop, reason, to_rgb
-from latentdiff.data.listing import texts
+from latentdiff.data.dataset import Dataset, ImageDataConfig, choose, held_out
+from latentdiff.data.image import BadImage, reason, to_rgb
+from latentdiff.data.listing import caption_list
 
 SPELLINGS = {"train": ("train", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
-TARGETS = ("targets", "labels", "_labels", "y")  # where its classes keep their numbers
+TARGETS = ("targets", "labels", "_labels", "y")  # attributes in which torchvision's classes store the labels
 
 
 @dataclass(frozen=True)
-class TorchvisionConfig:
+class TorchvisionConfig(ImageDataConfig):
+    path: str = "data"  # root folder of the dataset
     name: str = "CIFAR10"  # of a class in torchvision.datasets
-    path: str = "data"  # its root
-    download: bool = False  # fetch it when it is not there; do this once, with one process
-    size: int = 32  # height and width in pixels that pictures are resized to cover and cropped to
-    width: int = 0  # width, where it is not as the height (0: as size)
-    crop: str = "center"  # center | random: which part of a picture that has another shape
-    flip: bool = False  # mirror half of the views
-    val_fraction: float = 0.02  # held out for validation by a hash of the number, where the set has no val
-    max_bad_fraction: float = 0.05  # stop when more than this share of the pictures cannot be read
+    download: bool = False  # download a missing dataset; do this once, with one process
+    size: int = 32  # height and width in pixels; images are resized to cover it and cropped
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.size, self.width or self.size
-
-    def open(self, split: str):
+    def open(self, split: str) -> "TorchvisionDataset":
         return TorchvisionDataset(self, split)
 
 
-class TorchvisionDataset:
-    """One split. A whole number beside a picture is its label, and words are captions; else its class's name is one.
+class TorchvisionDataset(Dataset):
+    """One split. An integer target is a label, strings are captions; else the name of the class is the caption."""
 
-    .label_names  the classes     .bad, .orphans  none     .has_captions
-    """
-
-    def __init__(self, config: TorchvisionConfig, split: str):
-        check_preprocessing(config)
-        assert split in ("train", "val", "test"), f"there is no split {split!r}"
-        self.config, self.split, self.bad, self.orphans = config, split, [], []
-        self.height, self.width = config.size, config.width or config.size
-        val = None if split == "test" else _open(config, "val")  # none: train is parted
+    def __init__(self, config: TorchvisionConfig, split: str) -> None:
+        super().__init__(config, split)
+        val = None if split == "test" else _open(config, "val")  # None: train is divided
         self.part = "train" if split == "val" and val is None else split
         self.data = val if self.part == "val" else _open(config, self.part)
         if self.data is None:
             raise UserError(f"data.name={config.name!r} has no split to {split} on")
-        self.rows = range(len(self.data))
+        self.indices = list(range(len(self.data)))
         if self.part == "train" and val is None:
-            self.rows = _held_out(len(self.data), config.val_fraction, split == "val")
-        self.label_names = [_name(name) for name in getattr(self.data, "classes", None) or ()]
+            held = held_out(self.indices, config.val_fraction)
+            self.indices = [i for i in self.indices if (i in held) == (split == "val")]
+        self.label_names = [_class_name(name) for name in getattr(self.data, "classes", None) or ()]
         self.targets = next((t for t in (getattr(self.data, name, None) for name in TARGETS) if t is not None), None)
-        self.has_captions = len(self) > 0 and "caption" in self._record(0, self._target(0), 0)
+        self.has_captions = len(self) > 0 and bool(self._fields(0, self._target(0))[1])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     def id(self, i: int) -> str:
-        return f"{self.config.name}-{self.part}-{self.rows[i]:06d}"
+        return f"{self.config.name}-{self.part}-{self.indices[i]:06d}"
+
+    def load_image(self, i: int) -> Image.Image:
+        return self._pair(i)[0]
 
     def record(self, i: int, key: int) -> dict:
-        """id, label (int) and caption, where there are any; `key` alone chooses among captions."""
+        """id, label (int) and caption, if there are any."""
         return self._record(i, self._target(i), key)
 
     def item(self, i: int, key: int) -> dict:
-        """The record, image uint8 [H, W, 3] and view (which part it shows); `key` alone decides crop and flip."""
-        image, target = self._pair(i)
-        image, view = resize_and_crop(image, self.height, self.width, self.config.crop, key, self.config.flip)
-        return self._record(i, target, key) | {"image": image, "view": view}
+        image, target = self._pair(i)  # read once for both
+        return self._record(i, target, key) | self.preprocess(image, key)
+
+    def captions_of(self, i: int) -> list[str]:
+        return self._fields(i, self._target(i))[1]
 
     def captions(self) -> list[str]:
-        """Every caption of the split; of classes, their names."""
+        """All captions of the split, or the names of the classes."""
         if not self.has_captions:
-            raise UserError(
-                f"data.name={self.config.name!r} has no captions: its pictures have neither words nor classes"
-            )
-        if self.label_names:
-            return list(self.label_names)
-        return [text for i in range(len(self)) for text in _words(self._target(i))]
+            raise UserError(f"data.name={self.config.name!r} has no captions: its images have neither text nor classes")
+        return list(self.label_names) or super().captions()
 
     def fingerprint(self) -> str:
-        """Hex hash of what the pixels depend on: the set, the first pictures, and the preprocessing."""
-        about = (self.config.name, self.height, self.width, self.config.crop, self.config.flip)
-        digest = hashlib.blake2b(repr((*about, self.split, len(self))).encode())
-        for i in range(min(8, len(self))):
-            digest.update(repr(self.id(i)).encode() + self._pair(i)[0].tobytes())
-        return digest.hexdigest()[:32]
+        """A hash of the name, of the first images and of the preprocessing."""
+        first = ((self.id(i), self._pair(i)[0].tobytes()) for i in range(min(8, len(self))))
+        return self.hash_pixels([self.config.name, self.split, len(self), *first])
 
     def _pair(self, i: int) -> tuple[Image.Image, Any]:
         try:
-            picture, target = self.data[self.rows[i]]
-            return to_rgb(picture), target
-        except Exception as error:  # files of any kind, read by code of any kind
+            image, target = self.data[self.indices[i]]
+            return to_rgb(image), target
+        except Exception as error:  # of any dataset's code
             raise BadImage(reason(error)) from None
 
     def _target(self, i: int) -> Any:
-        return self._pair(i)[1] if self.targets is None else self.targets[self.rows[i]]
+        return self._pair(i)[1] if self.targets is None else self.targets[self.indices[i]]
+
+    def _fields(self, i: int, target: Any) -> tuple[dict, list[str]]:
+        """id and label, and the captions."""
+        values = target if isinstance(target, (list, tuple)) else [target]
+        fields, captions = {"id": self.id(i)}, caption_list([value for value in values if isinstance(value, str)])
+        with contextlib.suppress(TypeError, ValueError):
+            fields["label"] = operator.index(target)  # an integer of Python, numpy or torch
+        if 0 <= fields.get("label", -1) < len(self.label_names):
+            captions = [self.label_names[fields["label"]]]
+        return fields, captions
 
     def _record(self, i: int, target: Any, key: int) -> dict:
-        record, choices = {"id": self.id(i)}, _words(target)
-        with contextlib.suppress(TypeError, ValueError):
-            record["label"] = operator.index(target)  # a whole number of Python, numpy or torch
-        if 0 <= record.get("label", -1) < len(self.label_names):
-            choices = [self.label_names[record["label"]]]
-        return record | ({"caption": choose(choices, key)} if choices else {})
+        fields, captions = self._fields(i, target)
+        return fields | ({"caption": choose(captions, key)} if captions else {})
 
 
 def _open(config: TorchvisionConfig, split: str) -> Any:
-    """The set itself; None where it has no such split."""
+    """The dataset of torchvision; None if it has no such split."""
     from torchvision import datasets
 
     kind = getattr(datasets, config.name, None) if config.name in datasets.__all__ else None
     if not inspect.isclass(kind) or kind is datasets.VisionDataset:
         close = difflib.get_close_matches(config.name, datasets.__all__, 3)
         raise UserError(
-            f"data.name={config.name!r} is no data set of torchvision; close to it: {', '.join(close) or '-'}"
+            f"data.name={config.name!r} is not a dataset of torchvision; similar names: {', '.join(close) or '-'}"
         )
-    has = inspect.signature(kind).parameters
+    parameters = inspect.signature(kind).parameters
     if config.download and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("data.download=true with several ranks; fetch it once with one process, then start without it")
-    words = {"root": config.path, "download": config.download}
-    words = {name: value for name, value in words.items() if name in has}
-    chooser = next((name for name in ("train", "split", "image_set") if name in has), None)
+        raise UserError("data.download is true with several processes; download with one process, then set it to false")
+    options = {"root": config.path, "download": config.download}
+    options = {name: value for name, value in options.items() if name in parameters}
+    chooser = next((name for name in ("train", "split", "image_set") if name in parameters), None)
     spellings = {"train": [split == "train"] if split != "val" else [], None: [None] if split == "train" else []}
     for spelling in spellings.get(chooser, SPELLINGS[split]):
         try:
-            return kind(**words, **({chooser: spelling} if chooser else {}))
+            return kind(**options, **({chooser: spelling} if chooser else {}))
         except ValueError as error:
             if "Unknown value" not in str(error):
                 raise UserError(f"data.name={config.name!r}: {error}") from None
-        except Exception as error:  # not there, cannot be fetched, needs another package
-            raise UserError(f"data.name={config.name!r}, data.path={config.path!r}: {_advice(error)}") from None
+        except Exception as error:  # missing, cannot be downloaded, or needs another package
+            raise UserError(f"data.name={config.name!r}, data.path={config.path!r}: {_message(error)}") from None
     return None
 
 
-def _advice(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
     return text.replace("download=True", "data.download=true") or type(error).__name__
 
 
-def _held_out(count: int, share: float, held: bool) -> list[int]:
-    """The numbers of the pictures that are held out, or of the others; of more than one picture, at least one is."""
-    marks = [rng.key("val", i) for i in range(count)]
-    cut = max(int(share * 2**63), min(marks) + 1) if share and count > 1 else 0
-    return [i for i, mark in enumerate(marks) if (mark < cut) == held]
-
-
-def _words(target: Any) -> list[str]:
-    """The captions that a set gives: words, or a list of them."""
-    values = target if isinstance(target, (list, tuple)) else [target]
-    return texts([value for value in values if isinstance(value, str)])
-
-
-def _name(name: Any) -> str:
-    """Some sets have several names for a class."""
+def _class_name(name: Any) -> str:
+    """Some datasets have several names for a class."""
     return str(name[0] if isinstance(name, tuple) else name).replace("_", " ").replace("-", " ")

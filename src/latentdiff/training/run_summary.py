@@ -42,7 +42,7 @@ def run_summary(
 
 def unused(data) -> str:
     """How many images of the data folder are not used."""
-    attributes = {"unreadable or missing": "bad", "not listed in the metadata": "orphans"}
+    attributes = {"unreadable or missing": "unreadable", "not listed in the metadata": "unlisted"}
     counts = {reason: len(getattr(data, name, ())) for reason, name in attributes.items()}
     text = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
     return f"; {text}" if text else ""

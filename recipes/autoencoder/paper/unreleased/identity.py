@@ -1,4 +1,4 @@
-"""No compression, f = 1: pictures are their own latents (paper, sec. 4.1: LDM-1). There is nothing to train."""
+"""No compression, f = 1: the latents are the pixels (paper, sec. 4.1: LDM-1). There is nothing to train."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""VQ, f = 2, 2048 codes of 2 channels (paper, table 8): rFID 0.16, PSNR 30.85. Its network and steps: not published."""
+"""VQ, f = 2, 2048 codes of 2 channels (paper, table 8): rFID 0.16, PSNR 30.85. Network and steps: not published."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""VQ, f = 32, 16384 codes of 32 channels, as tables 13 and 14 say; table 8 measured 16 channels (rFID 31.83).
+"""VQ, f = 32, 16384 codes of 32 channels, as in tables 13 and 14; table 8 has 16 channels (rFID 31.83).
 
-The network is that of the released kl-f32; its own, and its steps, are not published.
+The network is that of the released kl-f32; the network and steps of vq-f32 are not published.
 """
 
 from dataclasses import replace

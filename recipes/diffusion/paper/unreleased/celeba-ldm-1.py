@@ -1,4 +1,4 @@
-"""CelebA-HQ, unconditional, pixel by pixel (paper, table 14): LDM-1 of the compression study. LDM-4 is celeba256.py."""
+"""CelebA-HQ, unconditional, in pixel space (paper, table 14): LDM-1 of the compression study. LDM-4 is celeba256.py."""
 
 from dataclasses import replace
 

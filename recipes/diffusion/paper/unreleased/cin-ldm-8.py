@@ -7,6 +7,6 @@ from latentdiff.config import load
 base = load("../cin256.py")
 recipe = replace(
     base,
-    train=replace(base.train, steps=2_000_000),  # of each, by one A100
+    train=replace(base.train, steps=2_000_000),  # each on one A100
     sampling=replace(base.sampling, steps=100, eta=0.0),
 )

@@ -1,7 +1,7 @@
 """Layout to image on COCO, f = 8, from scratch (paper, table 9): FID 42.06.
 
-The U-Net is that of table 15; with the transformer it has 367 million parameters, where the table says 345. Schedule
-and loss are those of the released model for OpenImages: its own are not published.
+The U-Net is that of table 15; with the transformer it has 367 million parameters, not 345 as in the table. Schedule and
+loss are those of the released OpenImages model, because those of the COCO model are not published.
 """
 
 from dataclasses import replace

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 from latentdiff.config import UserError
 
 REQUIRED = object()
+KINDS = {int: "a whole number", float: "a number", tuple: "a list of whole numbers", bool: "true or false"}
 
 
 class Field(NamedTuple):
@@ -15,7 +16,7 @@ class Field(NamedTuple):
 
     src: str
     dst: str
-    kind: type  # int, float, bool, or tuple (of int)
+    kind: type  # of KINDS
     default: Any = REQUIRED  # in the original's code
 
 
@@ -27,11 +28,15 @@ class ConfigSection:
             raise UserError(f"{path} is {values!r}; it must be a mapping, as in the original release's config.yaml")
         self.values, self.path = values, path
 
-    def get(self, name: str, default: Any = REQUIRED) -> Any:
+    def get(self, name: str, default: Any = REQUIRED, kind: type | None = None) -> Any:
+        """The value of a field; kind: of KINDS, which it must be."""
         value = self.values.get(name, default)
         if value is REQUIRED:
             raise UserError(f"{self.path} has no {name}, which is needed to convert the model")
-        return value
+        try:
+            return {int: _integer, tuple: _integers}.get(kind, kind)(value) if kind else value  # YAML: 1e-4 is text
+        except (TypeError, ValueError):
+            self.refuse(name, f"it must be {KINDS[kind]}")
 
     def section(self, name: str, default: Any = REQUIRED) -> ConfigSection:
         value = self.get(name, default)
@@ -44,28 +49,10 @@ class ConfigSection:
     def refuse(self, name: str, allowed: str) -> NoReturn:
         raise UserError(f"{self.path}.{name} is {self.values.get(name)!r}; {allowed}")
 
-    def integer(self, name: str, default: Any = REQUIRED) -> int:
-        value = self.get(name, default)
-        if type(value) is not int:
-            self.refuse(name, "it must be a whole number")
-        return value
-
-    def integers(self, name: str, default: Any = REQUIRED) -> tuple[int, ...]:
-        value = self.get(name, default)
-        if not isinstance(value, (list, tuple)) or not all(type(item) is int for item in value):
-            self.refuse(name, "it must be a list of whole numbers")
-        return tuple(value)
-
-    def number(self, name: str, default: Any = REQUIRED) -> float:
-        try:
-            return float(self.get(name, default))  # YAML reads 1e-4 as text
-        except (TypeError, ValueError):
-            self.refuse(name, "it must be a number")
-
     def choice(self, name: str, allowed: Iterable[str], default: str) -> str:
         value = self.get(name, default)
         if value not in allowed:
-            raise UserError(f"{self.path}.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+            self.refuse(name, f"it must be one of {', '.join(allowed)}")
         return value
 
     def require(self, name: str, value: Any, default: Any = REQUIRED) -> None:
@@ -75,8 +62,7 @@ class ConfigSection:
 
     def fields(self, table: Iterable[Field]) -> dict[str, Any]:
         """Arguments of a settings class."""
-        readers = {int: self.integer, float: self.number, tuple: self.integers, bool: lambda *a: bool(self.get(*a))}
-        return {field.dst: readers[field.kind](field.src, field.default) for field in table}
+        return {field.dst: self.get(field.src, field.default, field.kind) for field in table}
 
 
 def write_fields(table: Iterable[Field], settings: Any) -> dict[str, Any]:
@@ -87,3 +73,13 @@ def write_fields(table: Iterable[Field], settings: Any) -> dict[str, Any]:
 
 def refuse_export(setting: str) -> NoReturn:
     raise UserError(f"{setting} has no counterpart in the original release; this run cannot be exported to its format")
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError
+    return value
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    return tuple(map(_integer, value))

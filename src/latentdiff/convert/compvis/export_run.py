@@ -9,26 +9,15 @@ from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.build import build_diffusion
 from latentdiff.conditioning.inpainting import MaskedConfig
 from latentdiff.config import UserError
-from latentdiff.convert.compvis.key_maps import (
-    CONDITION,
-    EMA,
-    FIRST_STAGE,
-    UNET,
-    ema_name,
-    label_table,
-    model_key_map,
-    schedule_buffers,
-    unused_head,
-)
+from latentdiff.convert.compvis import key_maps
+from latentdiff.convert.compvis.key_maps import EMA, ema_name
 from latentdiff.convert.compvis.model_config import write_model
-from latentdiff.convert.files import write_safetensors
+from latentdiff.convert.converted_run import write_safetensors
 from latentdiff.convert.key_map import Weights, to_src
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 from latentdiff.load import weights_of
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training import checkpoint, run_dir
-
-TOKENIZER = CaptionTokenizer(wordpiece(SPECIALS), 3)  # a stand-in: the names of the weights do not depend on it
 
 
 def export_run(run_name: str, file: str) -> None:
@@ -42,9 +31,7 @@ def export_run(run_name: str, file: str) -> None:
     if isinstance(recipe, AutoencoderRecipe):
         config, state = write_model(recipe, recipe), dict(weights_of(folder))
         if _pop_scale(state) != 1:
-            print(
-                "the scale of the latents is not exported: the release stores it in the diffusion model (scale_factor)"
-            )
+            print("the scale of the latents is not exported: the release has it in the diffusion model (scale_factor)")
     else:
         first_stage = run_dir.read_recipe(folder / "autoencoder", AutoencoderRecipe)
         config = write_model(recipe, first_stage)
@@ -60,24 +47,23 @@ def diffusion_state(
 ) -> Weights:
     """The tensors of a diffusion run as in a checkpoint; settings that depend on them are added to `params`."""
     weights, autoencoder = weights_of(folder), dict(weights_of(folder / "autoencoder"))
+    tokenizer = CaptionTokenizer(wordpiece(SPECIALS), 3)  # a stand-in: the weights do not depend on it
     with torch.device("meta"):
-        model = build_diffusion(recipe, Autoencoder(first_stage.autoencoder), TOKENIZER)
+        model = build_diffusion(recipe, Autoencoder(first_stage.autoencoder), tokenizer)
     new_attention_order = metadata.get("compvis.new_attention_order") == "true"
     params["unet_config"]["params"] |= {"use_new_attention_order": True} if new_attention_order else {}
-    state = to_src(weights, model_key_map(model, new_attention_order))
-    state |= label_table(weights) | unused_head(state)
+    state = to_src(weights, key_maps.model_key_map(model, new_attention_order))
+    state |= key_maps.label_table(weights) | key_maps.unused_head(state)
     if recipe.train.ema_decay > 0:
-        state |= {ema_name(name): value for name, value in state.items() if name.startswith(UNET)}
-        updates = int(metadata.get("latentdiff.step", 0))
+        state |= {ema_name(name): value for name, value in state.items() if name.startswith(key_maps.UNET)}
         state[f"{EMA}decay"] = torch.tensor(recipe.train.ema_decay)
-        state[f"{EMA}num_updates"] = torch.tensor(updates, dtype=torch.int32)
-    scale = _pop_scale(autoencoder)
-    prefixes = [FIRST_STAGE]
+        state[f"{EMA}num_updates"] = torch.tensor(int(metadata.get("latentdiff.step", 0)), dtype=torch.int32)
+    scale, prefixes = _pop_scale(autoencoder), [key_maps.FIRST_STAGE]
     if any(isinstance(c, MaskedConfig) for c in recipe.conditions):
-        prefixes.append(CONDITION)  # one module under two names
+        prefixes.append(key_maps.CONDITION)  # one module under two names
         if scale != 1:
             raise UserError(f"latent_scale is {scale:g}; it must be 1 for inpainting in the original release")
-    state |= schedule_buffers(model.schedule)
+    state |= key_maps.schedule_buffers(model.schedule)
     state |= {prefix + name: value for prefix in prefixes for name, value in autoencoder.items()}
     if scale == 1 or metadata.get("compvis.scale_factor", "buffer") != "buffer":
         params["scale_factor"] = scale

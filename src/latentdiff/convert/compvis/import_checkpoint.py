@@ -14,8 +14,7 @@ from latentdiff.convert.compvis import model_config, zoo
 from latentdiff.convert.compvis.key_maps import CONDITION, EMA, FIRST_STAGE, model_key_map
 from latentdiff.convert.compvis.model_config import CompVisModel
 from latentdiff.convert.compvis.state_dict import CheckpointReader
-from latentdiff.convert.converted_run import ConvertedRun, write_run
-from latentdiff.convert.files import refuse_existing
+from latentdiff.convert.converted_run import ConvertedRun, refuse_existing, write_run
 from latentdiff.convert.key_map import Entry, Weights, shapes_of
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.data.tokenizer import CaptionTokenizer
@@ -81,9 +80,7 @@ def read_run(reader: CheckpointReader, model: CompVisModel, tokenizer: CaptionTo
         print(f"scale_factor in the checkpoint is not used: it is {model.scale:g} in the config")
     reader.ignore("scale_factor")
     if is_inpainting and scale not in (None, 1):
-        raise UserError(
-            f"scale_factor is {scale:g} with inpainting; it must be 1: latentdiff scales the masked latent too"
-        )
+        raise UserError(f"scale_factor is {scale:g}; it must be 1 for inpainting: the masked latent is scaled too")
     weights["latent_shift"] = torch.zeros(autoencoder.z_channels, 1, 1)
     weights["latent_scale"] = torch.full((autoencoder.z_channels, 1, 1), scale or 1.0)
     first_stage = ConvertedRun(model.first_stage, weights)

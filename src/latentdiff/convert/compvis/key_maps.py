@@ -1,6 +1,6 @@
 """Key maps of the original release (CompVis/latent-diffusion), and the other tensors of its checkpoints.
 
-The original numbers its layers where latentdiff names them, and has 1x1 convolutions where latentdiff has linear layers.
+The original numbers its layers where latentdiff names them, and has 1x1 convolutions instead of linear layers.
 The names inside the autoencoder are the same in both.
 """
 

@@ -1,6 +1,5 @@
 """The components of a pipeline, each read from its own folder, and a run assembled of them."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from latentdiff.conditioning.low_res import LowResConfig
 from latentdiff.conditioning.precomputed import PrecomputedConfig
 from latentdiff.conditioning.text import TextConfig
 from latentdiff.config import UserError
-from latentdiff.convert.converted_run import PIXEL_SPACE, ConvertedRun
+from latentdiff.convert.converted_run import PIXEL_SPACE, ConvertedRun, factor_of
 from latentdiff.convert.diffusers import noise_schedule, text_encoder, unet2d, vae
 from latentdiff.convert.diffusers.model_folder import read_json, read_weights
 from latentdiff.convert.diffusers.noise_schedule import NoiseConfig
@@ -24,9 +23,6 @@ from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.recipe import AutoencoderRecipe, Condition, DiffusionRecipe
 
 Conditions = list[tuple[Condition, Weights]]
-UNTRAINED = AutoencoderConfig(
-    channels=8, channel_mult=(1, 1, 1, 1), num_res_blocks=1, mid_attention=False, norm_groups=4
-)
 
 
 # ---- autoencoders
@@ -40,8 +36,7 @@ def read_autoencoder(folder: Path, ignore_scale: bool = False) -> ConvertedRun:
     elif "scaling_factor" not in options:
         default = vae.SHARED["scaling_factor"]
         print(f"{folder / 'config.json'} has no scaling_factor; using {default}, the default of diffusers")
-    imported = vae.from_diffusers(options, read_weights(folder))
-    return _first_stage(imported.config, imported.weights, imported.size)
+    return _first_stage(*vae.from_diffusers(options, read_weights(folder)))
 
 
 def pixel_space() -> ConvertedRun:
@@ -50,7 +45,8 @@ def pixel_space() -> ConvertedRun:
 
 def untrained_autoencoder(z_channels: int) -> ConvertedRun:
     """A small autoencoder with random weights, for a U-Net without its autoencoder."""
-    config = replace(UNTRAINED, z_channels=z_channels)
+    mults = (1, 1, 1, 1)
+    config = AutoencoderConfig(8, mults, num_res_blocks=1, mid_attention=False, z_channels=z_channels, norm_groups=4)
     torch.manual_seed(0)
     return _first_stage(config, Autoencoder(config).state_dict())
 
@@ -129,13 +125,11 @@ def assemble_run(
     tokenizer: CaptionTokenizer | None = None, **recipe_fields: object,
 ) -> ConvertedRun:  # fmt: skip
     """A diffusion run; conditions: those of the pipeline."""
-    z_channels, factor = first_stage.recipe.autoencoder.z_channels, factor_of(first_stage)
+    autoencoder = first_stage.recipe.autoencoder
     conditions = add_precomputed_conditions(unet, conditions)
-    if z_channels != unet.out_channels:
-        raise UserError(
-            f"out_channels of the U-Net is {unet.out_channels}; it must be {z_channels}, the channels of the latents"
-        )
-    height, width = (side * factor for side in unet.size or (32, 32))
+    if unet.out_channels != autoencoder.z_channels:
+        raise UserError(f"out_channels of the U-Net is {unet.out_channels}; the latents have {autoencoder.z_channels}")
+    height, width = (side * factor_of(autoencoder) for side in unet.size or (32, 32))
     can_drop = any(getattr(condition, "dropout", 0) > 0 for condition, _ in conditions)
     sampling = SamplingConfig(
         "ddim", steps=50, guidance_scale=5.0 if can_drop else 1.0, timestep_spacing=noise.timestep_spacing
@@ -153,8 +147,3 @@ def assemble_run(
     for i, (_, values) in enumerate(conditions):
         weights |= {f"conditioner.parts.{i}.{name}": value for name, value in values.items()}
     return ConvertedRun(recipe, weights, first_stage, tokenizer)
-
-
-def factor_of(first_stage: ConvertedRun) -> int:
-    """Pixels per latent position and side."""
-    return 2 ** max(0, len(first_stage.recipe.autoencoder.channel_mult) - 1)

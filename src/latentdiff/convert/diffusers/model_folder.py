@@ -7,7 +7,7 @@ from typing import Any
 
 from latentdiff.config import UserError
 from latentdiff.convert import key_map
-from latentdiff.convert.files import write_safetensors
+from latentdiff.convert.converted_run import write_safetensors
 from latentdiff.convert.key_map import KeyMap, Shapes, Weights
 from latentdiff.convert.unpickle import open_weights
 from latentdiff.training.files import write_json
@@ -16,10 +16,7 @@ Options = dict[str, Any]
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # the last two are those of transformers
 PATTERNS = ("{}.safetensors", "{}-*-of-*.safetensors", "{}.bin", "{}-*-of-*.bin", "{}.fp16.safetensors", "{}.fp16.bin")
-RUN_RECIPE, RUN_WEIGHTS = (
-    "latentdiff.json",
-    "conditioner.safetensors",
-)  # what diffusers cannot express of an exported run
+RUN_RECIPE, RUN_WEIGHTS = "latentdiff.json", "conditioner.safetensors"  # what diffusers cannot express of a run
 VERSION = "0.30.0"  # of diffusers, the first that reads all exported options
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.12
 
@@ -83,12 +80,15 @@ def read_options(config: Options, defaults: Options, fixed: Options, ignored: It
     return {name: config.get(name, default) for name, default in defaults.items()}
 
 
-def common_value(name: str, value: Any) -> Any:
-    """The value of an option that may be a list with one value per level, if all are the same."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if any(other != values[0] for other in values):
-        raise UserError(f"{name} is {value}; it must be the same on every level")
-    return values[0]
+def levels_with_attention(o: Options, block_types: dict[str, bool]) -> tuple[int, ...]:
+    """The levels whose blocks have attention; block_types: type of block -> whether it has attention."""
+    down, up = (list(o[f"{way}_block_types"]) for way in ("down", "up"))
+    attention = [block_types.get(kind) for kind in down]
+    if None in attention or [block_types.get(kind) for kind in up[::-1]] != attention:
+        raise UserError(
+            f"up_block_types is {up}; it must mirror down_block_types, and all must be one of {', '.join(block_types)}"
+        )
+    return tuple(level for level, has_attention in enumerate(attention) if has_attention)
 
 
 def channel_mult(widths: list[int]) -> tuple[int, ...]:
@@ -102,8 +102,8 @@ def block_out_channels(channels: int, multiples: tuple[int, ...], name: str) -> 
     """The inverse of channel_mult; name: of the part of the recipe."""
     if multiples[0] != 1:
         raise UserError(
-            f"{name}.channel_mult is {list(multiples)}; its first number must be 1, because in diffusers the first level "
-            f"has the width of the first convolution"
+            f"{name}.channel_mult is {list(multiples)}; it must start with 1, because in diffusers the first level has "
+            f"the width of the first convolution"
         )
     return [channels * multiple for multiple in multiples]
 
@@ -115,11 +115,8 @@ def import_weights(state: Weights, keys: KeyMap, shapes: Shapes, kind: str) -> W
     """Weights of diffusers -> latentdiff; UserError if any are missing, unknown or of another shape."""
     weights, missing, wrong = key_map.to_dst(state, keys, shapes)
     unknown = sorted(state.keys() - {src for entry in keys.values() for src in entry.src})
-    for problem, names in (
-        ("are missing", sorted(missing)),
-        ("are unknown", unknown),
-        ("do not fit config.json", wrong),
-    ):
+    problems = {"are missing": sorted(missing), "are unknown": unknown, "do not fit config.json": wrong}
+    for problem, names in problems.items():
         if names:
             listed = ", ".join(names[:8]) + " ..." * (len(names) > 8)
             raise UserError(f"{kind}: {len(names)} weights {problem}: {listed}")

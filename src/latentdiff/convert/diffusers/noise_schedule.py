@@ -39,8 +39,8 @@ def from_diffusers(config: Options) -> tuple[NoiseConfig, list[str]]:
     kind, beta_schedule, prediction = config.get("_class_name", ""), o["beta_schedule"], o["prediction_type"]
     if "FlowMatch" in kind or beta_schedule not in KINDS or prediction not in PREDICTIONS:
         raise UserError(
-            f"the scheduler is a {kind} with beta_schedule={beta_schedule!r} and prediction_type={prediction!r}; it must "
-            f"be a diffusion scheduler with one of {', '.join(KINDS)} and of {', '.join(PREDICTIONS)}"
+            f"the scheduler is a {kind} with beta_schedule={beta_schedule!r} and prediction_type={prediction!r}; these "
+            f"must be one of {', '.join(KINDS)} and one of {', '.join(PREDICTIONS)}, without flow matching"
         )
     schedule = ScheduleConfig(KINDS[beta_schedule], **{dst: o[src] for src, dst in FIELDS.items()})
     options = {name: o[name] for name in ("timestep_spacing", "steps_offset")}

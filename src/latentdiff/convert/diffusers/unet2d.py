@@ -55,7 +55,7 @@ class ImportedUNet(NamedTuple):
 def from_diffusers(config: Options, state: Weights) -> ImportedUNet:
     """config.json and weights of a UNet2DConditionModel or a UNet2DModel."""
     kind, state = config["_class_name"], dict(state)
-    o = unet_options.read_config(config)
+    o, unet_config = unet_options.from_diffusers(config)
     vector_dim, label_table = 0, None
     if o["class_embed_type"] == "simple_projection":
         vector_dim = o["projection_class_embeddings_input_dim"]
@@ -68,10 +68,8 @@ def from_diffusers(config: Options, state: Weights) -> ImportedUNet:
         half = state[first].shape[1] // 2
         sines, cosines, rest = state[first].split([half, half, state[first].shape[1] - 2 * half], dim=1)
         state[first] = torch.cat([cosines, sines, rest], dim=1)
-    context_dim = 0
-    if kind == CONDITION_MODEL:
-        context_dim = model_folder.common_value("cross_attention_dim", o["cross_attention_dim"])
-    unet_config, in_channels, out_channels = unet_options.from_diffusers(kind, o), o["in_channels"], o["out_channels"]
+    context_dim = unet_options.common_value(o, "cross_attention_dim") if kind == CONDITION_MODEL else 0
+    in_channels, out_channels = o["in_channels"], o["out_channels"]
     with torch.device("meta"):
         unet = UNet(unet_config, in_channels, out_channels, context_dim or None, vector_dim or None)
     weights = model_folder.import_weights(state, unet_key_map(unet), shapes_of(unet), kind)

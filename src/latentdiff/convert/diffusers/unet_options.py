@@ -1,5 +1,6 @@
-"""The U-Nets that both diffusers and latentdiff have: options of UNet2DConditionModel and UNet2DModel <-> UNetConfig."""
+"""Options of UNet2DConditionModel and UNet2DModel <-> UNetConfig, for the U-Nets that both projects have."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import NoReturn
 
@@ -47,80 +48,76 @@ IGNORED = (  # shapes of weights, half precision, and details of what FIXED excl
     "use_linear_projection", "upcast_attention", "addition_embed_type_num_heads", "addition_time_embed_dim",
     "num_train_timesteps",
 )  # fmt: skip
-BLOCKS = {  # type of block -> whether it has attention, and how it changes the resolution (None: see {way}sample_type)
-    CONDITION_MODEL: {"DownBlock2D": (False, "conv"), "CrossAttnDownBlock2D": (True, "conv")}
-    | {"UpBlock2D": (False, "conv"), "CrossAttnUpBlock2D": (True, "conv")},
-    MODEL: {"DownBlock2D": (False, "conv"), "UpBlock2D": (False, "conv")}
-    | {"ResnetDownsampleBlock2D": (False, "resnet"), "ResnetUpsampleBlock2D": (False, "resnet")}
-    | {"AttnDownBlock2D": (True, None), "AttnUpBlock2D": (True, None)},
+BLOCKS = {  # type of block -> whether it has attention
+    CONDITION_MODEL: {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
+    | {"UpBlock2D": False, "CrossAttnUpBlock2D": True},
+    MODEL: {"DownBlock2D": False, "ResnetDownsampleBlock2D": False, "AttnDownBlock2D": True}
+    | {"UpBlock2D": False, "ResnetUpsampleBlock2D": False, "AttnUpBlock2D": True},
 }
 EXPRESSIBLE = (  # fields of UNetConfig that have an option, and one that changes no result
     "channels", "channel_mult", "num_res_blocks", "attention_levels", "num_heads", "head_channels", "transformer_depth",
     "dropout", "scale_shift_norm", "resblock_updown", "norm_groups", "gradient_checkpointing",
 )  # fmt: skip
-CLASS_EMBED_TYPES = (None, "identity", "simple_projection")
+CLASS_EMBED_TYPES, TIME_SCALE_SHIFTS = (None, "identity", "simple_projection"), ("default", "scale_shift")
 
 
 # ---- import
 
 
-def read_config(config: Options) -> Options:
-    """The options of config.json; UserError names one that UNet does not have."""
+def from_diffusers(config: Options) -> tuple[Options, UNetConfig]:
+    """All options of a config.json, with defaults, and the UNetConfig; UserError names an option that UNet lacks."""
     kind = config["_class_name"]
     o = model_folder.read_options(config, DEFAULTS[kind], FIXED[kind], IGNORED)
-    if o["out_channels"] > o["in_channels"]:
-        _refuse(o, "out_channels", "it must be at most in_channels: a predicted variance is not supported")
-    if o["class_embed_type"] not in CLASS_EMBED_TYPES:
-        _refuse(o, "class_embed_type", f"it must be one of {', '.join(map(str, CLASS_EMBED_TYPES))}")
-    if o["time_embedding_dim"] not in (None, 4 * o["block_out_channels"][0]):
-        _refuse(o, "time_embedding_dim", "it must be four times the first of block_out_channels")
-    if o["resnet_time_scale_shift"] not in ("default", "scale_shift"):
-        _refuse(o, "resnet_time_scale_shift", "it must be default or scale_shift")
-    if not isinstance(o["norm_num_groups"], int):
-        _refuse(o, "norm_num_groups", "it must be a whole number")
-    default = o["norm_num_groups"] if o["resnet_time_scale_shift"] == "default" else None
-    if kind == MODEL and (o["attn_norm_num_groups"] or default) != o["norm_num_groups"]:
-        _refuse(o, "attn_norm_num_groups", "it must be norm_num_groups: the attention in the middle has the same norm")
-    return o
-
-
-def from_diffusers(kind: str, o: Options) -> UNetConfig:
-    """The result of read_config -> UNetConfig."""
+    _check_options(kind, o)
     levels, resblock_updown = _read_blocks(kind, o)
     attention = _levels_with_attention(levels, o["block_out_channels"])
-    depth = 1
-    if kind == CONDITION_MODEL:
-        depths = _per_level(o, "transformer_layers_per_block")
-        depth = model_folder.common_value("transformer_layers_per_block", [depths[i] for i in attention])
-    return UNetConfig(
+    config = UNetConfig(
         channels=o["block_out_channels"][0],
         channel_mult=model_folder.channel_mult(o["block_out_channels"]),
-        num_res_blocks=model_folder.common_value("layers_per_block", o["layers_per_block"]),
+        num_res_blocks=common_value(o, "layers_per_block"),
         attention_levels=levels,
-        transformer_depth=depth,
+        transformer_depth=common_value(o, "transformer_layers_per_block", attention) if kind == CONDITION_MODEL else 1,
         dropout=o["dropout"],
         scale_shift_norm=o["resnet_time_scale_shift"] == "scale_shift",
         resblock_updown=resblock_updown,
         norm_groups=o["norm_num_groups"],
         **_read_heads(kind, o, attention),
     )
+    return o, config
+
+
+def _check_options(kind: str, o: Options) -> None:
+    groups, time_embedding_dim = o["norm_num_groups"], 4 * o["block_out_channels"][0]
+    attention_groups = o.get("attn_norm_num_groups") or (groups if o["resnet_time_scale_shift"] == "default" else None)
+    rules = {  # option -> whether it can be converted, what it must be
+        "out_channels": (o["out_channels"] <= o["in_channels"], "at most in_channels: no variance can be predicted"),
+        "class_embed_type": (o["class_embed_type"] in CLASS_EMBED_TYPES, f"one of {CLASS_EMBED_TYPES}"),
+        "time_embedding_dim": (o["time_embedding_dim"] in (None, time_embedding_dim), f"{time_embedding_dim}"),
+        "resnet_time_scale_shift": (o["resnet_time_scale_shift"] in TIME_SCALE_SHIFTS, f"one of {TIME_SCALE_SHIFTS}"),
+        "norm_num_groups": (isinstance(groups, int), "a whole number"),
+        "attn_norm_num_groups": (kind != MODEL or attention_groups == groups, "norm_num_groups, as in the middle"),
+    }
+    for name, (is_valid, allowed) in rules.items():
+        if not is_valid:
+            _refuse(o, name, allowed)
 
 
 def _read_blocks(kind: str, o: Options) -> tuple[tuple[int, ...], bool]:
     """The levels with attention, and whether residual blocks change the resolution."""
-    has_attention, resample = {}, set()
-    for way in ("down", "up"):
-        names = [name.removeprefix("UNetRes") for name in o[f"{way}_block_types"]]
-        if set(names) - set(BLOCKS[kind]):
-            _refuse(o, f"{way}_block_types", f"all must be one of {', '.join(BLOCKS[kind])}")
-        has_attention[way] = [BLOCKS[kind][name][0] for name in names]
-        resample |= {BLOCKS[kind][name][1] or o[f"{way}sample_type"] for name in names[:-1]}  # the last has none
-    down = has_attention["down"]
-    if has_attention["up"] != down[::-1] or len(down) != len(o["block_out_channels"]):
-        _refuse(o, "up_block_types", "it must mirror down_block_types, with one for each of block_out_channels")
+    types = {way: [name.removeprefix("UNetRes") for name in o[f"{way}_block_types"]] for way in ("down", "up")}
+    levels = model_folder.levels_with_attention(
+        {f"{way}_block_types": names for way, names in types.items()}, BLOCKS[kind]
+    )
+    if len(types["down"]) != len(o["block_out_channels"]):
+        _refuse(o, "down_block_types", "as long as block_out_channels")
+    resample = set()
+    for way, names in types.items():
+        for name in names[:-1]:  # the last block of each half keeps the resolution
+            option = o[f"{way}sample_type"] if kind == MODEL and BLOCKS[kind][name] else "conv"
+            resample.add("resnet" if name.startswith("Resnet") else option)
     if len(resample) > 1 or resample - {"conv", "resnet"}:
-        _refuse(o, "down_block_types", "either convolutions or residual blocks must change the resolution, both ways")
-    return tuple(level for level, attends in enumerate(down) if attends), resample == {"resnet"}
+        _refuse(o, "down_block_types", "either with convolutions or with residual blocks for all changes of resolution")
+    return levels, resample == {"resnet"}
 
 
 def _levels_with_attention(levels: tuple[int, ...], widths: list[int]) -> list[int]:
@@ -132,8 +129,17 @@ def _per_level(o: Options, name: str) -> list[int]:
     value, count = o[name], len(o["block_out_channels"])
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count or not all(isinstance(v, int) for v in values):
-        _refuse(o, name, "it must be a whole number, or one for each of block_out_channels")
+        _refuse(o, name, "a whole number, or one for each of block_out_channels")
     return values
+
+
+def common_value(o: Options, name: str, levels: Sequence[int] = ()) -> int:
+    """The value of an option that may be given per level, if it is the same on these levels (default: all)."""
+    values = _per_level(o, name)
+    different = {values[level] for level in levels or range(len(values))}
+    if len(different) > 1:
+        _refuse(o, name, "the same on every level")
+    return different.pop()
 
 
 def _read_heads(kind: str, o: Options, attention: list[int]) -> dict[str, int]:
@@ -144,12 +150,12 @@ def _read_heads(kind: str, o: Options, attention: list[int]) -> dict[str, int]:
     if len({heads[i] for i in attention}) == 1:
         return {"num_heads": heads[attention[0]]}
     if len({widths[i] / heads[i] for i in attention}) > 1:
-        _refuse(o, "attention_head_dim", "the number of heads or their width must be the same on every level")
+        _refuse(o, "attention_head_dim", "such that the number of heads or their width is the same on every level")
     return {"head_channels": widths[attention[0]] // heads[attention[0]]}
 
 
 def _refuse(o: Options, name: str, allowed: str) -> NoReturn:
-    raise UserError(f"the U-Net has {name}={o[name]!r}; {allowed}")
+    raise UserError(f"{name} of the U-Net is {o.get(name)!r}; it must be {allowed}")
 
 
 # ---- export

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +32,9 @@ FIELDS = {  # diffusers -> AutoencoderConfig
     "layers_per_block": "num_res_blocks", "mid_block_add_attention": "mid_attention", "norm_num_groups": "norm_groups",
 }  # fmt: skip
 LATENT_STATS = ("scaling_factor", "shift_factor")
-HAS_ATTENTION = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
-HAS_ATTENTION |= {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+HAS_ATTENTION = {  # type of block -> whether it has attention
+    "DownEncoderBlock2D": False, "UpDecoderBlock2D": False, "AttnDownEncoderBlock2D": True, "AttnUpDecoderBlock2D": True
+}  # fmt: skip
 LINEAR = {f"{name}.weight": -2 for name in ("q", "k", "v", "proj_out")}  # they are 1x1 convolutions in latentdiff
 LAYERS = {  # names inside the layers: latentdiff -> diffusers
     ResBlock: LayerKeys({"nin_shortcut": "conv_shortcut"}),
@@ -49,10 +49,9 @@ def vae_key_map(model: Autoencoder) -> KeyMap:
     levels = range(len(model.config.channel_mult))
     for half, way, network in (("encoder", "down", model.encoder), ("decoder", "up", model.decoder)):
         prefixes |= {f"{half}.{name}": f"{half}.{name}" for name in ("conv_in", "conv_out")}
-        prefixes |= {
-            f"{half}.norm_out": f"{half}.conv_norm_out", f"{half}.mid.block_1": f"{half}.mid_block.resnets.0",
-            f"{half}.mid.attn_1": f"{half}.mid_block.attentions.0", f"{half}.mid.block_2": f"{half}.mid_block.resnets.1",
-        }  # fmt: skip
+        prefixes |= {f"{half}.mid.block_{k + 1}": f"{half}.mid_block.resnets.{k}" for k in (0, 1)}
+        prefixes[f"{half}.mid.attn_1"] = f"{half}.mid_block.attentions.0"
+        prefixes[f"{half}.norm_out"] = f"{half}.conv_norm_out"
         for i in levels:
             dst = f"{half}.{way}.{i}"
             src = f"{half}.{way}_blocks.{i if way == 'down' else levels[-1] - i}"  # diffusers: in the order of forward
@@ -65,14 +64,8 @@ def vae_key_map(model: Autoencoder) -> KeyMap:
 # ---- import
 
 
-class ImportedVAE(NamedTuple):
-    config: AutoencoderConfig
-    weights: Weights
-    size: int  # of the images
-
-
-def from_diffusers(config: Options, state: Weights) -> ImportedVAE:
-    """config.json and weights of an AutoencoderKL or a VQModel."""
+def from_diffusers(config: Options, state: Weights) -> tuple[AutoencoderConfig, Weights, int]:
+    """config.json and weights of an AutoencoderKL or a VQModel; also returns the size of the images."""
     kind = config["_class_name"]
     o = model_folder.read_options(config, DEFAULTS[kind], FIXED, IGNORED)
     autoencoder_config = _read_config(o)
@@ -85,20 +78,14 @@ def from_diffusers(config: Options, state: Weights) -> ImportedVAE:
             state = state | {f"{name}.weight": torch.eye(c)[..., None, None], f"{name}.bias": torch.zeros(c)}
     weights = model_folder.import_weights(state, vae_key_map(model), shapes, kind)
     size = o["sample_size"] if isinstance(o["sample_size"], int) else min(o["sample_size"])
-    return ImportedVAE(autoencoder_config, weights | _read_latent_stats(o, autoencoder_config.z_channels), size)
+    return autoencoder_config, weights | _read_latent_stats(o, autoencoder_config.z_channels), size
 
 
 def _read_config(o: Options) -> AutoencoderConfig:
-    attention = [HAS_ATTENTION.get(kind) for kind in o["down_block_types"]]
-    if None in attention or [HAS_ATTENTION.get(kind) for kind in o["up_block_types"]] != attention[::-1]:
-        raise UserError(
-            f"up_block_types is {list(o['up_block_types'])}; it must mirror down_block_types, and all must be one of "
-            f"{', '.join(HAS_ATTENTION)}"
-        )
     config = AutoencoderConfig(
         channels=o["block_out_channels"][0],
         channel_mult=model_folder.channel_mult(o["block_out_channels"]),
-        attention_levels=tuple(level for level, has_attention in enumerate(attention) if has_attention),
+        attention_levels=model_folder.levels_with_attention(o, HAS_ATTENTION),
         z_channels=o["latent_channels"],
         **{dst: o[src] for src, dst in FIELDS.items()},
     )

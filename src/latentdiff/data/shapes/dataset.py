@@ -5,6 +5,7 @@ compositional generalization can be measured on them.
 """
 
 import hashlib
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from latentdiff import rng
 from latentdiff.config import UserError
+from latentdiff.data.dataset import Dataset
 from latentdiff.data.shapes.captions import caption
 from latentdiff.data.shapes.scene import (
     BACKGROUNDS,
@@ -53,15 +55,26 @@ class ShapesConfig:
     def open(self, split: str) -> "ShapesDataset":
         return ShapesDataset(self, split)
 
+    def check(self) -> None:
+        """Raise UserError for settings that are out of range."""
+        for name, minimum in (("height", 32), ("width", 32), ("count", 1), ("val_count", 1)):
+            if getattr(self, name) < minimum:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {minimum}")
+        if self.wording not in ("varied", "full"):
+            raise UserError(f"data.wording is {self.wording!r}; it must be varied or full")
+        if not 1 <= self.max_objects <= 3:
+            raise UserError(f"data.max_objects is {self.max_objects}; it must be 1, 2 or 3")
+        if not self.kinds or not KINDS.keys() >= set(self.kinds):
+            raise UserError(f"data.kinds is {list(self.kinds)}; it must hold some of {', '.join(KINDS)}")
 
-class ShapesDataset:
+
+class ShapesDataset(Dataset):
     """The scenes of one split: train, val or test."""
 
     def __init__(self, config: ShapesConfig, split: str = "train") -> None:
-        _validate(config)
-        assert split in ("train", "val", "test"), f"unknown split {split!r}"
-        self.config, self.split = config, split
+        super().__init__(config, split)
         self.label_names = self.category_names = list(KINDS)
+        self.has_captions = True
 
     def __len__(self) -> int:
         return self.config.count if self.split == "train" else self.config.val_count
@@ -113,13 +126,11 @@ class ShapesDataset:
 def prompts(
     config: ShapesConfig, count: int, seed: int, num_objects: tuple[int, ...] = (1, 2), held_out: bool = False
 ) -> list[str]:
-    """Canonical captions of random scenes, to evaluate prompt accuracy.
+    """Canonical captions of random scenes with each number of objects in turn (at most max_objects).
 
-    Args:
-        num_objects: numbers of objects (at most max_objects), used in turn.
-        held_out: at least one object of each scene is a held-out (colour, kind) pair; otherwise none is.
+    held_out: at least one object of each scene is a held-out (colour, kind) pair; otherwise none is.
     """
-    _validate(config)
+    config.check()
     captions = []
     for i in range(count):
         generator = random.Random(rng.key(seed, "prompts", i))
@@ -140,24 +151,11 @@ def random_scene(config: ShapesConfig, pairs: list[list[tuple[str, str]]], gener
             return Scene(background, _arrange(config, objects, generator.choice(RELATIONS), generator))
         if _are_separate(config, objects):
             return Scene(background, tuple(objects))
-        # sizes are chosen again, since three large objects rarely fit
-        attributes = [(colour, kind, generator.choice(tuple(SIZES))) for colour, kind, _ in attributes]
+        attributes = [(*pair, generator.choice(tuple(SIZES))) for *pair, _ in attributes]  # three large ones rarely fit
 
 
 def _pairs(config: ShapesConfig, held_out: bool) -> list[tuple[str, str]]:
     return [(c, k) for c in COLOURS for k in config.kinds if ((c, k) in HELD_OUT_PAIRS) == held_out]
-
-
-def _validate(config: ShapesConfig) -> None:
-    for name, minimum in (("height", 32), ("width", 32), ("count", 1), ("val_count", 1)):
-        if getattr(config, name) < minimum:
-            raise UserError(f"data.{name} is {getattr(config, name)}; it must be at least {minimum}")
-    if config.wording not in ("varied", "full"):
-        raise UserError(f"data.wording is {config.wording!r}; it must be varied or full")
-    if not 1 <= config.max_objects <= 3:
-        raise UserError(f"data.max_objects is {config.max_objects}; it must be 1, 2 or 3")
-    if not config.kinds or not KINDS.keys() >= set(config.kinds):
-        raise UserError(f"data.kinds is {list(config.kinds)}; it must hold some of {', '.join(KINDS)}")
 
 
 # ---- positions of objects; lengths are in pixels
@@ -177,10 +175,8 @@ def _random_position(config: ShapesConfig, radius: float, kind: str, axis: int, 
 
 def _are_separate(config: ShapesConfig, objects: list[ShapeObject]) -> bool:
     """Whether all bounding boxes are at least the gap apart."""
-    gap, boxes = min(config.height, config.width) * GAP, [shape.box() for shape in objects]
-    return all(
-        max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= gap for i, a in enumerate(boxes) for b in boxes[:i]
-    )
+    gap, pairs = min(config.height, config.width) * GAP, itertools.combinations([o.box() for o in objects], 2)
+    return all(max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= gap for a, b in pairs)
 
 
 def _arrange(

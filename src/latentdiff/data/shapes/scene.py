@@ -49,14 +49,6 @@ def relation(a: ShapeObject, b: ShapeObject) -> str:
     return "left of" if dx < 0 else "right of"
 
 
-def _circle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) - 1
-
-
-def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.9
-
-
 def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Equilateral, pointing up: sides 2.1 long, height 1.05 * sqrt(3)."""
     return np.maximum(0.75**0.5 * np.abs(u) - 0.5 * v - 0.525 * 0.75**0.5, v - 1.05 * 0.75**0.5)
@@ -76,25 +68,18 @@ def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(u, v) - 1, np.minimum(u, v) - 0.34)
 
 
-def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(u, v) - 0.77) - 0.25
-
-
-NOTCH = (
-    0.5 * math.cos(math.pi / 5),
-    0.5 * math.sin(math.pi / 5),
-)  # of the star, relative to a tip
+NOTCH = (0.5 * math.cos(math.pi / 5), 0.5 * math.sin(math.pi / 5))  # of the star, relative to a tip
 STAR_NORMAL = np.array([NOTCH[1], 1.1 - NOTCH[0]]) / math.hypot(NOTCH[1], 1.1 - NOTCH[0])
 
 # kind -> (signed distance to the outline, negative inside, as a function of u (right) and v (down),
 #          (half width, half height) of the bounding box, centred at u = v = 0); all in units of the radius
 KINDS = {
-    "circle": (_circle, (1.0, 1.0)),
-    "square": (_square, (0.9, 0.9)),
+    "circle": (lambda u, v: np.hypot(u, v) - 1, (1.0, 1.0)),
+    "square": (lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.9, (0.9, 0.9)),
     "triangle": (_triangle, (1.05, 0.909)),
     "star": (_star, (1.046, 0.995)),
     "cross": (_cross, (1.0, 1.0)),
-    "ring": (_ring, (1.02, 1.02)),
+    "ring": (lambda u, v: np.abs(np.hypot(u, v) - 0.77) - 0.25, (1.02, 1.02)),
 }
 CLASS_INDEX = {kind: i for i, kind in enumerate(KINDS)}
 

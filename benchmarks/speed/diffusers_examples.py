@@ -95,7 +95,7 @@ def bert(part: nn.Module, text, pad_id: int) -> nn.Module:
     """LDMBertModel with the weights of our text encoder."""
     from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 
-    options, weights = text_encoder.to_theirs(text, part.state_dict(), pad_id)
+    options, weights = text_encoder.to_diffusers(text, part.state_dict(), pad_id)
     model = LDMBertModel(LDMBertConfig(**{k: v for k, v in options.items() if k != "architectures"}))
     model.load_state_dict(weights, strict=False)  # to_logits, which nothing reads
     return model.eval()
