@@ -65,7 +65,7 @@ def prompt_metrics(folder: Path, path: Path, prompts: int) -> dict[str, float]:
     options = Namespace(prompts=prompts, sampler=None, steps=None, guidance_scale=None, split="val", batch_size=50,
                         summary=False)  # fmt: skip
     world = init_distributed()
-    metrics, _ = run.prompted(run.open_subject(str(as_run(folder, path)), world), options, world)
+    metrics, _ = run.prompt_metrics(run.open_run(str(as_run(folder, path)), world), options, world)
     return {name: value for name, value in metrics.items() if "_accuracy" in name}
 
 

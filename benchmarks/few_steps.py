@@ -52,10 +52,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", default="", help="the folder of the run's data, if it has moved")
     o = parser.parse_args(argv)
     world = init_distributed("auto")
-    subject = run.open_subject(o.run, world)
+    subject = run.open_run(o.run, world)
     if o.data:
         subject = subject._replace(recipe=replace(subject.recipe, data=replace(subject.recipe.data, path=o.data)))
-    extractor = run.find_features(subject, Namespace(features=o.features), world)
+    extractor = run.open_extractor(subject, Namespace(features=o.features), world)
     train = recipe.open_data(subject.recipe, "train")
     real = image_sets.extract(extractor, train, min(len(train), 5000), world).features
     captions, accuracy = READERS[type(subject.recipe.data)](subject, o.screen + o.count)
@@ -63,13 +63,13 @@ def main(argv: list[str]) -> None:
     def sample(settings: SamplingConfig, indices: range) -> tuple[Kernel, dict[str, Tensor]]:
         spec = SampleSpec(None, ("caption",), captions[indices.start : indices.stop], len(indices), indices.start)
         options = Namespace(split="val", batch_size=100, summary=False)
-        images, _ = run.draw(subject, spec, settings, "few-steps", options, world)
+        images, _ = run.sample(subject, spec, settings, "few-steps", options, world)
         features = image_sets.extract(extractor, images, len(indices), world).features
         return Kernel(features, real), accuracy(images, indices)
 
-    few = [replace(subject.model.sampling, sampler=sampler, timestep_spacing=spacing, steps=o.steps)
+    few = [replace(subject.pipeline.model.sampling, sampler=sampler, timestep_spacing=spacing, steps=o.steps)
            for sampler in SAMPLERS for spacing in SPACINGS]  # fmt: skip
-    reference = replace(subject.model.sampling, sampler="ddim", timestep_spacing="trailing", steps=50)
+    reference = replace(subject.pipeline.model.sampling, sampler="ddim", timestep_spacing="trailing", steps=50)
     screened = {name(settings): summary(*sample(settings, range(o.screen))) for settings in (*few, reference)}
     best = max(few, key=lambda settings: preference(screened[name(settings)]))
     indices = range(o.screen, o.screen + o.count)

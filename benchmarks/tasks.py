@@ -25,7 +25,7 @@ from latentdiff.data.shapes import reader
 from latentdiff.data.shapes.dataset import ShapesDataset
 from latentdiff.data.shapes.scene import KINDS, Scene
 from latentdiff.evaluation.image_metrics import psnr
-from latentdiff.evaluation.stage_one import again
+from latentdiff.evaluation.stage_one import reconstruct
 from latentdiff.layers import images_to_float
 from latentdiff.load import load_weak_model
 from latentdiff.recipe import DiffusionRecipe, with_condition_fields
@@ -217,7 +217,7 @@ def unconditional(pipeline: Pipeline, items: list[dict], folder: Path) -> Arm:
     config = run_dir.read_recipe(folder, DiffusionRecipe).data
     train = ShapesDataset(config, "train")
     sampled, data = histograms([s for s in scenes if s]), histograms([train.scene(i) for i in range(4000)])
-    reconstructed = torch.cat([again(pipeline.autoencoder, batch) for batch in real.split(BATCH_SIZE)])
+    reconstructed = torch.cat([reconstruct(pipeline.autoencoder, batch) for batch in real.split(BATCH_SIZE)])
     metrics = {"readable": fraction(s is not None for s in scenes)}
     for name, others in (("data", real), ("reconstructed", reconstructed)):
         metrics[f"readable_{name}"] = fraction(reader.read_scene(image) is not None for image in others)

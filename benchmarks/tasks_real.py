@@ -25,7 +25,7 @@ from latentdiff.config import short_name
 from latentdiff.data.fields import ConditionFields
 from latentdiff.evaluation import distances, features
 from latentdiff.evaluation.image_metrics import psnr, ssim
-from latentdiff.evaluation.stage_one import again, lpips_in_hole
+from latentdiff.evaluation.stage_one import masked_lpips, reconstruct
 from latentdiff.layers import images_to_float
 from latentdiff.recipe import DiffusionRecipe, with_condition_fields
 from latentdiff.sampling.pipeline import Pipeline, load_pipeline
@@ -71,7 +71,7 @@ def super_resolution(pipeline: Pipeline, items: list[dict], train: ConditionFiel
     x = {
         "sampled": sample(pipeline, {"low_res": low_res}, len(items)),
         "baseline": images_to_float(torch.from_numpy(bicubic)),
-        "upper_bound": reconstruct(pipeline, truth),
+        "upper_bound": reconstruct_all(pipeline, truth),
     }
     lpips = build(LPIPSConfig(backbone="squeezenet"))
     metrics = {"baseline": "bicubic upsampling", "upper_bound": "reconstruction of the true image"}
@@ -85,13 +85,17 @@ def inpainting(pipeline: Pipeline, items: list[dict], train: ConditionFields) ->
     fields = {name: torch.stack(column(items, name)) for name in ("image", "mask")}
     truth, mask = images(items), (fields["mask"] > 0).float()[:, None]  # [B, 1, H, W]
     mean = (truth * (1 - mask)).sum((2, 3), keepdim=True) / (1 - mask).sum((2, 3), keepdim=True)
-    x = {"sampled": sample(pipeline, fields, len(items)), "baseline": mean, "upper_bound": reconstruct(pipeline, truth)}
+    x = {
+        "sampled": sample(pipeline, fields, len(items)),
+        "baseline": mean,
+        "upper_bound": reconstruct_all(pipeline, truth),
+    }
     x = {arm: mask * y + (1 - mask) * truth for arm, y in x.items()}
     lpips = build(LPIPSConfig(backbone="squeezenet"))
     metrics = {"baseline": "mean of the known pixels", "upper_bound": "reconstruction of the true image",
                "mask_fraction": mask.mean().item()}  # fmt: skip
     for name, metric in {
-        "masked_lpips": lambda x, y, m: lpips_in_hole(lpips, x, y, m),
+        "masked_lpips": lambda x, y, m: masked_lpips(lpips, x, y, m),
         "masked_l1": lambda x, y, m: ((x - y).abs() * m).sum((1, 2, 3)) / m.sum((1, 2, 3)) / 6,  # of a range of 0..1
     }.items():
         metrics[name] = {arm: batched_mean(metric, truth, y, mask) for arm, y in x.items()}
@@ -129,8 +133,8 @@ ARMS: dict[str, Callable[[Pipeline, list[dict], ConditionFields], Arm]] = {
 
 
 @torch.no_grad()
-def reconstruct(pipeline: Pipeline, x: Tensor) -> Tensor:
-    return torch.cat([again(pipeline.autoencoder, batch) for batch in x.split(40)])
+def reconstruct_all(pipeline: Pipeline, x: Tensor) -> Tensor:
+    return torch.cat([reconstruct(pipeline.autoencoder, batch) for batch in x.split(40)])
 
 
 @torch.no_grad()

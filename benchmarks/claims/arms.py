@@ -17,6 +17,7 @@ from latentdiff.evaluation import distances, features, image_sets, run
 from latentdiff.evaluation.image_sets import Features, ImageDir
 from latentdiff.evaluation.run import EvalRun
 from latentdiff.evaluation.sample_images import SampleSpec
+from latentdiff.sampling.pipeline import Pipeline
 from latentdiff.training.distributed import World, init_distributed
 
 PROMPT_SEED = 40_000_000  # seed of scenes that no other measurement uses
@@ -52,24 +53,24 @@ class Arm(NamedTuple):
 @cache
 def open_experiment(setting: Setting) -> Experiment:
     world = init_distributed(setting.device)
-    subject = run.open_subject(setting.run, world)
+    subject = run.open_run(setting.run, world)
     options = Namespace(features="own", split="val", batch_size=100, summary=False)
     train = recipe.open_data(subject.recipe, "train")
-    extractor = run.find_features(subject, options, world)
+    extractor = run.open_extractor(subject, options, world)
     real = image_sets.extract(extractor, train, min(len(train), 5000), world)
     captions = tuple(prompts(subject.recipe.data, setting.count, PROMPT_SEED))
     return Experiment(setting, subject, captions, extractor, real, world)
 
 
 @cache
-def sample_arm(experiment: Experiment, model: object = None, **changes) -> Arm:
-    """Images with changed sampling settings or another model; those that exist are read."""
-    subject = experiment.subject if model is None else experiment.subject._replace(model=model)
+def sample_arm(experiment: Experiment, pipeline: Pipeline | None = None, **changes) -> Arm:
+    """Images with changed sampling settings or another pipeline; those that exist are read."""
+    subject = experiment.subject if pipeline is None else experiment.subject._replace(pipeline=pipeline)
     defaults = {"sampler": None, "steps": None, "guidance_scale": None}
     options = Namespace(**(defaults | changes), split="val", batch_size=100, summary=False)
     spec = SampleSpec(None, ("caption",), experiment.captions, experiment.setting.count, experiment.setting.seed)
-    settings = run.chosen(subject.model, options)
-    images, cost = run.draw(subject, spec, settings, "claims", options, experiment.world)
+    settings = run.sampling_settings(subject.pipeline, options)
+    images, cost = run.sample(subject, spec, settings, "claims", options, experiment.world)
     x = image_sets.extract(experiment.extractor, images, len(images), experiment.world).features
     return Arm(images, x, correct_prompts(images, experiment.captions), cost.get("images_per_second", float("nan")))
 

@@ -69,9 +69,9 @@ def train_autoencoder(setting: Setting, arm: str, seed: int) -> Path:
 def autoencoder_metrics(setting: Setting, arm: str, seed: int) -> dict[str, float]:
     """The metrics of evaluate.py of a stage-one run, and raw_std, the standard deviation of the raw latents."""
     world, folder = init_distributed(setting.device), train_autoencoder(setting, arm, seed)
-    subject = run.open_subject(str(folder), world)
+    subject = run.open_run(str(folder), world)
     options = Namespace(features=str(feature_net(setting)), split="val", count=500, summary=False)
-    metrics, _ = run.reconstructions(subject, options, world)
+    metrics, _ = run.reconstruction_metrics(subject, options, world)
     return metrics | {"raw_std": 1 / subject.autoencoder.latent_scale.mean().item()}
 
 

@@ -50,20 +50,16 @@ def sample_features(
     setting: Setting, folder: Path, world: World, weights: Path | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of samples of an unconditional run, with the weights of a checkpoint, and of its training data."""
-    subject = run.open_subject(str(folder), world)
+    subject = run.open_run(str(folder), world)
     if weights is not None:
-        subject.model.load_state_dict(checkpoint.read_tensors(weights) | _frozen(subject.model))
+        subject.pipeline.model.load_state_dict(checkpoint.read_tensors(weights))
     extractor = features.find(str(feature_net(setting)), None, None, folder, world)
     spec = SampleSpec(None, (), ("",), setting.count, setting.seed)
     options = Namespace(split="val", batch_size=100, summary=False, sampler=None, steps=None, guidance_scale=None)
-    images, _ = run.draw(subject, spec, subject.model.sampling, "claims", options, world)
+    images, _ = run.sample(subject, spec, subject.pipeline.model.sampling, "claims", options, world)
     train = recipe.open_data(subject.recipe, "train")
     real = image_sets.extract(extractor, train, min(len(train), 5000), world)
     return image_sets.extract(extractor, images, len(images), world).features, real.features
-
-
-def _frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in model.state_dict().items() if name.startswith("autoencoder.")}
 
 
 def tradeoff(setting: Setting) -> Result:
@@ -112,7 +108,7 @@ def few_images(setting: Setting) -> Result:
         for seed in setting.seeds:
             folder = train_unconditional(setting, 4, seed, f"data.count={count}", steps=4000, name=f"count{count}")
             samples, real = sample_features(setting, folder, world)
-            val_data = recipe.open_data(run.open_subject(str(folder), world).recipe, "val")
+            val_data = recipe.open_data(run.open_run(str(folder), world).recipe, "val")
             extractor = features.find(str(feature_net(setting)), None, None, folder, world)
             held_out = image_sets.extract(extractor, val_data, len(val_data), world).features
             metrics.setdefault(str(count), []).append(distances.memorisation(samples, real, held_out))
@@ -160,8 +156,8 @@ def train_task(setting: Setting, task: str, seed: int) -> tuple[float, float, bo
 def rate_distortion(setting: Setting, count: int = 200) -> Result:
     """Rate and distortion of the pixel model on held-out images, from the highest noise level down."""
     world = init_distributed(setting.device)
-    subject = run.open_subject(str(train_unconditional(setting, 1, 0, steps=SHORT_RUNS[1])), world)
-    data, model = recipe.open_data(subject.recipe, "val"), subject.model
+    subject = run.open_run(str(train_unconditional(setting, 1, 0, steps=SHORT_RUNS[1])), world)
+    data, model = recipe.open_data(subject.recipe, "val"), subject.pipeline.model
     z = torch.cat([subject.autoencoder.encode(loader.images(batch, world.device))
                    for batch in loader.sequential_batches(data, range(count), 100)])  # fmt: skip
     ts = sampling_timesteps(64, model.schedule, "log_snr").to(world.device)

@@ -119,7 +119,7 @@ def snr(setting: Setting) -> Result:
     """Rescaling latents by 1 / std multiplies their signal-to-noise ratio by 1 / std² at every timestep."""
     folder = autoencoders.train_autoencoder(setting, "f4", 0)
     world, schedule = init_distributed(setting.device), Schedule(ScheduleConfig())
-    subject = run.open_subject(str(folder), world)
+    subject = run.open_run(str(folder), world)
     data = recipe.open_data(subject.recipe, "val")
     with torch.no_grad():
         batch = next(loader.sequential_batches(data, range(256), 256))

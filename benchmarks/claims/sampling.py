@@ -7,6 +7,7 @@ from benchmarks.claims.arms import Experiment, Kernel, kernels, kid_difference, 
 from benchmarks.claims.claim import Chart, Claim, Effect, Result, Series, Setting, bootstrap, mean_interval
 from latentdiff import build, recipe
 from latentdiff.evaluation import distances, image_sets
+from latentdiff.sampling.pipeline import Pipeline, pipeline_of
 from latentdiff.training import checkpoint
 
 
@@ -121,8 +122,9 @@ def ema(setting: Setting) -> Result:
     kid: dict[str, dict] = {"EMA": {}, "raw": {}}
     for folder in (folders[0], folders[-1]):
         for name, file in (("EMA", "ema"), ("raw", "model")):
-            model = with_weights(experiment, checkpoint.read_tensors(folder / f"{file}.safetensors"))
-            kid[name][int(folder.name[5:])] = Kernel(sample_arm(experiment, model).features, experiment.real.features)
+            pipeline = with_weights(experiment, checkpoint.read_tensors(folder / f"{file}.safetensors"))
+            features = sample_arm(experiment, pipeline).features
+            kid[name][int(folder.name[5:])] = Kernel(features, experiment.real.features)
     for step in kid["raw"]:
         effect = kid_difference(kid["raw"][step], kid["EMA"][step], n)
         effects.append(Effect(f"KID of raw minus KID of EMA weights, step {step}", "> 0", *effect))
@@ -137,13 +139,13 @@ def ema(setting: Setting) -> Result:
     )
 
 
-def with_weights(experiment: Experiment, tensors: dict) -> torch.nn.Module:
-    """The run's model with other weights."""
+def with_weights(experiment: Experiment, tensors: dict) -> Pipeline:
+    """The pipeline of the run with other weights."""
     subject = experiment.subject
-    model = build.build_diffusion(subject.recipe, subject.autoencoder, subject.model.tokenizer)
+    model = build.build_diffusion(subject.recipe, subject.autoencoder, subject.pipeline.tokenizer)
     model.load_state_dict(tensors)
-    model.autoencoder, model.tokenizer, model.size = subject.autoencoder, subject.model.tokenizer, subject.model.size
-    return model.eval().requires_grad_(False).to(experiment.world.device)
+    pipeline = pipeline_of(subject.recipe, model, subject.autoencoder)
+    return pipeline.eval().requires_grad_(False).to(experiment.world.device)
 
 
 def memorisation(setting: Setting) -> Result:

@@ -1,14 +1,14 @@
-"""How fast and how lean: beside diffusers, and beside the machine's own limit.
+"""Speed and memory, compared with diffusers and with the limit of the machine.
 
 python -m benchmarks speed                   measure all that this machine can (20 minutes on two idle cores)
-python -m benchmarks speed NAME ...          measure some; the results are merged into those that are there
-python -m benchmarks speed --list            name the works
-python -m benchmarks speed --page            write docs/benchmarks.md from the results alone
+python -m benchmarks speed NAME ...          measure some; the results are merged into the existing ones
+python -m benchmarks speed --list            list the benchmarks
+python -m benchmarks speed --page            write docs/benchmarks.md from the results
 
---share S     of the usual repeats (default 1)
---busy        for a machine that has other work: one thread, and the seconds of the processor
+--repeats F   a factor on the default number of repeats (default 1)
+--busy        for a machine with other load: one thread, and CPU seconds instead of wall time
 
-Contestants take turns, each in a process of its own. The results are benchmarks/results/speed.json.
+Implementations alternate, each in its own process. The results are benchmarks/results/speed.json.
 """
 
 import argparse
@@ -17,51 +17,62 @@ import time
 
 import torch
 
-from benchmarks.speed import coding, data, growth, machine, page, sampling, shipped, starting, training
-from benchmarks.speed.work import Work
+from benchmarks.speed import (
+    autoencoder,
+    data,
+    machine,
+    page,
+    sampling,
+    scaling,
+    startup,
+    training,
+    training_loops,
+)
+from benchmarks.speed.benchmark import Benchmark
 from latentdiff import cli
 from latentdiff.config import UserError
 
-PARTS = (training, shipped, sampling, coding, data, growth, starting)
-WORKS: dict[str, Work] = {work.name: work for part in PARTS for work in part.WORKS}
+MODULES = (training, training_loops, sampling, autoencoder, data, scaling, startup)
+BENCHMARKS: dict[str, Benchmark] = {b.name: b for module in MODULES for b in module.BENCHMARKS}
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--repeats", type=float, default=1.0)
     parser.add_argument("--busy", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--page", action="store_true")
-    options = parser.parse_args(words)
-    unknown = [name for name in options.names if name not in WORKS]
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
-        raise UserError(f"no work is called {unknown[0]!r}; there are {', '.join(WORKS)}")
+        raise UserError(f"there is no benchmark {unknown[0]!r}; it must be one of {', '.join(BENCHMARKS)}")
     if options.busy:
-        os.environ |= {"LATENTDIFF_BENCH_CLOCK": "processor", "OMP_NUM_THREADS": "1"}
+        os.environ |= {"LATENTDIFF_BENCH_CLOCK": "cpu_seconds", "OMP_NUM_THREADS": "1"}
         torch.set_num_threads(1)
     if options.list:
-        print("\n".join(f"  {work.name:<20}{work.says}" for work in WORKS.values()))
+        print("\n".join(f"  {b.name:<20}{b.description}" for b in BENCHMARKS.values()))
         return
-    for work in [] if options.page else chosen(options.names):
-        measure(work, options.share)
-    found = page.read()
-    print("\n".join(page.table(WORKS.values(), found, device=machine.device().type)))
-    page.write(WORKS.values(), found)
+    for benchmark in [] if options.page else selected(options.names):
+        measure(benchmark, options.repeats)
+    results = page.read()
+    print("\n".join(page.table(BENCHMARKS.values(), results, device=machine.device().type)))
+    page.write(BENCHMARKS.values(), results)
 
 
-def chosen(names: list[str]) -> list[Work]:
-    able = [work for work in WORKS.values() if machine.device().type == "cuda" or not work.gpu]
-    return [work for work in able if not names or work.name in names]
+def selected(names: list[str]) -> list[Benchmark]:
+    possible = [b for b in BENCHMARKS.values() if machine.device().type == "cuda" or not b.gpu_only]
+    return [b for b in possible if not names or b.name in names]
 
 
-def measure(work: Work, share: float) -> None:
-    print(f"{work.name}: {work.says}", flush=True)
-    began = time.monotonic()
-    rows = work.measure(share)
-    for one in rows:
-        print(f"  {one.what}: {page.figure(vars(one))}", flush=True)
-    page.keep(work.name, rows, round(time.monotonic() - began), machine.device().type, machine.facts())
+def measure(benchmark: Benchmark, repeats: float) -> None:
+    print(f"{benchmark.name}: {benchmark.description}", flush=True)
+    start = time.monotonic()
+    measurements = benchmark.measure(repeats)
+    for measurement in measurements:
+        print(f"  {measurement.name}: {page.to_text(vars(measurement))}", flush=True)
+    seconds = round(time.monotonic() - start)
+    page.add(benchmark.name, measurements, seconds, machine.device().type, machine.facts())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What a work is, and what it leaves: rows of figures, each perhaps with a bar."""
+"""A speed benchmark and its measurements, some of which have a target."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from benchmarks.speed import machine
-from benchmarks.speed.race import Spread
+from benchmarks.speed.interleave import Spread
 
 
 @dataclass(frozen=True)
-class Row:
-    what: str
+class Measurement:
+    name: str
     value: float
     low: float  # quartiles
     high: float
@@ -18,8 +18,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What is asked of a row: at least (sign ">=") or at most ("<=") a number; None: nothing on that device."""
+class Target:
+    """The required value of a measurement per device, at least (">=") or at most ("<="); None: no target."""
 
     cpu: float | None
     gpu: float | None = None
@@ -27,24 +27,24 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Work:
+class Benchmark:
     name: str
-    says: str
-    measure: Callable[[float], list[Row]]  # how many times the usual repeats
-    bars: dict[str, Bar] = field(default_factory=dict)  # by Row.what
-    gpu: bool = False  # too large for CPUs
+    description: str
+    measure: Callable[[float], list[Measurement]]  # called with a factor on the default number of repeats
+    targets: dict[str, Target] = field(default_factory=dict)  # by the name of the measurement
+    gpu_only: bool = False
 
 
-def row(what: str, spread: Spread, unit: str = "x", note: str = "") -> Row:
-    return Row(what, spread.value, spread.low, spread.high, unit, note)
+def spread(name: str, values: Spread, unit: str = "x", note: str = "") -> Measurement:
+    return Measurement(name, values.value, values.low, values.high, unit, note)
 
 
-def once(what: str, value: float, unit: str, note: str = "") -> Row:
-    return Row(what, value, value, value, unit, note)
+def single(name: str, value: float, unit: str, note: str = "") -> Measurement:
+    return Measurement(name, value, value, value, unit, note)
 
 
-def times(repeats: int, share: float) -> int:
-    return max(2, round(repeats * share))
+def scaled(repeats: int, factor: float) -> int:
+    return max(2, round(repeats * factor))
 
 
 def on_gpu() -> bool:

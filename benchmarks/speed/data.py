@@ -1,4 +1,4 @@
-"""Data: pictures from a folder and from tars, latents from the cache, and starting where a run left off."""
+"""Data loading: images from a folder and from tar shards, latents from the cache, and resuming."""
 
 import itertools
 import json
@@ -12,48 +12,48 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from benchmarks.speed import machine, shipped
-from benchmarks.speed.race import ROOT, Contestant, clock, race, ratio
-from benchmarks.speed.work import Bar, Row, Work, once, row, times
+from benchmarks.speed import machine, training_loops
+from benchmarks.speed.benchmark import Benchmark, Measurement, Target, scaled, single, spread
+from benchmarks.speed.interleave import ROOT, Implementation, interleave, ratio, time_key
 from latentdiff.autoencoder.autoencoder import AutoencoderConfig
-from latentdiff.build import build_autoencoder, open_tokenizer
+from latentdiff.build import build_autoencoder, build_diffusion
 from latentdiff.config import override, read_recipe
-from latentdiff.data import encode_latents, loader
-from latentdiff.data import latent_cache as caches
+from latentdiff.data import encode_latents, latent_cache, loader
 from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.data.tar import TarConfig, TarDataset
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, open_data
 from latentdiff.stage_two.batches import BatchEncoder
+from latentdiff.stage_two.components import open_tokenizer
 from latentdiff.training.distributed import SINGLE_PROCESS
 from latentdiff.training.log import Log
 
 TINY = AutoencoderConfig(channels=8, channel_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4)
 
 
-# ---- contestants
+# ---- implementations
 
 
-def pictures(done, kind: str, count: int = 64, pixels: int = 256, batch: int = 16) -> None:
-    """Batches of decoded, cropped pictures; kind: folder, tars, or theirs, which is their examples' loader."""
-    from benchmarks.speed import examples
+def load_images(record, kind: str, count: int = 64, pixels: int = 256, batch: int = 16) -> None:
+    """Batches of decoded and cropped images; kind: folder, tar, or diffusers, the loader of its examples."""
+    from benchmarks.speed import diffusers_examples
 
     folder = Path(tempfile.mkdtemp())
-    shipped.pictures(folder, SimpleNamespace(pictures=count, pixels=pixels))
-    if kind == "theirs":
-        stream = examples.epochs(examples.Pictures(folder, pixels), batch)
+    training_loops.write_images(folder, SimpleNamespace(images=count, pixels=pixels))
+    if kind == "diffusers":
+        stream = diffusers_examples.epochs(diffusers_examples.ImageFolder(folder, pixels), batch)
     else:
         data = FolderDataset(FolderConfig(str(folder), pixels, val_fraction=0.0), "train") if kind == "folder" else None
-        data = data or TarDataset(TarConfig(str(shard(folder)), pixels, val_fraction=0.0), "train")
+        data = data or TarDataset(TarConfig(str(write_shard(folder)), pixels, val_fraction=0.0), "train")
         stream = map(loader.images, loader.batches(data, 0, batch, [range(batch)], 0, 10**6))
-    done.settled()
+    record.reset_memory()
     while True:
         for _ in range(count // batch):
             next(stream)
-        done(images=count)
+        record(images=count)
 
 
-def shard(folder: Path) -> Path:
-    """The pictures and captions of a folder in one tar."""
+def write_shard(folder: Path) -> Path:
+    """Write the images and captions of a folder to one tar file; the folder of the shard."""
     path = folder / "shards" / "train-00000.tar"
     path.parent.mkdir()
     with tarfile.open(path, "w") as tar:
@@ -62,28 +62,30 @@ def shard(folder: Path) -> Path:
     return path.parent
 
 
-def latents(done, first: int = 0, count: int = 256, batches: int = 8) -> None:
-    """What train_diffusion.py's loop asks for in every step of the demo: rows of the cache, joined by their captions, a
-    sample of each posterior, tokens. A turn begins with the first batch after `first` steps."""
+def load_latents(record, first: int = 0, count: int = 256, batches: int = 8) -> None:
+    """What the loop of train_diffusion.py reads per step of the demo: entries of the cache with their captions, a
+    posterior sample, tokens. A repeat starts with the first batch after `first` steps."""
     folder = Path(tempfile.mkdtemp())
-    words = [f"data.count={count}", "data.val_count=8", f"cache.path={folder / 'cache'}", "name=bench"]
-    r = override(read_recipe(ROOT / "recipes/diffusion/demo.py", DiffusionRecipe), words)
+    overrides = [f"data.count={count}", "data.val_count=8", f"cache.path={folder / 'cache'}", "name=bench"]
+    r = override(read_recipe(ROOT / "recipes/diffusion/demo.py", DiffusionRecipe), overrides)
     data, autoencoder = open_data(r, "train"), build_autoencoder(AutoencoderRecipe(autoencoder=TINY)).eval()
     log = Log(folder, SINGLE_PROCESS, 0, r.train)
-    made = BatchEncoder(
-        r, SINGLE_PROCESS, autoencoder, open_tokenizer(r, folder, data, SINGLE_PROCESS, print), data, log
-    )
-    size, micro = r.train.batch_size, loader.micro_batches(0, 1, r.train.batch_size, 1)
-    done.settled()
+    tokenizer = open_tokenizer(r, folder, data, SINGLE_PROCESS, print)
+    prepare = build_diffusion(r, autoencoder, tokenizer).conditioner.prepare
+    encode_batch = BatchEncoder(
+        r, SINGLE_PROCESS, autoencoder, data, r.conditions, r.derived_fields, prepare, log
+    )  # fmt: skip
+    size, positions = r.train.batch_size, loader.micro_batches(0, 1, r.train.batch_size, 1)
+    record.reset_memory()
     while True:
-        stream = loader.batches(made.rows, 0, size, micro, first, 10**9)
+        stream = loader.batches(encode_batch.data, 0, size, positions, first, 10**9)
         for step, batch in enumerate(itertools.islice(stream, batches), first):
-            z, _ = made(batch, step, micro[0])
-        done(images=batches * size, z=z.flatten()[:8].tolist())
+            z, _ = encode_batch(batch, step, positions[0])
+        record(images=batches * size, z=z.flatten()[:8].tolist())
 
 
-class Rows:
-    """A data set of so many items, of which nothing is asked but how many there are."""
+class Dataset:
+    """A dataset that has only a length."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -92,47 +94,48 @@ class Rows:
         return self.count
 
     def fingerprint(self) -> str:
-        return "rows"
+        return "benchmark"
 
 
-def opening(done, rows: int) -> None:
-    """Opening a cache of demo latents whose files are holes, with its statistics; then batches of its rows."""
-    held, config = tempfile.TemporaryDirectory(), caches.LatentCacheConfig()
-    folder = Path(held.name)
-    sparse(folder, rows, config)
-    order = loader.Stream(Rows(rows), 0, 32)
-    done.settled()
-    done.begin()
+def open_cache(record, entries: int) -> None:
+    """Open a cache of demo-sized latents, whose files are sparse, with its statistics; then read some entries."""
+    temporary, config = tempfile.TemporaryDirectory(), latent_cache.LatentCacheConfig()
+    folder = Path(temporary.name)
+    write_sparse_cache(folder, entries, config)
+    order = loader.Stream(Dataset(entries), 0, 32)
+    record.reset_memory()
+    record.begin()
     while True:
-        began = time.perf_counter()
-        opened = encode_latents.open_cache(
-            folder, config, Rows(rows), "weights", lambda batch: None, SINGLE_PROCESS, print
+        start = time.perf_counter()
+        cache = encode_latents.open_cache(
+            folder, config, Dataset(entries), "weights", lambda batch: None, SINGLE_PROCESS, print
         )
-        opened.statistics()
-        took, resident = time.perf_counter() - began, machine.resident() - done.resident
+        cache.statistics()
+        seconds, resident = time.perf_counter() - start, machine.resident() - record.resident
         for position in range(1024):
-            opened.row(order.index(10**6, position))
-        done(opening=took, opened=resident)
+            cache.entry(order.index(10**6, position))
+        record(open_seconds=seconds, resident=resident)
 
 
-def sparse(folder: Path, rows: int, config: caches.LatentCacheConfig) -> None:
-    """What open_cache takes for the cache of `Rows`: headers, sums and holes."""
+def write_sparse_cache(folder: Path, entries: int, config: latent_cache.LatentCacheConfig) -> None:
+    """Write what open_cache accepts as the cache of `Dataset`: headers and sums of shards, without their content."""
     folder.mkdir(exist_ok=True)
-    manifest = {"autoencoder": "weights", "data": "rows", "copies": 1, "rows": rows, "shard_size": config.shard_size}
+    manifest = {"autoencoder": "weights", "data": "benchmark", "copies": 1, "entries": entries,
+                "shard_size": config.shard_size}  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    names = caches.shard_names(manifest)
-    for i, (name, start) in enumerate(zip(names, range(0, rows, config.shard_size))):
-        held = min(config.shard_size, rows - start)
+    names = latent_cache.shard_names(manifest)
+    for i, (name, start) in enumerate(zip(names, range(0, entries, config.shard_size))):
+        size = min(config.shard_size, entries - start)
         if 0 < i < len(names) - 1:
             os.link(folder / names[0], folder / name)
             continue
-        latent = ("F32", (held, 4, 8, 8), 4)
-        shapes = {"sums": ("F64", (4, 4), 8), "mean": latent, "logvar": latent, "key": ("I64", (held,), 8),
-                  "id_hash": ("I64", (held,), 8), "ok": ("BOOL", (held,), 1)}  # fmt: skip
+        latent = ("F32", (size, 4, 8, 8), 4)
+        arrays = {"sums": ("F64", (4, 4), 8), "mean": latent, "logvar": latent, "key": ("I64", (size,), 8),
+                  "id_hash": ("I64", (size,), 8), "ok": ("BOOL", (size,), 1)}  # fmt: skip
         header, end = {}, 0
-        for field, (kind, shape, size) in shapes.items():
-            length = size * int(np.prod(shape))
-            header[field] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + length]}
+        for field, (dtype, shape, bytes_per_value) in arrays.items():
+            length = bytes_per_value * int(np.prod(shape))
+            header[field] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + length]}
             end += length
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -140,50 +143,57 @@ def sparse(folder: Path, rows: int, config: caches.LatentCacheConfig) -> None:
             file.write(struct.pack("<Q", len(text)) + text + np.ones((4, 4)).tobytes())
             file.truncate(8 + len(text) + end)
     sizes = [(folder / name).stat().st_size for name in names]
-    (folder / caches.SUMMARY).write_text(json.dumps({"bytes": sizes, "sums": np.ones((4, 4)).tolist()}))
+    (folder / latent_cache.SUMMARY).write_text(json.dumps({"bytes": sizes, "sums": np.ones((4, 4)).tolist()}))
 
 
-# ---- works
+# ---- benchmarks
 
 
-def reading(share: float) -> list[Row]:
-    field = {kind: Contestant("data:pictures", {"kind": kind}) for kind in ("folder", "tars", "theirs")}
-    turns = race(field, times(9, share))
-    return [row(f"{kind}, against their examples' loader", ratio(turns["theirs"], turns[kind]))
-            for kind in ("folder", "tars")]  # fmt: skip
+def images(repeats: float) -> list[Measurement]:
+    kinds = ("folder", "tar", "diffusers")
+    results = interleave(
+        {kind: Implementation("data:load_images", {"kind": kind}) for kind in kinds}, scaled(9, repeats)
+    )
+    return [spread(f"{kind}: speedup over the loader of diffusers' examples",
+                   ratio(results["diffusers"], results[kind])) for kind in ("folder", "tar")]  # fmt: skip
 
 
-def feeding(share: float) -> list[Row]:
-    field = {
-        "step": Contestant("training:ours", {"size": "demo"}),
-        "latents": Contestant("data:latents"),
-        "later": Contestant("data:latents", {"first": 10**6, "batches": 1}),
-        "at once": Contestant("data:latents", {"first": 0, "batches": 1}),
+def latents(repeats: float) -> list[Measurement]:
+    implementations = {
+        "step": Implementation("training:run_latentdiff", {"size": "demo"}),
+        "latents": Implementation("data:load_latents"),
+        "resumed": Implementation("data:load_latents", {"first": 10**6, "batches": 1}),
+        "start": Implementation("data:load_latents", {"first": 0, "batches": 1}),
     }
-    turns = race(field, times(9, share))
+    results = interleave(implementations, scaled(9, repeats))
+    per_image = {name: [{time_key(): repeat[time_key()] / repeat["images"]} for repeat in results[name]]
+                 for name in ("step", "latents")}  # fmt: skip
     return [
-        row("latents and tokens, against what the step consumes", ratio(
-            [t | {clock(): t[clock()] / t["images"]} for t in turns["step"]],
-            [t | {clock(): t[clock()] / t["images"]} for t in turns["latents"]])),
-        row("first batch after a resume at step 10^6, against step 0", ratio(turns["later"], turns["at once"])),
-    ]  # fmt: skip
-
-
-def holding(share: float) -> list[Row]:
-    field = {str(rows): Contestant("data:opening", {"rows": rows, "warm_up": 0}) for rows in (10**4, 10**7)}
-    turns = race(field, times(3, share))
-    large, small = turns[str(10**7)], turns[str(10**4)]
-    return [
-        once("10^7 rows: open", max(turn["opening"] for turn in large), "s", "with the statistics"),
-        once("10^7 rows: resident", max(turn["opened"] for turn in large), "MB"),
-        once("10^4 rows: resident", max(turn["opened"] for turn in small), "MB"),
+        spread("latents and tokens: images/s over those of the training step", ratio(*per_image.values())),
+        spread("first batch: time when resuming at step 10^6 / at step 0", ratio(results["resumed"], results["start"])),
     ]
 
 
-WORKS = [
-    Work("data-pictures", "pictures of 256 x 256 out of JPEG, batches of 16, one process", reading),
-    Work("data-latents", "the demo's latents from the cache, batches of 32, one process", feeding,
-         {"latents and tokens, against what the step consumes": Bar(20, 20)}),
-    Work("data-cache", "a cache of the demo's latents, files full of holes", holding,
-         {"10^7 rows: open": Bar(1, 1, "<="), "10^7 rows: resident": Bar(200, 200, "<=")}),
+def cache(repeats: float) -> list[Measurement]:
+    implementations = {
+        count: Implementation("data:open_cache", {"entries": count, "warm_up": 0}) for count in (10**4, 10**7)
+    }
+    results = interleave(implementations, scaled(3, repeats))
+    large, small = results[10**7], results[10**4]
+    return [
+        single(
+            "10^7 entries: time to open", max(repeat["open_seconds"] for repeat in large), "s", "with the statistics"
+        ),
+        single("10^7 entries: resident memory", max(repeat["resident"] for repeat in large), "MB"),
+        single("10^4 entries: resident memory", max(repeat["resident"] for repeat in small), "MB"),
+    ]
+
+
+BENCHMARKS = [
+    Benchmark("data-images", "images of 256 x 256 from JPEG files, batches of 16, one process", images),
+    Benchmark("data-latents", "the demo's latents from the cache, batches of 32, one process", latents,
+              {"latents and tokens: images/s over those of the training step": Target(20, 20)}),
+    Benchmark("data-cache", "a cache of demo-sized latents in sparse files", cache,
+              {"10^7 entries: time to open": Target(1, 1, "<="),
+               "10^7 entries: resident memory": Target(200, 200, "<=")}),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Contestants side by side: each in a process of its own, taking turns, so that what disturbs one disturbs all."""
+"""Runs several implementations in turns, each in its own process, so that a disturbance affects all of them."""
 
 import json
 import os
@@ -14,69 +14,70 @@ from typing import Any
 from latentdiff.config import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-Turn = dict[str, Any]  # seconds, memory in MB, and what the contestant said
+Repeat = dict[str, Any]  # seconds, cpu_seconds, memory in MB, and the values that the implementation recorded
 
 
 @dataclass(frozen=True)
-class Contestant:
-    where: str  # module:function of benchmarks.speed
+class Implementation:
+    function: str  # module:function of benchmarks.speed
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 
-class Process:
-    """A contestant at work."""
+class Worker:
+    """The process of an implementation (worker.py)."""
 
-    def __init__(self, one: Contestant) -> None:
-        self.one, self.said = one, tempfile.TemporaryFile("w+")  # noqa: SIM115
+    def __init__(self, implementation: Implementation) -> None:
+        self.implementation, self.stderr = implementation, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.folder = tempfile.TemporaryDirectory()
         paths = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+        environment = dict(os.environ) | {"PYTHONPATH": paths, "TMPDIR": self.folder.name} | implementation.environment
+        options = json.dumps(implementation.options)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.speed.worker", one.where, json.dumps(one.options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
-            cwd=ROOT, env=dict(os.environ) | {"PYTHONPATH": paths, "TMPDIR": self.folder.name} | one.environment,
+            [sys.executable, "-m", "benchmarks.speed.worker", implementation.function, options],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr, text=True, cwd=ROOT, env=environment,
         )  # fmt: skip
 
-    def turn(self) -> Turn:
-        """One repeat."""
+    def run_repeat(self) -> Repeat:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return self.answer()
+        return self.read()
 
-    def answer(self) -> Turn:
-        answer = self.process.stdout.readline()
-        if not answer:
-            self.said.seek(0)
-            raise UserError(f"{self.one.where} {self.one.options} failed: {self.said.read()[-2000:]}")
-        return json.loads(answer)
+    def read(self) -> Repeat:
+        line = self.process.stdout.readline()
+        if not line:
+            self.stderr.seek(0)
+            name = f"{self.implementation.function} {self.implementation.options}"
+            raise UserError(f"{name} failed: {self.stderr.read()[-2000:]}")
+        return json.loads(line)
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
-        self.said.close()
+        self.stderr.close()
         self.folder.cleanup()
 
 
-def race(contestants: Mapping[str, Contestant], repeats: int) -> dict[str, list[Turn]]:
-    """The turns of each, one after the other, once all have set themselves up; every other round goes backwards."""
-    running: dict[str, Process] = {}
-    turns: dict[str, list[Turn]] = {name: [] for name in contestants}
+def interleave(implementations: Mapping[str, Implementation], repeats: int) -> dict[str, list[Repeat]]:
+    """The repeats of each implementation, in turns after all are ready; every other round is in reverse order."""
+    workers: dict[str, Worker] = {}
+    results: dict[str, list[Repeat]] = {name: [] for name in implementations}
     try:
-        for name, one in contestants.items():
-            running[name] = Process(one)
-        for process in running.values():
-            process.answer()  # it is ready
+        for name, implementation in implementations.items():
+            workers[name] = Worker(implementation)
+        for worker in workers.values():
+            worker.read()  # it is ready
         for repeat in range(repeats):
-            for name in list(contestants)[:: 1 if repeat % 2 == 0 else -1]:
-                turns[name].append(running[name].turn())
+            for name in list(implementations)[:: 1 if repeat % 2 == 0 else -1]:
+                results[name].append(workers[name].run_repeat())
     finally:
-        for process in running.values():
-            process.close()
-    return turns
+        for worker in workers.values():
+            worker.close()
+    return results
 
 
-def clock() -> str:
-    """What ratios are of: seconds, or, on a machine that is busy with other things, those of the processor."""
+def time_key() -> str:
+    """The time that ratios are of: seconds, or on a busy machine cpu_seconds."""
     return os.environ.get("LATENTDIFF_BENCH_CLOCK", "seconds")
 
 
@@ -96,7 +97,7 @@ class Spread:
         return cls(value, low, high)
 
 
-def ratio(slower: list[Turn], faster: list[Turn], what: str = "", per: str = "") -> Spread:
-    """How many times more the first takes, by pairs of turns; per: a figure of the turn that it is divided by."""
-    cost = [[turn[what or clock()] / (turn[per] if per else 1) for turn in turns] for turns in (slower, faster)]
-    return Spread.of([a / b for a, b in zip(*cost)])
+def ratio(slower: list[Repeat], faster: list[Repeat], key: str = "") -> Spread:
+    """The ratio of a value (default: the time) of the first to that of the second, over pairs of repeats."""
+    values = [[repeat[key or time_key()] for repeat in repeats] for repeats in (slower, faster)]
+    return Spread.of([a / b for a, b in zip(*values)])

@@ -1,4 +1,4 @@
-"""The machine: its facts, its memory, its clock and its limit."""
+"""The machine: its facts, the memory of this process, and the peak speed of matrix products."""
 
 import importlib
 import os
@@ -21,12 +21,12 @@ def device() -> torch.device:
 
 
 def dtype() -> torch.dtype:
-    """What training computes in here unless it is told otherwise."""
+    """The default precision of training on this machine."""
     return precision("auto", device())
 
 
-def begin() -> None:
-    """As the scripts begin; what the first optimiser's step would import is imported."""
+def set_up() -> None:
+    """As at the start of a script; imports here what the first optimizer step would import."""
     importlib.import_module("torch._dynamo")
 
     init_distributed()
@@ -49,11 +49,11 @@ def facts() -> dict[str, object]:
 
 def cpu() -> str:
     try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
+        match = None
     features = [name for name, has in torch.cpu.get_capabilities().items() if has is True and "bf16" in name]
-    return ", ".join([found[1] if found else platform.processor(), *features])
+    return ", ".join([match[1] if match else platform.processor(), *features])
 
 
 def diffusers_version() -> str:
@@ -65,7 +65,7 @@ def diffusers_version() -> str:
         return "none"
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if device().type == "cuda":
         torch.cuda.synchronize()
 
@@ -78,11 +78,11 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """The most since `forget_peak`."""
+    """The peak since `reset_peak`."""
     return torch.cuda.max_memory_allocated() / MB if device().type == "cuda" else _status("VmHWM")
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -90,25 +90,25 @@ def forget_peak() -> None:
 
 
 def _status(name: str) -> float:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024
+    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match[1]) / 1024
 
 
-# ---- the limit
+# ---- peak speed
 
 
-def matrix_rate(size: int = 1024) -> float:
-    """FLOPs per second of the product of two square matrices, in the type that training computes in."""
+def matmul_flops_per_second(size: int = 1024) -> float:
+    """FLOP/s of the product of two square matrices, in the precision of training."""
     a, b = (torch.randn(size, size, device=device(), dtype=dtype()) for _ in range(2))
-    product(a, b, 2)
+    multiply(a, b, 2)
     on_cpu = device().type == "cpu"
     clock, count = (time.process_time, 4) if on_cpu and torch.get_num_threads() == 1 else (time.perf_counter, 50)
-    began = clock()
-    product(a, b, count)
-    return count * 2 * size**3 / (clock() - began)
+    start = clock()
+    multiply(a, b, count)
+    return count * 2 * size**3 / (clock() - start)
 
 
-def product(a: Tensor, b: Tensor, count: int) -> None:
+def multiply(a: Tensor, b: Tensor, count: int) -> None:
     for _ in range(count):
         a @ b
-    synchronise()
+    synchronize()

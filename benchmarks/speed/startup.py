@@ -1,4 +1,4 @@
-"""How soon each script is there: imports, --help, the first step."""
+"""Start-up time of each script: imports, --help, a run of one step."""
 
 import os
 import resource
@@ -7,52 +7,50 @@ import sys
 import tempfile
 import time
 
-from benchmarks.speed.race import ROOT, Spread, clock
-from benchmarks.speed.work import Bar, Row, Work, row, times
+from benchmarks.speed.benchmark import Benchmark, Measurement, Target, scaled, spread
+from benchmarks.speed.interleave import ROOT, Spread, time_key
 from latentdiff.config import UserError
 
 STEP = "train.steps=1 train.log_every=1 train.val_every=1 train.sample_every=1 train.checkpoint_every=1 name=bench"
-COMMANDS = {  # what python is told; all are counted in the first
+COMMANDS = {  # arguments of python; the first is the baseline of the others
     "import torch": ("-c", "import torch"),
     "import latentdiff": ("-c", "import latentdiff"),
-    "import what load_run needs": ("-c", "import latentdiff.load"),
+    "imports of load_run": ("-c", "import latentdiff.sampling.pipeline"),
     "train_autoencoder.py --help": ("train_autoencoder.py", "--help"),
     "train_diffusion.py --help": ("train_diffusion.py", "--help"),
     "train_classifier.py --help": ("train_classifier.py", "--help"),
     "sample.py --help": ("sample.py", "--help"),
     "evaluate.py --help": ("evaluate.py", "--help"),
-    "tiny autoencoder, one step and all that a run leaves": (
-        "train_autoencoder.py", "recipes/autoencoder/tiny.py", *STEP.split()),
-    "tiny diffusion, one step and all that a run leaves": (
-        "train_diffusion.py", "recipes/diffusion/tiny.py", *STEP.split()),
-}  # fmt: skip
+    "tiny autoencoder, a run of one step": ("train_autoencoder.py", "recipes/autoencoder/tiny.py", *STEP.split()),
+    "tiny diffusion, a run of one step": ("train_diffusion.py", "recipes/diffusion/tiny.py", *STEP.split()),
+}
 
 
-def took(command: tuple[str, ...]) -> float:
-    """Seconds of a process, or of the processor in it; every run begins from nothing."""
+def seconds_of(command: tuple[str, ...]) -> float:
+    """Seconds, or CPU seconds, of a process with an empty folder of runs."""
     with tempfile.TemporaryDirectory() as folder:
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         environment = dict(os.environ) | {"LATENTDIFF_RUNS": folder, "PYTHONPATH": paths}
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-        after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-    worked = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return worked if clock() == "processor" else ended - began
+        process = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        after, end = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    if process.returncode:
+        raise UserError(f"{' '.join(command)} exited with code {process.returncode}: {process.stderr[-2000:]}")
+    cpu_seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return cpu_seconds if time_key() == "cpu_seconds" else end - start
 
 
-def starting(share: float) -> list[Row]:
-    found: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(times(3, share)):
+def startup(repeats: float) -> list[Measurement]:
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(scaled(3, repeats)):
         for name, command in COMMANDS.items():
-            found[name].append(took(command))
-    first, *others = COMMANDS
-    return [row(f"{name}, against {first}", Spread.of([a / b for a, b in zip(found[name], found[first])]))
+            seconds[name].append(seconds_of(command))
+    base, *others = COMMANDS
+    return [spread(f"{name} / {base}", Spread.of([a / b for a, b in zip(seconds[name], seconds[base])]))
             for name in others]  # fmt: skip
 
 
-WORKS = [
-    Work("start", "processes from their start to their end", starting,
-         {"import latentdiff, against import torch": Bar(1.5, 1.5, "<=")}),
+BENCHMARKS = [
+    Benchmark("startup", "processes from start to exit", startup,
+              {"import latentdiff / import torch": Target(1.5, 1.5, "<=")}),
 ]  # fmt: skip

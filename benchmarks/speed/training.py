@@ -1,4 +1,4 @@
-"""The U-Net's training step: forward, backward, optimiser and average, on the same numbers."""
+"""The U-Net's training step on fixed inputs: forward, backward, optimizer and EMA."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed import machine, networks
-from benchmarks.speed.race import Contestant, Spread, Turn, clock, race, ratio
-from benchmarks.speed.work import Bar, Row, Work, on_gpu, once, row, times
+from benchmarks.speed.benchmark import Benchmark, Measurement, Target, on_gpu, scaled, single, spread
+from benchmarks.speed.interleave import Implementation, Repeat, Spread, interleave, ratio, time_key
 from latentdiff.training import optim
 from latentdiff.training.cuda_graph import CudaGraph
 from latentdiff.training.distributed import init_distributed
@@ -20,113 +20,131 @@ from latentdiff.training.state import TrainState
 TRAIN = TrainConfig(lr=1e-4, ema_decay=0.9999, grad_clip=1.0)
 
 
-def ours(done, size: str, steps: int = 1, compiled: bool = False, graph: bool = False, **changes) -> None:
-    """What train_diffusion.py does between two batches; changes: of the size."""
-    done.settled()
-    chosen, world = replace(networks.sizes()[size], **changes), init_distributed()
-    device = world.device
-    unet = world.to_device(networks.ours(chosen), contiguous=True)
-    learner, parallel = (
-        TrainState(unet, replace(TRAIN, cuda_graph=graph), world),
-        world.ddp(unet, broadcast_buffers=False),
+def run_latentdiff(
+    record, size: str, steps: int = 1, compiled: bool = False, cuda_graph: bool = False, **changes
+) -> None:  # fmt: skip
+    """What train_diffusion.py does between two batches; changes: of the fields of the size."""
+    record.reset_memory()
+    chosen, world, cfg = (
+        replace(networks.sizes()[size], **changes),
+        init_distributed(),
+        replace(TRAIN, cuda_graph=cuda_graph),
     )
+    unet = world.to_device(networks.latentdiff_unet(chosen), contiguous=True)
+    state, ddp = TrainState(unet, cfg, world), world.ddp(unet, broadcast_buffers=False)
     if compiled:
         unet.compile()
-    z_t, target, t, cond = networks.inputs(chosen, device)
+    z_t, target, t, cond = networks.inputs(chosen, world.device)
 
-    def walk(z_t: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        with learner.autocast():
-            loss = (parallel(z_t, t, cond).to(z_t.dtype) - target).square().flatten(1).mean(1).mean()
-        optim.backward(loss, learner.scaler)
+    def forward_backward(z_t: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        with state.autocast():
+            loss = (ddp(z_t, t, cond).to(z_t.dtype) - target).square().flatten(1).mean(1).mean()
+        state.scaler.scale(loss).backward()
         return loss
 
-    walk, step = CudaGraph(walk, unet.parameters()) if graph else walk, 0
+    if cuda_graph:
+        forward_backward = CudaGraph(forward_backward, unet.parameters())
     while True:
         for _ in range(steps):
-            loss = walk(z_t, target, t)
-            learner.step(step)
-            step += 1
-        done(loss=loss.item(), images=steps * chosen.batch)
+            loss = forward_backward(z_t, target, t)
+            optim.set_lr(state.optimizer, optim.lr_at(cfg, state.step))
+            grad_norm = state.clip_grad_norm_()
+            state.optimizer.step()
+            state.ema.update(state.step, grad_norm)
+            state.optimizer.zero_grad(set_to_none=True)
+            state.end_step()
+        record(loss=loss.item(), images=steps * chosen.batch)
 
 
-def theirs(done, size: str, steps: int = 1, compiled: bool = False) -> None:
-    """The part of diffusers' text-to-image example from the U-Net on, in its order: prediction, loss, backward, clipped
-    norm, AdamW, gradients to None, EMAModel. As there, AdamW and EMAModel are as they come and the loss is read at
-    every step."""
+def run_diffusers(record, size: str, steps: int = 1, compiled: bool = False) -> None:
+    """The part of diffusers' text-to-image example after the U-Net's inputs, in the same order: prediction, loss,
+    backward, gradient clipping, AdamW, zero_grad, EMAModel. As there, AdamW and EMAModel have their default
+    implementation and the loss is read at every step."""
     from diffusers.training_utils import EMAModel
 
-    done.settled()
+    record.reset_memory()
     chosen, device = networks.sizes()[size], machine.device()
-    unet = networks.theirs(networks.ours(chosen), chosen.latent).to(device).train()
+    unet = networks.diffusers_unet(networks.latentdiff_unet(chosen), chosen.latent).to(device).train()
     ema = EMAModel(unet.parameters(), decay=TRAIN.ema_decay)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=TRAIN.lr, betas=TRAIN.betas, weight_decay=TRAIN.weight_decay)
     if compiled:
         unet.compile()
     z_t, target, t, cond = networks.inputs(chosen, device)
-    told = () if cond.context is None else (cond.context,)
+    context = () if cond.context is None else (cond.context,)
     while True:
         for _ in range(steps):
             with autocast(device, machine.dtype()):
-                prediction = unet(z_t, t, *told).sample
+                prediction = unet(z_t, t, *context).sample
             loss = F.mse_loss(prediction.float(), target.float())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), TRAIN.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
             ema.step(unet.parameters())
-            said = loss.item()
-        done(loss=said, images=steps * chosen.batch)
+            train_loss = loss.item()
+        record(loss=train_loss, images=steps * chosen.batch)
 
 
-def limit(done, size: str) -> None:
-    """How fast the machine multiplies matrices, and the FLOPs of a step."""
+def run_matmul(record, size: str) -> None:
+    """Peak FLOP/s of matrix products, and the FLOPs of a training step."""
     chosen, device = networks.sizes()[size], machine.device()
-    unet = networks.ours(chosen).to(device)
+    unet = networks.latentdiff_unet(chosen).to(device)
     z_t, target, t, cond = networks.inputs(chosen, device)
     with FlopCounterMode(display=False) as counter:
         (unet(z_t, t, cond) - target).square().mean().backward()
     sides = (512, 1024, 2048) if device.type == "cpu" else (4096, 8192)
     while True:
-        done(rate=max(map(machine.matrix_rate, sides)), flops=counter.get_total_flops())
+        peak = max(map(machine.matmul_flops_per_second, sides))
+        record(flops_per_second=peak, flops=counter.get_total_flops())
 
 
-# ---- works
+# ---- benchmarks
 
 
-def work(name: str, size: str, says: str, bars: dict[str, Bar], steps: int = 1, gpu: bool = False) -> Work:
-    def measure(share: float) -> list[Row]:
-        told = {"size": size, "steps": steps}
-        field = {"ours": Contestant("training:ours", told), "diffusers": Contestant("training:theirs", told),
-                 "limit": Contestant("training:limit", {"size": size})}  # fmt: skip
+def benchmark(
+    name: str, size: str, description: str, targets: dict[str, Target], steps: int = 1, gpu_only: bool = False
+) -> Benchmark:  # fmt: skip
+    def measure(repeats: float) -> list[Measurement]:
+        options = {"size": size, "steps": steps}
+        implementations = {
+            "latentdiff": Implementation("training:run_latentdiff", options),
+            "diffusers": Implementation("training:run_diffusers", options),
+            "matmul": Implementation("training:run_matmul", {"size": size}),
+        }
         if on_gpu():
-            warm, compiled = {"warm_up": 5}, {"compiled": True}
-            field["ours"] = Contestant("training:ours", told | warm | {"graph": True} | (compiled if gpu else {}))
-            field["diffusers, compiled"] = Contestant("training:theirs", told | warm | compiled)
-        return rows(race(field, times(15, share)), steps)
+            warm_up, compiled = {"warm_up": 5}, {"compiled": True}
+            graph = options | warm_up | {"cuda_graph": True} | (compiled if gpu_only else {})
+            implementations["latentdiff"] = Implementation("training:run_latentdiff", graph)
+            implementations["compiled"] = Implementation("training:run_diffusers", options | warm_up | compiled)
+        return measurements(interleave(implementations, scaled(15, repeats)), steps)
 
-    return Work(name, says, measure, bars, gpu)
+    return Benchmark(name, description, measure, targets, gpu_only)
 
 
-def rows(turns: dict[str, list[Turn]], steps: int) -> list[Row]:
-    ours, peak = turns["ours"], max(turn["rate"] for turn in turns["limit"])
-    shares = [100 * steps * turns["limit"][0]["flops"] / turn[clock()] / peak for turn in ours]
-    found = [
-        row("against diffusers", ratio(turns["diffusers"], ours)),
-        row("share of the matrix peak", Spread.of(shares), "%"),
-        row("diffusers' memory against ours", ratio(turns["diffusers"], ours, "memory")),
+def measurements(results: dict[str, list[Repeat]], steps: int) -> list[Measurement]:
+    latentdiff, peak = results["latentdiff"], max(repeat["flops_per_second"] for repeat in results["matmul"])
+    utilization = [100 * steps * results["matmul"][0]["flops"] / repeat[time_key()] / peak for repeat in latentdiff]
+    result = [
+        spread(SPEEDUP, ratio(results["diffusers"], latentdiff)),
+        spread(UTILIZATION, Spread.of(utilization), "%"),
+        spread("memory, diffusers / latentdiff", ratio(results["diffusers"], latentdiff, "memory")),
     ]
     if on_gpu():
-        found.append(row("against diffusers compiled", ratio(turns["diffusers, compiled"], ours)))
-        found.append(row("images per second", Spread.of([t["images"] / t["seconds"] for t in ours]), "1/s"))
-        found.append(once("memory", max(turn["memory"] for turn in ours), "MB"))
-    return found
+        images_per_second = Spread.of([repeat["images"] / repeat["seconds"] for repeat in latentdiff])
+        result.append(spread(COMPILED_SPEEDUP, ratio(results["compiled"], latentdiff)))
+        result.append(spread("images per second", images_per_second, "1/s"))
+        result.append(single("peak memory", max(repeat["memory"] for repeat in latentdiff), "MB"))
+    return result
 
 
-STEP = {"against diffusers": Bar(1.15, 1.5), "against diffusers compiled": Bar(None, 1.1)}
-WORKS = [
-    work("step-demo", "demo", "U-Net training step, the demo's size, batch 32", STEP, steps=3),
-    work("step-churches", "churches/4", "U-Net training step, churches at 1/4 width, batch 4", STEP),
-    work("step-cin256", "cin256", "U-Net training step, cin256 (395M), batch 32",
-         STEP | {"share of the matrix peak": Bar(None, 45)}, gpu=True),
-    work("step-txt2img", "txt2img", "U-Net training step, txt2img (872M), batch 32", STEP, gpu=True),
+SPEEDUP, COMPILED_SPEEDUP = "speedup over diffusers", "speedup over compiled diffusers"
+UTILIZATION = "FLOP/s, of the peak of matrix products"
+TARGETS = {SPEEDUP: Target(1.15, 1.5), COMPILED_SPEEDUP: Target(None, 1.1)}
+BENCHMARKS = [
+    benchmark("step-demo", "demo", "U-Net training step, demo size, batch size 32", TARGETS, steps=3),
+    benchmark("step-churches", "churches/4", "U-Net training step, churches at 1/4 width, batch size 4", TARGETS),
+    benchmark("step-cin256", "cin256", "U-Net training step, cin256 (395M parameters), batch size 32",
+              TARGETS | {UTILIZATION: Target(None, 45)}, gpu_only=True),
+    benchmark("step-txt2img", "txt2img", "U-Net training step, txt2img (872M parameters), batch size 32", TARGETS,
+              gpu_only=True),
 ]  # fmt: skip

@@ -1,11 +1,11 @@
-"""One contestant in a process of its own: it works whenever it is told to, so that contestants take turns.
+"""One implementation in its own process, which runs one repeat per request, so that implementations alternate.
 
-    python -m benchmarks.speed.worker MODULE:FUNCTION OPTIONS      OPTIONS: a JSON object, of which "warm_up" is ours
+    python -m benchmarks.speed.worker MODULE:FUNCTION OPTIONS      OPTIONS: a JSON object; "warm_up" is read here
 
-A contestant is a function(done, **options) that sets itself up and then works for ever; after each repeat it calls
-done(figure=value). The first `warm_up` calls return at once; from then on every repeat waits for a line on the standard
-input and is answered by a line of JSON: its seconds, those of the processor, its memory, and what the contestant said.
-A line before the first says that it is ready.
+An implementation is a function(record, **options) that sets itself up and then repeats its work in an endless loop;
+after each repeat it calls record(name=value). The first `warm_up` calls return at once. Then every repeat starts
+with a line on stdin and ends with a line of JSON on stdout: its seconds, cpu_seconds, memory and the recorded values. A
+line of JSON before the first repeat signals that the process is ready.
 """
 
 import importlib
@@ -18,54 +18,54 @@ from typing import Any, TextIO
 from benchmarks.speed import machine
 
 
-class Turns:
-    """`done`, as a contestant is given it."""
+class Recorder:
+    """The `record` argument of an implementation."""
 
-    def __init__(self, orders: TextIO, answers: TextIO, warm_up: int) -> None:
-        self.orders, self.answers, self.left, self.ready = orders, answers, warm_up, False
-        self.settled()
+    def __init__(self, stdin: TextIO, stdout: TextIO, warm_up: int) -> None:
+        self.stdin, self.stdout, self.remaining, self.ready = stdin, stdout, warm_up, False
+        self.reset_memory()
 
-    def settled(self) -> None:
-        """What is in memory now is not counted."""
+    def reset_memory(self) -> None:
+        """Memory that is in use now is not counted."""
         self.resident = machine.resident()
-        machine.forget_peak()
+        machine.reset_peak()
 
     def wait(self) -> None:
-        """For the next order; there is none when the race is over."""
+        """Wait for the next repeat; the process exits if there is none."""
         if not self.ready:
-            self.answer(ready=True)
+            self.write(ready=True)
             self.ready = True
-        if not self.orders.readline():
-            os._exit(0)  # nothing here is worth a clean end
-        self.began, self.worked = time.perf_counter(), time.process_time()
+        if not self.stdin.readline():
+            os._exit(0)  # without clean-up, which may take long
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
-    def answer(self, **facts: Any) -> None:
-        print(json.dumps(facts), file=self.answers, flush=True)
+    def write(self, **values: Any) -> None:
+        print(json.dumps(values), file=self.stdout, flush=True)
 
-    def __call__(self, **facts: Any) -> None:
-        machine.synchronise()
-        if self.left > 0:
-            self.left -= 1
-        elif self.left == 0:
+    def __call__(self, **values: Any) -> None:
+        machine.synchronize()
+        if self.remaining > 0:
+            self.remaining -= 1
+        elif self.remaining == 0:
             memory = machine.peak() - self.resident
-            took, worked = time.perf_counter() - self.began, time.process_time() - self.worked
-            self.answer(seconds=took, processor=worked, memory=memory, **facts)
-        if self.left == 0:
+            seconds, cpu_seconds = time.perf_counter() - self.start, time.process_time() - self.cpu_start
+            self.write(seconds=seconds, cpu_seconds=cpu_seconds, memory=memory, **values)
+        if self.remaining == 0:
             self.wait()
 
     def begin(self) -> None:
-        """For contestants that do not warm up: the clock of the first repeat starts here."""
-        if self.left == 0:
+        """Without warm-up, the first repeat starts here."""
+        if self.remaining == 0:
             self.wait()
 
 
-def main(where: str, options: dict) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed goes beside the answers
-    module, name = where.split(":")
-    contestant = getattr(importlib.import_module(f"benchmarks.speed.{module}"), name)
-    machine.begin()
-    contestant(Turns(sys.stdin, answers, options.pop("warm_up", 1)), **options)
+def main(function: str, options: dict) -> None:
+    stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # prints of the implementation go to stderr
+    module, name = function.split(":")
+    implementation = getattr(importlib.import_module(f"benchmarks.speed.{module}"), name)
+    machine.set_up()
+    implementation(Recorder(sys.stdin, stdout, options.pop("warm_up", 1)), **options)
 
 
 if __name__ == "__main__":

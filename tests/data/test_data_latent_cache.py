@@ -8,7 +8,7 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.encode_latents import open_cache, row_key
+from latentdiff.data.encode_latents import open_cache, entry_key
 from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.data.image import BadImage
 from latentdiff.data.latent_cache import CachedLatents, LatentCacheConfig
@@ -63,7 +63,7 @@ class Encoder:
         return mean, mean * 0.5 - 1 if self.logvar else None
 
 
-def opened(folder, data, encode=None, config=SMALL, weights="weights", world=SINGLE_PROCESS, say=quiet):
+def opened(folder, data, encode=None, config=SMALL, weights="weights", world=SINGLE_PROCESS, info=quiet):
     return open_cache(folder, config, data, weights, encode or Encoder(), world, say)
 
 
@@ -79,21 +79,21 @@ def test_rows_are_the_moments_of_their_images(tmp_path):
     made = opened(tmp_path, data)
     assert len(made) == 10 and len(list(tmp_path.glob("shard_*"))) == 3
     for i in range(10):
-        mean, logvar = Encoder()({"image": torch.from_numpy(data.item(i, row_key(data.id(i), 0))["image"])[None]})
-        row = made.row(i)
+        mean, logvar = Encoder()({"image": torch.from_numpy(data.item(i, entry_key(data.id(i), 0))["image"])[None]})
+        row = made.entry(i)
         assert np.array_equal(row["mean"], mean[0].numpy()) and np.array_equal(row["logvar"], logvar[0].numpy())
-        assert row["ok"] and row["key"] == row_key(data.id(i), 0)
+        assert row["ok"] and row["key"] == entry_key(data.id(i), 0)
 
 
 def test_without_a_log_variance_there_is_none(tmp_path):
     made = opened(tmp_path, Images(), Encoder(logvar=False))
-    assert "logvar" not in made.row(0) and "logvar" not in CachedLatents(Images(), made).item(0, 0)
+    assert "logvar" not in made.entry(0) and "logvar" not in CachedLatents(Images(), made).item(0, 0)
 
 
 def test_statistics_are_those_of_posterior_samples(tmp_path):
     data = Images(10, bad=(2,))
     mean, variance = opened(tmp_path, data).statistics()
-    x = torch.cat([image_of(data, i, row_key(data.id(i), 0)) for i in range(10) if i != 2])
+    x = torch.cat([image_of(data, i, entry_key(data.id(i), 0)) for i in range(10) if i != 2])
     m = torch.nn.functional.avg_pool2d(x, 2).double()
     assert mean == pytest.approx(m.mean((0, 2, 3)).numpy(), abs=1e-6)
     expected = m.var((0, 2, 3), correction=0) + (m * 0.5 - 1).exp().mean((0, 2, 3))
@@ -107,13 +107,13 @@ def test_copies_have_keys_of_their_own_and_alternate_in_flip(tmp_path):
     made = opened(tmp_path, data, config=LatentCacheConfig(copies=4, shard_size=5, batch_size=3))
     assert len(made) == 12
     for i in range(3):
-        keys = [made.row(4 * i + copy)["key"] for copy in range(4)]
+        keys = [made.entry(4 * i + copy)["key"] for copy in range(4)]
         assert [key & 1 for key in keys] == [0, 1, 0, 1]
         assert keys[0] >> 1 == keys[1] >> 1 != keys[2] >> 1  # a crop and its mirror image
         for copy, key in enumerate(keys):
             flipped = image_of(data, i, key)
-            assert np.array_equal(made.row(4 * i + copy)["mean"], torch.nn.functional.avg_pool2d(flipped, 2)[0].numpy())
-    plain, mirrored = (made.row(copy)["mean"] for copy in (0, 1))
+            assert np.array_equal(made.entry(4 * i + copy)["mean"], torch.nn.functional.avg_pool2d(flipped, 2)[0].numpy())
+    plain, mirrored = (made.entry(copy)["mean"] for copy in (0, 1))
     assert np.allclose(plain[:, :, ::-1], mirrored) and not np.array_equal(plain, mirrored)
 
 
@@ -128,7 +128,7 @@ def test_flipped_copies_of_a_real_folder_are_encoded_from_the_flipped_image(tmp_
         return x[..., ::2, ::2], None
 
     made = opened(tmp_path / "cache", data, lopsided, LatentCacheConfig(copies=2))
-    plain, flipped = (made.row(copy)["mean"] for copy in (0, 1))
+    plain, flipped = (made.entry(copy)["mean"] for copy in (0, 1))
     assert np.allclose(plain[0, 0], gray[0, ::2] / 127.5 - 1, atol=1e-6)
     assert np.allclose(flipped[0, 0], gray[0, ::-1][::2] / 127.5 - 1, atol=1e-6)
     assert not np.allclose(flipped, plain[:, :, ::-1])
@@ -167,7 +167,7 @@ def test_bad_images_leave_rows_that_are_never_used(tmp_path):
     made = opened(tmp_path, data)
     rows = CachedLatents(data, made)
     for r in data.bad:
-        assert not made.row(r)["ok"]
+        assert not made.entry(r)["ok"]
         with pytest.raises(BadImage, match="is torn"):
             rows.item(r, 0)
     batches = list(loader.batches(rows, 0, 4, [range(4)], 0, 12))
@@ -197,7 +197,7 @@ def shards(folder):
 def test_a_cache_that_is_there_is_used(tmp_path):
     opened(tmp_path, Images())
     encode = Encoder()
-    opened(tmp_path, Images(), encode, say=pytest.fail)
+    opened(tmp_path, Images(), encode, info=pytest.fail)
     assert encode.sizes == []
 
 
@@ -219,7 +219,7 @@ def test_an_interrupted_cache_goes_on_with_what_is_missing(tmp_path):
     assert list(shards(tmp_path / "cache")) == ["shard_00000.safetensors"]
     data, encode = Images(), Encoder()
     said = []
-    opened(tmp_path / "cache", data, encode, say=said.append)
+    opened(tmp_path / "cache", data, encode, info=said.append)
     assert sorted(data.asked) == list(range(4, 10)) and sum(encode.sizes) == 6
     assert "2 of 3 shards are missing" in said[0]
     assert shards(tmp_path / "cache") == shards(tmp_path / "whole")
@@ -273,7 +273,7 @@ def test_a_damaged_shard_is_named(tmp_path, harm):
         "garbled head": content[:8] + b"\xff" * 40 + content[48:], "long head": b"\xff" * 7 + b"\x7f" + content[8:],
     }[harm])  # fmt: skip
     with pytest.raises(UserError, match="shard_00001.safetensors is damaged.*delete it and start again"):
-        opened(tmp_path, Images()).row(4)  # its first
+        opened(tmp_path, Images()).entry(4)  # its first
     path.unlink()
     opened(tmp_path, Images())
     assert path.read_bytes() == content
@@ -324,7 +324,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
 def test_the_manifest_says_what_the_rows_depend_on(tmp_path):
     opened(tmp_path, Images())
     assert json.loads((tmp_path / "manifest.json").read_text()) == {
-        "autoencoder": "weights", "data": "images-a-10", "copies": 1, "rows": 10, "shard_size": 4,
+        "autoencoder": "weights", "data": "images-a-10", "copies": 1, "entries": 10, "shard_size": 4,
     }  # fmt: skip
 
 

@@ -108,7 +108,7 @@ class Killer:
             (os, "rename"),
             (os, "fsync"),
             (shutil, "rmtree"),
-            (encode_latents, "_encode_rows"),
+            (encode_latents, "_encode_entries"),
         ):
             self.around(owner, name)
         self.around(optim, "clip_grad_norm_", "step")

@@ -100,9 +100,9 @@ def test_two_ranks_give_the_metrics_of_one(stage_two_run, copy_run):
     results = {}
 
     def evaluate(name: str, world: World) -> None:
-        subject = run.open_subject(str(runs[name]), world)
+        subject = run.open_run(str(runs[name]), world)
         options = evaluate_options.evaluate_arguments([name, *argv])
-        parts = (run.reconstructions, run.prompted, run.samples)
+        parts = (run.reconstruction_metrics, run.prompt_metrics, run.sample_metrics)
         figures = [part(subject, options, world)[0] for part in parts]
         figures = {n: v for part in figures for n, v in part.items() if n not in MEASURED}
         results[name, world.rank] = stage_two.finite(figures)
@@ -163,7 +163,7 @@ def test_a_single_validation_image_is_reconstructed_without_distribution_metrics
 def test_a_single_training_image_is_refused_as_a_reference(refused, runs):
     call(*STAGE_TWO, "train.steps=1", "data.count=1", "name=run")
     error = refused("evaluate", runs / "run", "--count", 2, "--prompts", 2, "--features", "autoencoder")
-    assert "2 drawn and 1 real images" in error
+    assert "2 generated and 1 real images" in error
 
 
 def test_impossible_evaluations_are_refused(stage_one_run, stage_two_run, refused, tmp_path):

@@ -59,7 +59,7 @@ number, sys.argv = sys.argv[2], [sys.argv[1], *sys.argv[3:]]
 if "autoencoder" in sys.argv[0]:
     stage.latent_stats = with_signal(stage.latent_stats)
 else:
-    encode_latents._encode_rows = with_signal(encode_latents._encode_rows)
+    encode_latents._encode_entries = with_signal(encode_latents._encode_entries)
 cli.run(stage.main)
 """
 

@@ -59,7 +59,7 @@ def test_flips_and_crops_have_their_own_rows_in_the_cache(folder_args, runs, tmp
     argv = ("data.flip=true", "data.crop=random", "cache.copies=4", f"cache.path={tmp_path / 'cache'}")
     call(*STAGE_TWO, *folder_args, *argv, "train.steps=2", "name=run")
     manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
-    assert manifest["copies"] == 4 and manifest["rows"] % 4 == 0
+    assert manifest["copies"] == 4 and manifest["entries"] % 4 == 0
     assert "shard_00001.safetensors" in files_in(tmp_path / "cache")
 
 

@@ -26,7 +26,9 @@ SUMMARY = "summary.json"  # sizes and sums of all shards, so that no shard is op
 @dataclass(frozen=True)
 class LatentCacheConfig:
     enabled: bool = True  # encode every image once, before training
-    path: str = ""  # folder; empty: beside the runs, named by its content, for all runs with the same autoencoder and data
+    path: str = (
+        ""  # folder; empty: beside the runs, named by its content, for all runs with the same autoencoder and data
+    )
     copies: int = 1  # entries per image, each with a different crop (and flip)
     shard_size: int = 8192  # entries per file
     batch_size: int = 256  # images encoded at once; halved when the device runs out of memory

@@ -74,9 +74,7 @@ def batches(
 ) -> Iterator[dict]:
     """The micro-batches from step `start` on, each a dict of stacked tensors and lists."""
     order = _BatchSampler(start, steps, micro_batches)
-    options = (
-        {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _ignore_signals} if num_workers else {}
-    )
+    options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _ignore_signals}
     try:
         yield from DataLoader(
             Stream(data, seed, batch_size),

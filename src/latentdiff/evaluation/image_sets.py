@@ -1,4 +1,4 @@
-"""Sets of pictures as features, shared by the ranks: data sets, folders, and what a network makes of them."""
+"""Sets of images and their features, computed on all ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.evaluation.features import Extractor
 from latentdiff.training.distributed import World
 
-BATCH = 100
+BATCH_SIZE = 100
 
 
 class Features(NamedTuple):
@@ -24,7 +24,7 @@ class Features(NamedTuple):
 
 
 class ImageDir:
-    """The pictures 00000.png, 00001.png, ... of a folder, as a data set."""
+    """The images 00000.png, 00001.png, ... of a folder, as a dataset."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
@@ -41,55 +41,56 @@ class ImageDir:
 
 
 def open_folder(path: str, height: int, width: int) -> FolderDataset:
-    """Any folder of pictures, each resized to cover height x width and cropped in the middle, as in training."""
+    """A folder of images, each resized to cover height x width and center-cropped, as in training."""
     data = FolderDataset(FolderConfig(path=path, size=height, width=width, val_fraction=0.0), "train")
     if len(data) < 2:
-        raise UserError(f"{path} holds {len(data)} picture(s); sets of pictures are compared, so it needs more")
+        raise UserError(f"{path} has {len(data)} image(s); sets of at least 2 images can be compared")
     return data
 
 
 def size_of_first(path: str) -> tuple[int, int]:
-    """Height and width of a folder's first picture."""
-    image = FolderDataset(FolderConfig(path=path, size=8, val_fraction=0.0), "train")
-    with Image.open(image.file(0)) as first:
-        return first.height, first.width
+    """Height and width of the first image of a folder."""
+    data = FolderDataset(FolderConfig(path=path, size=8, val_fraction=0.0), "train")
+    with Image.open(data.file(0)) as image:
+        return image.height, image.width
 
 
-def extract(extractor: Extractor, data: Any, count: int, world: World, change: Callable | None = None) -> Features:
-    """Features of the first `count` pictures of a data set, or of what `change` makes of them; each rank sees a part.
+def extract(extractor: Extractor, data: Any, count: int, world: World, transform: Callable | None = None) -> Features:
+    """Features of the first `count` images of a dataset, or of transform(images).
 
-    Pictures are rounded to the 256 levels of a file, so that drawn and stored ones are treated alike.
+    Pixel values are rounded to 8 bits, so that generated and stored images are treated equally.
     """
+    widths: list[tuple[int, int]] = []
 
-    def look(batch: dict) -> Tensor:
+    def features_of(batch: dict) -> Tensor:
         x = loader.images(batch, world.device)
-        x = x if change is None else change(x)
+        x = x if transform is None else transform(x)
         x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
         features, logits = extractor.network(x)
         widths.append((features.shape[1], 0 if logits is None else logits.shape[1]))
         return features if logits is None else torch.cat([features, logits], 1)
 
-    widths: list[tuple[int, int]] = []
-    rows = over(data, count, world, look)
+    values = map_batches(data, count, world, features_of)
     dim, classes = widths[0]
-    return Features(rows[:, :dim], rows[:, dim:] if classes else None)
+    return Features(values[:, :dim], values[:, dim:] if classes else None)
 
 
 @torch.no_grad()
-def over(data: Any, count: int, world: World, look: Callable[[dict], Tensor], batch_size: int = BATCH) -> Tensor:
-    """look(batch) [B, K] for the first `count` items, in their order, [N, K] on the CPU, the same on all ranks.
+def map_batches(
+    data: Any, count: int, world: World, function: Callable[[dict], Tensor], batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """function(batch) [B, K] of the first `count` items in order: [N, K] on the CPU, the same on all ranks.
 
-    Items that cannot be read are left out.
+    Unreadable items are omitted.
     """
-    found = {}
+    values = {}
     for batch in loader.sequential_batches(data, world.shard(count), batch_size):
-        found |= zip(batch["index"].tolist(), look(batch).float())
-    # every rank needs a picture to know how wide a row is
-    if world.all_reduce_max(int(not found)):
-        raise UserError(f"{count} picture(s) that can be read are too few to compare, or fewer than {world.size} ranks")
-    width = len(next(iter(found.values())))
-    table = torch.zeros(count, width + 1, device=world.device)  # the last column: whether it was read
-    for i, row in found.items():
-        table[i, :-1], table[i, -1] = row, 1
+        values |= zip(batch["index"].tolist(), function(batch).float())
+    if world.all_reduce_max(int(not values)):  # each rank needs an item to know K
+        raise UserError(f"{count} readable image(s) are too few to compare, or fewer than the {world.size} ranks")
+    width = len(next(iter(values.values())))
+    table = torch.zeros(count, width + 1, device=world.device)  # the last column: 1 if the item was read
+    for i, value in values.items():
+        table[i, :-1], table[i, -1] = value, 1
     table = world.all_reduce_sum(table).cpu()
     return table[table[:, -1] > 0, :-1]

@@ -1,4 +1,4 @@
-"""The parts of an evaluation. Each gives figures, and the protocol that belongs to them."""
+"""The parts of an evaluation. Each returns metrics, and the protocol by which they were measured."""
 
 import shutil
 from argparse import Namespace
@@ -8,201 +8,197 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from latentdiff import load, recipe
 from latentdiff.autoencoder import perceptual, pretrained
 from latentdiff.autoencoder.autoencoder import Autoencoder
 from latentdiff.autoencoder.perceptual import LPIPSConfig, LPIPSDistance
 from latentdiff.config import UserError
 from latentdiff.data.shapes.dataset import ShapesConfig, prompts
+from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.evaluation import distances, features, image_sets, sample_images, stage_one, stage_two
 from latentdiff.evaluation.clip_score import Clip
 from latentdiff.evaluation.image_sets import ImageDir
 from latentdiff.evaluation.sample_images import SampleSpec
-from latentdiff.diffusion.sampling_config import SamplingConfig
-from latentdiff.model import LatentDiffusion
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.load import load_autoencoder
+from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, condition_fields, open_data, with_condition_fields
+from latentdiff.sampling.pipeline import Pipeline, load_pipeline
 from latentdiff.training import image_grid, run_dir
 from latentdiff.training.distributed import World
 from latentdiff.training.log import read_metrics
 from latentdiff.training.precision import precision
 
-PROMPT_SEED = 20_000_000  # scenes of their own: neither training nor validation draws from it
-COUNT = 1000  # pictures that are drawn, and at most reconstructed
-REFERENCE = 5  # real pictures at most, as a multiple of the drawn ones
+PROMPT_SEED = 20_000_000  # of the scenes: neither training nor validation scenes use it
+COUNT = 1000  # images to sample, and the largest number of reconstructions
+REFERENCE = 5  # at most this many real images per generated one
 
-Report = tuple[dict, dict]  # figures, protocol
+Result = tuple[dict, dict]  # metrics, protocol
 
 
 class EvalRun(NamedTuple):
-    """The run that is measured."""
+    """The run to be evaluated."""
 
     folder: Path
     recipe: AutoencoderRecipe | DiffusionRecipe
-    model: Autoencoder | LatentDiffusion
+    pipeline: Pipeline | None  # None for a run of stage one
     autoencoder: Autoencoder
     lpips: LPIPSDistance | None
     backbone: str  # of lpips
 
 
-def open_subject(name: str, world: World) -> EvalRun:
+def open_run(name: str, world: World) -> EvalRun:
     folder = run_dir.find_run(name)
-    r = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe)
-    model = world.to_device(load.load_run(folder, world.device))
-    alone = isinstance(model, Autoencoder)
-    if not alone:
-        model.cast_weights(precision("auto", world.device))  # as drawing computes
-    first_stage = r if alone else run_dir.read_recipe(folder / "autoencoder", AutoencoderRecipe)
+    recipe, pipeline = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe), None
+    if isinstance(recipe, DiffusionRecipe):
+        pipeline = world.to_device(load_pipeline(folder))
+        pipeline.model.cast_weights(precision("auto", world.device))  # as sample.py does
+        autoencoder, first_stage = pipeline.autoencoder, run_dir.read_recipe(folder / "autoencoder", AutoencoderRecipe)
+    else:
+        autoencoder, first_stage = world.to_device(load_autoencoder(folder)), recipe
     lpips, backbone = find_lpips(first_stage)
-    lpips = None if lpips is None else lpips.to(world.device)
-    return EvalRun(folder, r, model, model if alone else model.autoencoder, lpips, backbone)
+    return EvalRun(folder, recipe, pipeline, autoencoder, lpips and lpips.to(world.device), backbone)
 
 
-def find_lpips(r: AutoencoderRecipe) -> tuple[LPIPSDistance | None, str]:
-    """The distance that the autoencoder was trained with, else one whose weights are at hand; its backbone's name."""
-    if isinstance(r.loss.perceptual, LPIPSConfig):
-        return perceptual.build(r.loss.perceptual), r.loss.perceptual.backbone
-    for backbone, files in pretrained.FILES.items():
+def find_lpips(recipe: AutoencoderRecipe) -> tuple[LPIPSDistance | None, str]:
+    """The LPIPS that the autoencoder was trained with, or one whose weights exist on this machine; its backbone."""
+    if isinstance(recipe.loss.perceptual, LPIPSConfig):
+        return perceptual.build(recipe.loss.perceptual), recipe.loss.perceptual.backbone
+    folder = pretrained.weights_dir()
+    for backbone, names in pretrained.FILES.items():
         heads = f"lpips_v0.1_{pretrained.HEADS[backbone][0]}_lin.safetensors"
-        if any((pretrained.weights_dir() / name).is_file() for name in files) and (pretrained.weights_dir() / heads).is_file():
+        if any((folder / name).is_file() for name in names) and (folder / heads).is_file():
             return perceptual.build(LPIPSConfig(backbone)), backbone
     return None, ""
 
 
-def newest_step(folder: Path) -> int:
-    rows = read_metrics(folder / "metrics.jsonl")
-    return rows[-1]["step"] if rows else 0
-
-
-def reconstructions(subject: EvalRun, options: Namespace, world: World) -> Report:
-    """What the autoencoder loses; of a stage-one run also what its latents are like."""
-    data = recipe.open_data(subject.recipe, options.split)
+def reconstruction_metrics(run: EvalRun, options: Namespace, world: World) -> Result:
+    """Metrics of the reconstructions; for a run of stage one also of its latents."""
+    data = open_data(run.recipe, options.split)
     if not len(data):
-        raise UserError("there are no held-out pictures to reconstruct; --split train takes those of the training")
-    count = min(options.count or COUNT, len(data))
-    figures = {"run": subject.folder.name, "step": newest_step(subject.folder), "split": options.split}
-    figures |= {"reconstructions": count}
-    figures |= stage_one.reconstruction(subject.autoencoder, data, subject.lpips, world, count)
-    protocol = {"reconstructions": f"from the mean of the posterior; the first {count} pictures of {options.split}"}
-    if subject.lpips is not None:
-        protocol["lpips"] = f"LPIPS 0.1, {subject.backbone}"
-    if isinstance(subject.model, Autoencoder) and not options.summary:
-        extractor = find_features(subject, options, world)
-        figures |= stage_one.rfid(subject.autoencoder, data, extractor, world, count)
-        figures |= stage_one.latents(subject.autoencoder, data, world, count)
-        figures |= stage_one.equivariance(subject.autoencoder, data, world)
+        raise UserError("there are no held-out images to reconstruct; --split train uses training images")
+    count, history = min(options.count or COUNT, len(data)), read_metrics(run.folder / "metrics.jsonl")
+    metrics = {"run": run.folder.name, "step": history[-1]["step"] if history else 0, "split": options.split}
+    metrics |= {"reconstructions": count}
+    metrics |= stage_one.reconstruction_metrics(run.autoencoder, data, run.lpips, world, count)
+    protocol = {"reconstructions": f"from the mean of the posterior; the first {count} images of {options.split}"}
+    if run.lpips is not None:
+        protocol["lpips"] = f"LPIPS 0.1, {run.backbone}"
+    if run.pipeline is None and not options.summary:
+        extractor = open_extractor(run, options, world)
+        metrics |= stage_one.rfid(run.autoencoder, data, extractor, world, count)
+        metrics |= stage_one.latent_metrics(run.autoencoder, data, world, count)
+        metrics |= stage_one.equivariance(run.autoencoder, data, world)
         protocol["features"] = extractor.about
-    return figures, protocol
+    return metrics, protocol
 
 
-def prompted(subject: EvalRun, options: Namespace, world: World) -> Report:
-    """Text to drawn shapes: what a reader finds of what was asked for."""
-    r, model = subject.recipe, subject.model
-    if model.tokenizer is None or not isinstance(r.data, ShapesConfig):
+def prompt_metrics(run: EvalRun, options: Namespace, world: World) -> Result:
+    """Text-to-image on drawn shapes: whether the samples show what their prompts name."""
+    if run.pipeline.tokenizer is None or not isinstance(run.recipe.data, ShapesConfig):
         return {}, {}
-    figures, settings = {}, chosen(model, options)
-    for suffix, held_out, n in (("", False, options.prompts), ("_held_out", True, options.prompts // 2)):
-        captions = prompts(r.data, n, PROMPT_SEED, held_out=held_out)
-        wanted = SampleSpec(None, ("caption",), tuple(captions), n, 0)
-        drawn, _ = draw(subject, wanted, settings, f"prompts{suffix}", options, world)
-        figures |= stage_two.accuracy(drawn, captions, suffix)
+    metrics, settings = {}, sampling_settings(run.pipeline, options)
+    for suffix, held_out, count in (("", False, options.prompts), ("_held_out", True, options.prompts // 2)):
+        captions = prompts(run.recipe.data, count, PROMPT_SEED, held_out=held_out)
+        spec = SampleSpec(None, ("caption",), tuple(captions), count, 0)
+        samples, _ = sample(run, spec, settings, f"prompts{suffix}", options, world)
+        metrics |= stage_two.prompt_metrics(samples, captions, suffix)
         if world.is_main:
-            shown = np.stack([drawn.item(i, 0)["image"] for i in range(min(64, n))])
-            path = subject.folder / "samples" / f"evaluated{suffix}.png"
+            images = np.stack([samples.item(i, 0)["image"] for i in range(min(64, count))])
+            path = run.folder / "samples" / f"evaluated{suffix}.png"
             path.parent.mkdir(exist_ok=True)
-            image_grid.grid(shown, 8, scale=max(1, 96 // shown.shape[2])).save(path)
-    return figures, {"prompts": {"prompt_seed": PROMPT_SEED, "seed": "picture i: i"} | asdict(settings)}
+            image_grid.grid(images, 8, scale=max(1, 96 // images.shape[2])).save(path)
+    return metrics, {"prompts": {"prompt_seed": PROMPT_SEED, "seed": "image i: i"} | asdict(settings)}
 
 
-def samples(subject: EvalRun, options: Namespace, world: World) -> Report:
-    """What is drawn, or lies in --samples, against real pictures."""
-    r, size = subject.recipe, subject.recipe.data.image_size
-    train, held_out = recipe.open_data(r, "train"), recipe.open_data(r, options.split)
-    drawn, wanted, settings, cost = drawn_ones(subject, options, world)
-    real = image_sets.open_folder(options.reference, *size) if options.reference else train
-    n = min(len(real), REFERENCE * wanted.count)
-    extractor = find_features(subject, options, world)
-    ours, theirs = (
-        image_sets.extract(extractor, drawn, wanted.count, world),
-        image_sets.extract(extractor, real, n, world),
-    )
-    figures = {"samples": wanted.count, "reference": n} | stage_two.compare(ours, theirs)
+def sample_metrics(run: EvalRun, options: Namespace, world: World) -> Result:
+    """Samples of the run, or the images of --samples, against real images."""
+    train, held_out = open_data(run.recipe, "train"), open_data(run.recipe, options.split)
+    samples, spec, settings, cost = open_samples(run, options, world)
+    real = image_sets.open_folder(options.reference, *run.recipe.data.image_size) if options.reference else train
+    n = min(len(real), REFERENCE * spec.count)
+    extractor = open_extractor(run, options, world)
+    sample_features = image_sets.extract(extractor, samples, spec.count, world)
+    real_features = image_sets.extract(extractor, real, n, world)
+    metrics = {"samples": spec.count, "reference": n} | stage_two.distribution_metrics(sample_features, real_features)
     if len(held_out) > 1:
-        others = image_sets.extract(extractor, held_out, min(len(held_out), wanted.count), world)
-        known = theirs if real is train else image_sets.extract(extractor, train, min(len(train), n), world)
-        figures |= stage_two.in_real_pictures(others, theirs)
-        figures |= distances.memorisation(ours.features, known.features, others.features)
+        held_out_features = image_sets.extract(extractor, held_out, min(len(held_out), spec.count), world)
+        known = real_features if real is train else image_sets.extract(extractor, train, min(len(train), n), world)
+        metrics |= stage_two.held_out_metrics(held_out_features, real_features)
+        metrics |= distances.memorisation(sample_features.features, known.features, held_out_features.features)
     if not options.samples:
-        figures |= stage_two.against_truth(drawn, wanted, subject.lpips, world)
+        metrics |= stage_two.target_metrics(samples, spec, run.lpips, world)
         if options.clip:
-            figures |= stage_two.clip_score(Clip(options.clip, world.device), drawn, wanted, world)
-    source = options.samples or {"conditions": options.prompts_file or options.split, "count": wanted.count,
-                                 "seed": f"picture i: {options.seed} + i"} | asdict(settings)  # fmt: skip
-    reference = f"the first {n} pictures of {options.reference or 'train'}, preprocessed as in training"
-    return figures | cost, {"features": extractor.about, "samples": source, "reference": reference}
+            metrics |= stage_two.clip_score(Clip(options.clip, world.device), samples, spec, world)
+    seeds = {"count": spec.count, "seed": f"image i: {options.seed} + i"}
+    source = options.samples or {"conditions": options.prompts_file or options.split} | seeds | asdict(settings)
+    reference = f"the first {n} images of {options.reference or 'train'}, preprocessed as in training"
+    return metrics | cost, {"features": extractor.about, "samples": source, "reference": reference}
 
 
-def drawn_ones(subject: EvalRun, options: Namespace, world: World) -> tuple[Any, SampleSpec, SamplingConfig, dict]:
-    """The pictures of --samples, or those that the run draws; what they are to show, how, and what they cost."""
-    r, settings, captions = subject.recipe, chosen(subject.model, options), read_prompts(options, subject.model)
-    data = recipe.open_data(r, options.split)
-    data = recipe.with_fields(r, data if len(data) else recipe.open_data(r, "train"))
-    count = options.count or len(captions) or COUNT
-    wanted = SampleSpec(data, recipe.reads(r), captions, count, options.seed)
-    if options.samples:
-        drawn = image_sets.open_folder(options.samples, *r.data.image_size)
-        return drawn, wanted._replace(count=min(len(drawn), count)), settings, {}
-    drawn, cost = draw(subject, wanted, settings, "samples", options, world)
-    return drawn, wanted, settings, cost
-
-
-def folders(options: Namespace, world: World) -> Report:
-    """Two folders of pictures; the first picture of the reference says at what size both are compared."""
+def folder_metrics(options: Namespace, world: World) -> Result:
+    """Two folders of images, compared at the size of the first reference image."""
     size = image_sets.size_of_first(options.reference)
-    drawn, real = (image_sets.open_folder(path, *size) for path in (options.samples, options.reference))
+    samples, real = (image_sets.open_folder(path, *size) for path in (options.samples, options.reference))
     extractor = features.find(options.features, real, None, Path(options.samples).resolve().parent, world)
-    found = [image_sets.extract(extractor, data, len(data), world) for data in (drawn, real)]
-    protocol = {"features": extractor.about, "size": f"{size[0]} x {size[1]}, resized to cover and cropped",
+    sample_features, real_features = (image_sets.extract(extractor, data, len(data), world) for data in (samples, real))
+    protocol = {"features": extractor.about, "size": f"{size[0]} x {size[1]}, resized to cover and center-cropped",
                 "samples": options.samples, "reference": options.reference}  # fmt: skip
-    return {"samples": len(drawn), "reference": len(real)} | stage_two.compare(*found), protocol
+    metrics = {"samples": len(samples), "reference": len(real)}
+    return metrics | stage_two.distribution_metrics(sample_features, real_features), protocol
 
 
-# ---- parts of parts
+def open_samples(
+    run: EvalRun, options: Namespace, world: World
+) -> tuple[Any, SampleSpec, SamplingConfig, dict[str, float]]:
+    """The images of --samples or, if it is absent, of the run; their specification, settings and cost."""
+    recipe, settings, captions = (
+        run.recipe,
+        sampling_settings(run.pipeline, options),
+        read_prompts(options, run.pipeline),
+    )
+    data = open_data(recipe, options.split)
+    data = with_condition_fields(
+        data if len(data) else open_data(recipe, "train"), recipe.conditions, recipe.derived_fields
+    )
+    count = options.count or len(captions) or COUNT
+    spec = SampleSpec(data, condition_fields(recipe.conditions), captions, count, options.seed)
+    if options.samples:
+        samples = image_sets.open_folder(options.samples, *recipe.data.image_size)
+        return samples, spec._replace(count=min(len(samples), count)), settings, {}
+    samples, cost = sample(run, spec, settings, "samples", options, world)
+    return samples, spec, settings, cost
 
 
-def draw(
-    subject: EvalRun, wanted: SampleSpec, settings: SamplingConfig, name: str, options: Namespace, world: World
-) -> tuple[ImageDir, dict]:
-    """A folder of drawn pictures in the run's folder, named by all that they depend on; what is there is kept."""
-    depends = (settings, wanted.captions, wanted.seed, options.split, options.batch_size)
-    depends += ("known pixels stay",) if "mask" in wanted.reads else ()  # as they once did not
-    folder = subject.folder / "evaluation" / f"{name}-{stage_two.digest(subject.model, depends)}"
-    if options.summary and world.is_main:  # its seconds are to be true
+def sample(
+    run: EvalRun, spec: SampleSpec, settings: SamplingConfig, name: str, options: Namespace, world: World
+) -> tuple[ImageDir, dict[str, float]]:
+    """Sample into a folder of the run named by a hash of weights and settings; existing images are kept."""
+    digest = stage_two.digest(run.pipeline, (settings, spec.captions, spec.seed, options.split, options.batch_size))
+    folder = run.folder / "evaluation" / f"{name}-{digest}"
+    if options.summary and world.is_main:  # it reports the time of all samples
         shutil.rmtree(folder, ignore_errors=True)
     world.barrier()
-    return ImageDir(folder, wanted.count), sample_images.fill(
-        folder, subject.model, wanted, settings, world, options.batch_size
-    )
+    cost = sample_images.sample_to_folder(folder, run.pipeline, spec, settings, world, options.batch_size)
+    return ImageDir(folder, spec.count), cost
 
 
-def find_features(subject: EvalRun, options: Namespace, world: World) -> features.Extractor:
-    data = recipe.open_data(subject.recipe, "train")
-    return features.find(options.features, data, subject.autoencoder, subject.folder, world)
+def open_extractor(run: EvalRun, options: Namespace, world: World) -> features.Extractor:
+    return features.find(options.features, open_data(run.recipe, "train"), run.autoencoder, run.folder, world)
 
 
-def chosen(model: LatentDiffusion, options: Namespace) -> SamplingConfig:
-    """The run's own settings, but for those of the command line."""
+def sampling_settings(pipeline: Pipeline, options: Namespace) -> SamplingConfig:
+    """The settings of the run, with those of the command line."""
     names = ("sampler", "steps", "guidance_scale")
-    settings = replace(model.sampling, **{n: v for n in names if (v := getattr(options, n)) is not None})
-    model.check(settings)
+    options = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = replace(pipeline.model.sampling, **options)
+    pipeline.model.validate_sampling(settings)
     return settings
 
 
-def read_prompts(options: Namespace, model: LatentDiffusion) -> tuple[str, ...]:
-    """The lines of --prompts-file; there are as many pictures, unless --count says otherwise."""
+def read_prompts(options: Namespace, pipeline: Pipeline) -> tuple[str, ...]:
+    """The non-empty lines of --prompts-file."""
     if not options.prompts_file:
         return ()
-    if model.tokenizer is None or len(model.conditioner.parts) > 1:
-        raise UserError("--prompts-file is for runs that draw from text alone")
+    if pipeline.tokenizer is None or len(pipeline.conditioner.parts) > 1:
+        raise UserError("--prompts-file is for runs that are conditioned on text alone")
     try:
         lines = [line.strip() for line in Path(options.prompts_file).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

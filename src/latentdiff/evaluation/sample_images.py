@@ -1,4 +1,4 @@
-"""Draw many pictures into a folder: all ranks, in blocks, and a stopped evaluation goes on."""
+"""Sample many images into a folder: in blocks that the ranks share, and a stopped evaluation continues."""
 
 import resource
 import time
@@ -12,10 +12,9 @@ from torch import Tensor
 from latentdiff import rng
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.fields import stack_field
 from latentdiff.data.image import BadImage
 from latentdiff.diffusion.sampling_config import SamplingConfig
-from latentdiff.model import LatentDiffusion
+from latentdiff.sampling.pipeline import Pipeline
 from latentdiff.training import image_grid, progress
 from latentdiff.training.distributed import World
 from latentdiff.training.files import atomic_path
@@ -23,79 +22,71 @@ from latentdiff.training.precision import autocast, precision
 
 
 class SampleSpec(NamedTuple):
-    """What picture i shows: the conditions of an item of a data set, or a caption of a list; its seed is seed + i."""
+    """What to sample. Image i has the conditions of item i of a dataset, or caption i of a list, and seed + i."""
 
     data: Any
-    reads: tuple[str, ...]  # what the conditions read of an item
-    captions: tuple[str, ...]  # where given, they are drawn and no item is read
+    reads: tuple[str, ...]  # the fields that the conditions read
+    captions: tuple[str, ...]  # used instead of the dataset, if not empty
     count: int
     seed: int
 
     def batch(self, numbers: range) -> dict:
-        """The items of pictures `numbers`; one that cannot be read gives way to the next."""
+        """The items of images `numbers`; an unreadable one is replaced by the next."""
         if self.captions:
             return {"caption": [self.captions[i % len(self.captions)] for i in numbers]}
         return loader.collate([self._item(i) | {"bad": []} for i in numbers])
 
     def _item(self, i: int) -> dict:
-        for place in range(i, i + 100):
+        for index in range(i, i + 100):
             try:
-                return self.data.item(place % len(self.data), rng.key(self.seed, "wanted", i))
+                return self.data.item(index % len(self.data), rng.key(self.seed, "wanted", i))
             except BadImage:
                 continue
-        raise UserError("100 pictures in a row cannot be read")
-
-
-def fields(model: LatentDiffusion, reads: tuple[str, ...], batch: dict) -> dict:
-    """What the conditions of a model read of a batch, on its device."""
-    device = next(model.parameters()).device
-    found = {name: stack_field(name, batch[name]).to(device) for name in reads if name != "caption"}
-    return found | ({"tokens": model.tokenizer.encode(batch["caption"]).to(device)} if "caption" in reads else {})
+        raise UserError("100 images in a row cannot be read")
 
 
 @torch.no_grad()
-def draw(model: LatentDiffusion, given: dict, seeds: list[int], settings: SamplingConfig) -> Tensor:
-    """Pictures [B, 3, H, W] within [-1, 1], in the precision that training uses on this device; what a masked picture
-    shows stays."""
-    device = next(model.parameters()).device
-    with autocast(device, precision("auto", device)):
-        for z in model.draw(given, seeds, model.latent_shape(), settings):
-            pass
-        return model.finished(model.autoencoder.decode(z), given)
+def sample_batch(pipeline: Pipeline, spec: SampleSpec, numbers: range, settings: SamplingConfig) -> Tensor:
+    """Images `numbers` of a specification: [B, 3, H, W] in [-1, 1], in the precision of training on this device."""
+    batch, seeds = spec.batch(numbers), [spec.seed + i for i in numbers]
+    fields = pipeline.prepare({name: batch[name] for name in spec.reads}, strict=False)
+    with autocast(pipeline.device, precision("auto", pipeline.device)):
+        return pipeline.generate(fields, seeds, settings)
 
 
-def fill(
-    folder: Path, model: LatentDiffusion, wanted: SampleSpec, settings: SamplingConfig, world: World, batch_size: int
+def sample_to_folder(
+    folder: Path, pipeline: Pipeline, spec: SampleSpec, settings: SamplingConfig, world: World, batch_size: int
 ) -> dict[str, float]:
-    """Draw what is not in the folder yet, as 00000.png, ...; what it cost, nothing where all was there.
+    """Sample the images that the folder does not have yet: 00000.png, 00001.png, ...
 
-    Blocks of pictures are the same for any number of ranks, and each is drawn as a whole.
+    Each block of `batch_size` images is sampled by one rank, so the images do not depend on the number of ranks.
+
+    Returns: images per second and peak memory; empty if all images existed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = [range(i, min(i + batch_size, wanted.count)) for i in range(0, wanted.count, batch_size)]
-    mine = [block for block in blocks[world.rank :: world.size] if not all(_path(folder, i).exists() for i in block)]
-    bar, started, drawn = progress.bar(len(mine) if world.is_main else 0, "drawing"), time.perf_counter(), 0
-    for block in mine:
-        x = draw(model, fields(model, wanted.reads, wanted.batch(block)), [wanted.seed + i for i in block], settings)
-        for i, image in zip(block, image_grid.to_uint8(x)):
+    blocks = [range(i, min(i + batch_size, spec.count)) for i in range(0, spec.count, batch_size)]
+    blocks = [block for block in blocks[world.rank :: world.size] if not all(_path(folder, i).exists() for i in block)]
+    bar, start, count = progress.bar(len(blocks) if world.is_main else 0, "sampling"), time.perf_counter(), 0
+    for block in blocks:
+        for i, image in zip(block, image_grid.to_uint8(sample_batch(pipeline, spec, block, settings))):
             with atomic_path(_path(folder, i), fsync=False) as tmp:
                 Image.fromarray(image).save(tmp, format="PNG")
-        drawn += len(block)
+        count += len(block)
         bar.update()
     bar.close()
-    seconds = torch.tensor([drawn, time.perf_counter() - started], dtype=torch.float64, device=world.device)
-    total, mean = world.all_reduce_sum(seconds).tolist()
-    pace = total / max(mean / world.size, 1e-9)  # ranks have equal shares, so their mean time is the time
+    totals = torch.tensor([count, time.perf_counter() - start], dtype=torch.float64, device=world.device)
+    count, seconds = world.all_reduce_sum(totals).tolist()
+    speed = count / max(seconds / world.size, 1e-9)  # the ranks have equally many blocks: their mean time is the time
     world.barrier()
-    return {"images_per_second": pace, "peak_memory_mib": _memory(world)} if total else {}
+    return {"images_per_second": speed, "peak_memory_mib": _peak_memory(world)} if count else {}
 
 
 def _path(folder: Path, i: int) -> Path:
     return folder / f"{i:05d}.png"
 
 
-def _memory(world: World) -> float:
-    """The most that this process has held, MiB: of the device's memory, or of the machine's."""
+def _peak_memory(world: World) -> float:
+    """Peak memory of this process in MiB: of the GPU, or of the CPU without one."""
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated(world.device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

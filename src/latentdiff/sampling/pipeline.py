@@ -81,11 +81,11 @@ class Pipeline(nn.Module):
         wrap = self.blend_known_pixels(batch)
         return self.generate(batch, seeds, settings, size, negative=negative, wrap=wrap, scales=scales)
 
-    def prepare(self, fields: Fields) -> dict[str, Tensor]:
-        """Fields of a batch -> tensors on the device; a caption with more tokens than the model reads is refused."""
+    def prepare(self, fields: Fields, strict: bool = True) -> dict[str, Tensor]:
+        """Fields of a batch -> tensors on the device; strict: refuse captions with more tokens than the model reads."""
         other = {name: stack_field(name, x) for name, x in fields.items() if name != "caption"}
         other = {name: to_device(x, self.device) for name, x in other.items()}
-        return other | self.conditioner.prepare(fields, self.device, strict=True)
+        return other | self.conditioner.prepare(fields, self.device, strict)
 
     def generate(
         self, batch: dict[str, Tensor], seeds: list[int], settings: SamplingConfig | None = None,

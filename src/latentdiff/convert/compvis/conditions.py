@@ -53,9 +53,6 @@ def _label_rows(condition: LabelConfig) -> int:
     return condition.classes + (condition.dropout > 0)
 
 
-# ---- import
-
-
 def read_condition(params: ConfigSection, model: str, factor: int) -> Condition | None:
     """The condition of a model (LatentDiffusion or DDPM), or None."""
     stage = params.get("cond_stage_config", None)
@@ -107,9 +104,6 @@ def _read_transformer(stage: ConfigSection, is_layout: bool) -> TextConfig | Lay
         stage.refuse("max_seq_len", "a layout has three tokens per box, and two more or none")
     classes = min(OPENIMAGES_CLASSES, fields["vocab_size"] - 1)
     return LayoutConfig(classes, objects, whole_image_tokens=rest == 2, dropout=0.0, **fields)
-
-
-# ---- export
 
 
 def write_condition(c: Condition | None, factor: int) -> dict[str, Any]:

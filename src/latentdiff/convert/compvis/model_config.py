@@ -20,13 +20,9 @@ from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
 from latentdiff.training.settings import TrainConfig
 
 DIFFUSION_MODELS = ("LatentDiffusion", "DDPM")
-# beta_schedule -> ScheduleConfig.kind
-SCHEDULES = {
-    "linear": "scaled_linear",
-    "sqrt_linear": "linear",
-    "sqrt": "sqrt",
-    "cosine": "cosine",
-}  # original -> latentdiff
+SCHEDULES = {  # beta_schedule -> ScheduleConfig.kind
+    "linear": "scaled_linear", "sqrt_linear": "linear", "sqrt": "sqrt", "cosine": "cosine",
+}  # fmt: skip
 SCHEDULE_FIELDS = (
     Field("timesteps", "timesteps", int, 1000),
     Field("linear_start", "beta_start", float, 1e-4),
@@ -44,9 +40,6 @@ class CompVisModel(NamedTuple):
     scale: float | None = 1.0  # of the latents; None: scale_factor of the checkpoint
     new_attention_order: bool = False  # qkv is ordered [3, heads, d], as in latentdiff
     names: tuple[str, ...] = ()  # of the released models with these weights, if they were recognised
-
-
-# ---- import
 
 
 def read_yaml(path: Path) -> CompVisModel:
@@ -99,9 +92,6 @@ def _read_diffusion(params: ConfigSection, target: str, first_stage: Autoencoder
         sampling=SamplingConfig(guidance_scale=4.0 if getattr(condition, "dropout", 0) > 0 else 1.0),
     )
     return recipe, new_attention_order
-
-
-# ---- export
 
 
 def write_model(recipe: AutoencoderRecipe | DiffusionRecipe, first_stage: AutoencoderRecipe) -> dict[str, Any]:

@@ -106,9 +106,6 @@ def _write_remainder(folder: Path, recipe: DiffusionRecipe, model: LatentDiffusi
     checkpoint.write_tensors(folder / RUN_WEIGHTS, weights)
 
 
-# ---- the pipeline
-
-
 class TargetPipeline(NamedTuple):
     """The pipeline that samples the same images as a run."""
 

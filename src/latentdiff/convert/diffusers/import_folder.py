@@ -81,9 +81,6 @@ def _import_pipeline(src: Path) -> ConvertedRun:
     return assemble_run(unet, _read_first_stage(src), noise)
 
 
-# ---- one model
-
-
 def _import_model(src: Path, autoencoder: str, vocab: str) -> ConvertedRun:
     options = read_json(src / "config.json")
     kind = options.get("_class_name") or options.get("model_type")

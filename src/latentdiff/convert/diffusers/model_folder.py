@@ -21,9 +21,6 @@ VERSION = "0.30.0"  # of diffusers, the first that reads all exported options
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.12
 
 
-# ---- files
-
-
 def read_json(path: Path) -> Options:
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -58,9 +55,6 @@ def write_model(folder: Path, options: Options, weights: Weights | None, stem: s
     write_json(folder / ("scheduler_config.json" if weights is None else "config.json"), options)
     if weights is not None:
         write_safetensors(folder / f"{stem}.safetensors", weights)
-
-
-# ---- options
 
 
 def read_options(config: Options, defaults: Options, fixed: Options, ignored: Iterable[str] = ()) -> Options:
@@ -106,9 +100,6 @@ def block_out_channels(channels: int, multiples: tuple[int, ...], name: str) -> 
             f"the width of the first convolution"
         )
     return [channels * multiple for multiple in multiples]
-
-
-# ---- weights
 
 
 def import_weights(state: Weights, keys: KeyMap, shapes: Shapes, kind: str) -> Weights:

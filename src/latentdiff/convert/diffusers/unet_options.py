@@ -61,9 +61,6 @@ EXPRESSIBLE = (  # fields of UNetConfig that have an option, and one that change
 CLASS_EMBED_TYPES, TIME_SCALE_SHIFTS = (None, "identity", "simple_projection"), ("default", "scale_shift")
 
 
-# ---- import
-
-
 def from_diffusers(config: Options) -> tuple[Options, UNetConfig]:
     """All options of a config.json, with defaults, and the UNetConfig; UserError names an option that UNet lacks."""
     kind = config["_class_name"]
@@ -156,9 +153,6 @@ def _read_heads(kind: str, o: Options, attention: list[int]) -> dict[str, int]:
 
 def _refuse(o: Options, name: str, allowed: str) -> NoReturn:
     raise UserError(f"{name} of the U-Net is {o.get(name)!r}; it must be {allowed}")
-
-
-# ---- export
 
 
 def to_diffusers(kind: str, unet: UNet, size: tuple[int, int]) -> Options:

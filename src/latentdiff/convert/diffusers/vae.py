@@ -61,9 +61,6 @@ def vae_key_map(model: Autoencoder) -> KeyMap:
     return build_key_map(model, prefixes, LAYERS)
 
 
-# ---- import
-
-
 def from_diffusers(config: Options, state: Weights) -> tuple[AutoencoderConfig, Weights, int]:
     """config.json and weights of an AutoencoderKL or a VQModel; also returns the size of the images."""
     kind = config["_class_name"]
@@ -107,9 +104,6 @@ def _read_latent_stats(o: Options, channels: int) -> Weights:
         name: torch.as_tensor(value, dtype=torch.float32).expand(channels).reshape(-1, 1, 1)
         for name, value in (("latent_shift", shift), ("latent_scale", scale))
     }
-
-
-# ---- export
 
 
 def to_diffusers(model: Autoencoder, size: int, stats: Iterable[str] = LATENT_STATS) -> tuple[Options, Weights]:
