@@ -126,7 +126,7 @@ def train(r, world, state, data, micro_batches, perceptual_distance, bad_images,
         disc_weight_tensor = torch.full((), disc_weight, device=world.device) if disc_weight else None
         for positions in micro_batches:
             batch, last = next(batches), positions is micro_batches[-1]
-            bad_images.note(batch["bad"])
+            bad_images.add(batch["bad"])
             x = loader.images(batch, world.device)  # [B, 3, H, W]
             shape = (model.z_channels, *(side // model.factor for side in x.shape[2:]))
             noise = rng.normal(rng.keys(cfg.seed, step, positions, "posterior", x.device), shape)

@@ -82,7 +82,7 @@ def train(r, world, state, encode_batch, micro_batches, bad_images, val_data, st
     for step in range(start, cfg.steps):
         for positions in micro_batches:
             data_batch = next(batches)
-            bad_images.note(data_batch["bad"])
+            bad_images.add(data_batch["bad"])
             z, batch = encode_batch(data_batch, step, positions)
             t = rng.uniform(rng.keys(cfg.seed, step, positions, "t", z.device)) * (schedule.T - 1)
             eps = rng.normal(rng.keys(cfg.seed, step, positions, "eps", z.device), z.shape[1:])

@@ -98,7 +98,7 @@ def train(r, world, state, encode_batch, micro_batches, bad_images, validator, s
     for step in range(start, cfg.steps):
         for positions in micro_batches:
             data_batch = next(batches)
-            bad_images.note(data_batch["bad"])
+            bad_images.add(data_batch["bad"])
             z, batch = encode_batch(data_batch, step, positions)
             u = timestep_uniforms(r.objective, cfg.seed, step, positions, cfg.batch_size, z.device)
             t = model.sample_timesteps(u)

@@ -91,8 +91,8 @@ class Kernel:
     def __init__(self, samples: Tensor, real: Tensor) -> None:
         a, r = samples.double(), real.double()
         self.within = distances.kernel(a, a).fill_diagonal_(0)  # [N, N]
-        self.across = torch.cat([distances.kernel(rows, r).mean(1) for rows in a.split(distances.ROWS)])  # [N]
-        total = sum(distances.kernel(rows, r).sum() for rows in r.split(distances.ROWS))
+        self.across = torch.cat([distances.kernel(rows, r).mean(1) for rows in a.split(distances.CHUNK_SIZE)])  # [N]
+        total = sum(distances.kernel(rows, r).sum() for rows in r.split(distances.CHUNK_SIZE))
         diagonal = ((r.square().sum(1) / r.shape[1] + 1) ** 3).sum()
         self.real = ((total - diagonal) / (len(r) * (len(r) - 1))).item()
 
@@ -113,6 +113,6 @@ def kid_difference(a: Kernel, b: Kernel, n: int) -> tuple[float, float, float]:
 
 def covered(points: Tensor, centres: Tensor, k: int = 3) -> Tensor:
     """Whether each point lies within the distance from a centre to its k-th neighbour: float64 [N] of 0 and 1."""
-    radius = distances.nearest(centres, centres, k + 1).distance[:, -1]
+    radius = distances.nearest_neighbors(centres, centres, k + 1).distance[:, -1]
     points, centres = points.double(), centres.double()
     return torch.cat([(torch.cdist(rows, centres) <= radius).any(1) for rows in points.split(1000)]).double()

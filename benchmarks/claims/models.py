@@ -111,12 +111,12 @@ def few_images(setting: Setting) -> Result:
             val_data = recipe.open_data(run.open_run(str(folder), world).recipe, "val")
             extractor = features.find(str(feature_net(setting)), None, None, folder, world)
             held_out = image_sets.extract(extractor, val_data, len(val_data), world).features
-            metrics.setdefault(str(count), []).append(distances.memorisation(samples, real, held_out))
-    few, many = ([m["nearest_ratio"] for m in runs] for runs in metrics.values())
+            metrics.setdefault(str(count), []).append(distances.memorization(samples, real, held_out))
+    few, many = ([m["nearest_neighbor_ratio"] for m in runs] for runs in metrics.values())
     differences = paired_t([a - b for a, b in zip(few, many)])
     effects = [Effect("nearest ratio, 64 minus 20,000 images", "< 0", *differences),
                Effect("nearest ratio, 20,000 images", "> 0.8", *paired_t(many))]  # fmt: skip
-    chart = Chart("training images", "nearest ratio", [seed_series("nearest_ratio", list(metrics), metrics)])
+    chart = Chart("training images", "nearest ratio", [seed_series("nearest_neighbor_ratio", list(metrics), metrics)])
     protocol = f"{len(setting.seeds)} seeds, 4,000 steps, unconditional"
     return Result("drawn shapes, 32 x 32", protocol, effects, [chart])
 

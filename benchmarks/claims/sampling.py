@@ -153,8 +153,8 @@ def memorisation(setting: Setting) -> Result:
     samples, train = sample_arm(experiment).features, experiment.real.features
     data = recipe.open_data(experiment.subject.recipe, "val")
     held_out = image_sets.extract(experiment.extractor, data, len(data), experiment.world).features
-    to_train, held_out_to_train = (distances.nearest(x, train).distance[:, 0] for x in (samples, held_out))
-    copies = distances.nearest(samples[:1] * 0 + train[:500] + 0.05 * samples[:500], train).distance[:, 0]
+    to_train, held_out_to_train = (distances.nearest_neighbors(x, train).distance[:, 0] for x in (samples, held_out))
+    copies = distances.nearest_neighbors(samples[:1] * 0 + train[:500] + 0.05 * samples[:500], train).distance[:, 0]
 
     def ratio(weights: torch.Tensor) -> float:
         resampled = torch.repeat_interleave(to_train, weights.long())

@@ -225,7 +225,7 @@ def test_a_bad_image_raises_its_reason_and_broken_rows_are_listed(make):
         data.item(1, 0)
     reasons = dict(data.unreadable)
     assert list(reasons) == ["metadata.jsonl:1", "metadata.jsonl:2", "metadata.jsonl:3", *list(reasons)[3:]]
-    assert "no JSON" in reasons["metadata.jsonl:1"] and "its columns are text" in reasons["metadata.jsonl:3"]
+    assert "not valid JSON" in reasons["metadata.jsonl:1"] and "its columns are text" in reasons["metadata.jsonl:3"]
     assert "metadata.jsonl:4 names it" in reasons["gone.png"] and "../../etc/passwd" in reasons
     assert len(reasons) == 5
 

@@ -64,7 +64,7 @@ class Encoder:
 
 
 def opened(folder, data, encode=None, config=SMALL, weights="weights", world=SINGLE_PROCESS, info=quiet):
-    return open_cache(folder, config, data, weights, encode or Encoder(), world, say)
+    return open_cache(folder, config, data, weights, encode or Encoder(), world, info)
 
 
 def image_of(data, i, key):
@@ -178,7 +178,7 @@ def test_bad_images_leave_rows_that_are_never_used(tmp_path):
 
 def test_a_image_that_was_mended_is_still_not_used(tmp_path):
     made = opened(tmp_path, Images(5, bad=(1,)))
-    with pytest.raises(BadImage, match="when the latent cache was made"):
+    with pytest.raises(BadImage, match="when the latent cache was created"):
         CachedLatents(Images(5), made).item(1, 0)
 
 
@@ -297,7 +297,7 @@ def test_running_out_of_memory_halves_the_batch(tmp_path):
 
 
 def test_moments_that_are_not_finite_are_refused(tmp_path):
-    with pytest.raises(UserError, match="mean that is not finite, in rows 0 to 2"):
+    with pytest.raises(UserError, match="mean that is not finite, in entries 0 to 2"):
         opened(tmp_path, Images(), lambda batch: (loader.images(batch) * np.nan, None))
 
 

@@ -22,10 +22,10 @@ def test_the_frechet_distance_of_gaussians_is_its_closed_form():
     """|m - m'|² + tr(C + C' - 2 (C C')^½): for commuting covariances the squared differences of the deviations."""
     m, n = torch.tensor([1.0, 2.0]).double(), torch.tensor([4.0, -2.0]).double()
     a, b = torch.tensor([4.0, 9.0]).double().diag(), torch.tensor([1.0, 25.0]).double().diag()
-    assert distances.frechet(m, a, n, b) == pytest.approx(25 + (2 - 1) ** 2 + (3 - 5) ** 2)
+    assert distances.frechet_distance(m, a, n, b) == pytest.approx(25 + (2 - 1) ** 2 + (3 - 5) ** 2)
     turn = torch.linalg.qr(gaussian(2, 2, 3)).Q
-    assert distances.frechet(m, turn @ a @ turn.T, m, turn @ b @ turn.T) == pytest.approx(5)
-    assert distances.frechet(m, a, m, a) == pytest.approx(0, abs=1e-9)
+    assert distances.frechet_distance(m, turn @ a @ turn.T, m, turn @ b @ turn.T) == pytest.approx(5)
+    assert distances.frechet_distance(m, a, m, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_fid_of_samples_goes_to_the_closed_form():
@@ -67,15 +67,15 @@ def test_the_inception_score_is_one_for_one_class_and_their_number_for_all():
 
 def test_copies_are_found_and_new_pictures_are_not():
     train, held_out, drawn = (gaussian(300, 16, seed) for seed in range(3))
-    fresh = distances.memorisation(drawn, train, held_out)
-    assert fresh["nearest_ratio"] == pytest.approx(1, abs=0.05) and fresh["copies"] == 0
-    copied = distances.memorisation(train[:100] + 1e-3 * drawn[:100], train, held_out)
-    assert copied["nearest_ratio"] < 0.01 and copied["copies"] == 1
+    fresh = distances.memorization(drawn, train, held_out)
+    assert fresh["nearest_neighbor_ratio"] == pytest.approx(1, abs=0.05) and fresh["copied_fraction"] == 0
+    copied = distances.memorization(train[:100] + 1e-3 * drawn[:100], train, held_out)
+    assert copied["nearest_neighbor_ratio"] < 0.01 and copied["copied_fraction"] == 1
 
 
 def test_the_nearest_are_those_of_a_plain_loop():
     points, among = gaussian(7, 3, 0), gaussian(11, 3, 1)
-    found = distances.nearest(points, among, 3)
+    found = distances.nearest_neighbors(points, among, 3)
     for i, point in enumerate(points):
         order = sorted(range(11), key=lambda j: (point - among[j]).norm().item())
         assert found.index[i].tolist() == order[:3]
@@ -87,7 +87,7 @@ def test_fid_kid_precision_and_recall_agree_with_torch_fidelity(sets, rows, monk
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     assert fidelity.__version__
-    monkeypatch.setattr(distances, "ROWS", rows)
+    monkeypatch.setattr(distances, "CHUNK_SIZE", rows)
     a, b = sets
     statistics = [metric_fid.fid_features_to_statistics(x.double()) for x in (a, b)]
     theirs = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]

@@ -89,9 +89,9 @@ def test_the_report_is_one_file_that_opens_at_any_width(stage, request, copy_run
     page = run / "report.html"
     assert_alone(page)
     titles = re.findall(r"<h2>(.*?)</h2>", page.read_text())
-    wanted = {"Training", "Reconstructions", "Figures", "Protocol", "Recipe"}
+    wanted = {"Training", "Reconstructions", "Metrics", "Protocol", "Recipe"}
     if stage == "stage_two_run":
-        wanted |= {"Over training", "Samples", "Nearest neighbours", "Guidance and steps"}
+        wanted |= {"During training", "Samples", "Nearest neighbours", "Guidance and steps"}
     assert set(titles) == wanted
     for width in WIDTHS:
         seen = looked_at(page, width)

@@ -1,4 +1,4 @@
-"""Latents measured against what is known of them, and LPIPS in the hole alone."""
+"""Latent statistics and equivariance of known latents, and LPIPS of the masked region."""
 
 import pytest
 import torch
@@ -16,22 +16,22 @@ SMALL = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "norm_group
 DATA = ShapesDataset(ShapesConfig(count=16, val_count=16))
 
 
-def made(**changes) -> Autoencoder:
+def small_autoencoder(**changes) -> Autoencoder:
     torch.manual_seed(0)
     return Autoencoder(AutoencoderConfig(**(SMALL | changes))).eval()
 
 
-def test_pixels_turn_and_shrink_with_their_picture_and_a_random_encoder_does_not():
-    pixels = made(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
+def test_pixels_are_equivariant_and_a_random_encoder_is_not():
+    pixels = small_autoencoder(channel_mult=(), z_channels=3, bottleneck=IdentityConfig())
     assert stage_one.equivariance(pixels, DATA, SINGLE_PROCESS) == pytest.approx(
-        {"equivariance_turn": 0, "equivariance_half": 0}
+        {"equivariance_rotate90": 0, "equivariance_downsample": 0}
     )
-    found = stage_one.equivariance(made(), DATA, SINGLE_PROCESS)
-    assert all(value > 0.01 for value in found.values())
+    metrics = stage_one.equivariance(small_autoencoder(), DATA, SINGLE_PROCESS)
+    assert all(value > 0.01 for value in metrics.values())
 
 
-def test_latent_statistics_are_those_of_the_latents():
-    model = made()
+def test_latent_metrics_equal_direct_statistics_of_the_latents():
+    model = small_autoencoder()
     model.set_latent_stats(0.1, 2.0)
     x = torch.stack([torch.from_numpy(DATA.item(i, 0)["image"]) for i in range(16)]).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
@@ -39,24 +39,24 @@ def test_latent_statistics_are_those_of_the_latents():
         z = model.normalize(mean)
     noise = (logvar.exp() * 4).mean((0, 2, 3))
     total = z.var((0, 2, 3), correction=0) + noise
-    found = stage_one.latents(model, DATA, SINGLE_PROCESS, 16)
-    assert found["latent_mean"] == pytest.approx(z.mean().item(), rel=1e-4)
-    assert found["latent_std"] == pytest.approx(total.mean().sqrt().item(), rel=1e-4)
-    assert found["latent_noise_share"] == pytest.approx((noise / total).mean().item(), rel=1e-4)
-    assert "codebook_usage" not in found
+    metrics = stage_one.latent_metrics(model, DATA, SINGLE_PROCESS, 16)
+    assert metrics["latent_mean"] == pytest.approx(z.mean().item(), rel=1e-4)
+    assert metrics["latent_std"] == pytest.approx(total.mean().sqrt().item(), rel=1e-4)
+    assert metrics["latent_noise_fraction"] == pytest.approx((noise / total).mean().item(), rel=1e-4)
+    assert "codebook_usage" not in metrics
 
 
-def test_the_codebook_in_use_is_counted():
-    model = made(bottleneck=VQConfig(codebook_size=8))
+def test_codebook_usage_counts_the_codes_that_are_used():
+    model = small_autoencoder(bottleneck=VQConfig(codebook_size=8))
     with torch.no_grad():
         model.quantize.embedding.weight.fill_(1e6)
         model.quantize.embedding.weight[:2] = torch.tensor([[10.0] * 4, [-10.0] * 4])
-    found = stage_one.latents(model, DATA, SINGLE_PROCESS, 16)
-    assert found["codebook_usage"] in (1 / 8, 2 / 8) and 1 <= found["codebook_perplexity"] <= 2
+    metrics = stage_one.latent_metrics(model, DATA, SINGLE_PROCESS, 16)
+    assert metrics["codebook_usage"] in (1 / 8, 2 / 8) and 1 <= metrics["codebook_perplexity"] <= 2
 
 
 @pytest.fixture
-def distance() -> LPIPSDistance:
+def lpips() -> LPIPSDistance:
     generator = torch.Generator().manual_seed(0)
     shapes = {k: v.shape for k, v in features("squeezenet").state_dict().items()}
     weights = {k: torch.randn(s, generator=generator) * (2 / max(1, s[1:].numel())) ** 0.5 for k, s in shapes.items()}
@@ -64,18 +64,18 @@ def distance() -> LPIPSDistance:
     return LPIPSDistance("squeezenet", weights, heads)
 
 
-def test_lpips_in_a_hole_that_is_the_whole_picture_is_lpips(distance):
+def test_masked_lpips_of_the_wmask_image_is_lpips(lpips):
     x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    whole = stage_one.masked_lpips(distance, x, y, torch.ones(2, 1, 64, 64))
-    torch.testing.assert_close(whole, distance(y, x).flatten(), rtol=1e-4, atol=1e-6)
+    wmask = stage_one.masked_lpips(lpips, x, y, torch.ones(2, 1, 64, 64))
+    torch.testing.assert_close(wmask, lpips(y, x).flatten(), rtol=1e-4, atol=1e-6)
 
 
-def test_lpips_in_the_hole_does_not_see_what_is_far_from_it(distance):
+def test_masked_lpips_ignores_changes_far_from_the_mask(lpips):
     x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    hole = torch.zeros(1, 1, 256, 256)
-    hole[..., :16, :16] = 1
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., :16, :16] = 1
     far, near = x.clone(), x.clone()
     far[..., 224:, 224:] = 0
     near[..., :16, :16] = 0
-    assert stage_one.masked_lpips(distance, x, far, hole) < 0.01 * stage_one.masked_lpips(distance, x, near, hole)
-    assert distance(far, x) > 0.1 * distance(near, x)
+    assert stage_one.masked_lpips(lpips, x, far, mask) < 0.01 * stage_one.masked_lpips(lpips, x, near, mask)
+    assert lpips(far, x) > 0.1 * lpips(near, x)

@@ -27,7 +27,7 @@ def test_stage_one_is_evaluated_by_its_reconstructions_and_latents(stage_one_run
     call("evaluate", stage_one_run, "--output", tmp_path / "figures.json", *SMALL[4:])
     figures = figures_of(tmp_path / "figures.json")
     assert figures["step"] == 20 and figures["reconstructions"] == 16 and 0 < figures["psnr"] < 60
-    assert {"ssim", "rfid", "latent_std", "latent_noise_share", "equivariance_turn", "equivariance_half"} <= set(
+    assert {"ssim", "rfid", "latent_std", "latent_noise_fraction", "equivariance_rotate90", "equivariance_downsample"} <= set(
         figures
     )
     assert figures["latent_std"] == pytest.approx(1, abs=0.1)
@@ -42,7 +42,7 @@ def test_stage_two_is_evaluated_by_its_samples_and_reports_the_protocol(stage_tw
     figures = json.loads((run / "evaluation.json").read_text())
     assert 0 <= figures["prompt_accuracy_low"] <= figures["prompt_accuracy"] <= figures["prompt_accuracy_high"] <= 1
     assert figures["prompts"] == 4 and "prompt_accuracy_held_out" in figures
-    names = "fid kid kid_error precision recall nearest_ratio copies fid_real images_per_second peak_memory_mib"
+    names = "fid kid kid_error precision recall nearest_neighbor_ratio copied_fraction fid_real images_per_second peak_memory_mib"
     assert set(names.split()) <= set(figures) and figures["samples"] == 8
     protocol = figures["protocol"]["samples"]
     assert protocol["steps"] == 3 and protocol["count"] == 8 and protocol["seed"] == "image i: 5 + i"

@@ -21,17 +21,18 @@ KINDS = ("captions", "instances")
 class CocoConfig(ImageDataConfig):
     path: str = "data/coco"  # folder with annotations/captions_train2017.json, instances_...json, and train2017/ ...
 
-    def open(self, split: str) -> FolderDataset:
-        return FolderDataset(self, split)
+    def open(self, split: str) -> "CocoDataset":
+        return CocoDataset(self, split)
+
+
+class CocoDataset(FolderDataset):
+    """One split of the images that the annotations list."""
 
     def list_files(self) -> Listing:
-        """The images that the annotations name."""
-        return list_coco(self.path)
+        return list_coco(self.config.path)
 
-    def no_captions(self, listing: Listing) -> str:
-        """Why there are no captions."""
-        columns = ", ".join(sorted(listing.columns)) or "none"
-        return f"there is no captions_*.json beside its annotations; these have {columns}"
+    def no_captions_reason(self) -> str:
+        return "there is no captions_*.json with the other annotations"
 
 
 def list_coco(root: str) -> Listing:

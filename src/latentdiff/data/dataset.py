@@ -1,21 +1,28 @@
-"""What a data format provides: settings for the recipe and a dataset.
+"""What a data format provides: settings for the recipe, and a dataset.
 
 A format is one file of this folder: a settings class derived from ImageDataConfig, whose `open` returns a class derived
-from Dataset. Its settings class is listed once, in recipe.py. docs/extend.md adds one step by step.
+from Dataset. Its settings class is listed once, in recipe.py.
 """
 
 import hashlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from io import BytesIO
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from latentdiff import rng
 from latentdiff.config import UserError
-from latentdiff.data.image import CROPS, resize_and_crop
+from latentdiff.data.image import CROPS, BadImage, open_image, resize_and_crop
 
 SPLITS = ("train", "val", "test")
+RESERVED = {  # fields that training adds to an item; metadata columns of these names are ignored
+    "id", "image", "view", "key", "index", "bad", "tokens", "mean", "logvar", "label", "caption", "boxes", "low_res",
+    "mask", "segmentation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,14 +52,22 @@ class ImageDataConfig:
             raise UserError(f"data.crop is {self.crop!r}; it must be {' or '.join(CROPS)}")
         if not 1 <= self.size <= 2**14 or not 0 <= self.width <= 2**14:
             raise UserError(f"data.size={self.size} data.width={self.width}: use pixels, such as data.size=256")
-        for name, below in (("val_fraction", True), ("max_bad_fraction", False)):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or value == 1 and below:
-                raise UserError(f"data.{name} is {value}; it must be a fraction from 0 to {'below ' * below}1")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"data.val_fraction is {self.val_fraction}; it must be a fraction from 0 to below 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be a fraction from 0 to 1")
+
+
+class Metadata(NamedTuple):
+    """What is known about an image without opening it."""
+
+    captions: Sequence[str] = ()
+    label: int | None = None  # class number
+    columns: dict[str, Any] = {}  # further fields, for conditions
 
 
 class Dataset:
-    """One split of a data set. A format implements __len__, id, load_image and captions_of, and extends `record`.
+    """One split of a data set. A format implements __len__, id, content (or load_image) and, if it has any, metadata.
 
     Every random choice is a function of the `key` of an item, so that a resumed run sees the same items.
 
@@ -62,6 +77,8 @@ class Dataset:
         unlisted: ids of images that are not used because no metadata lists them.
         has_captions: whether items have a caption.
     """
+
+    max_captioned = sys.maxsize  # number of items whose captions train a tokenizer
 
     def __init__(self, config: ImageDataConfig, split: str) -> None:
         assert split in SPLITS, f"there is no split {split!r}"
@@ -80,32 +97,66 @@ class Dataset:
         """The name of item i, unique and independent of the other items."""
         raise NotImplementedError
 
-    def load_image(self, i: int) -> Image.Image:
-        """Image i as RGB; raises BadImage if it cannot be read."""
+    def content(self, i: int) -> bytes:
+        """The bytes of image file i; raises BadImage if they cannot be read."""
         raise NotImplementedError
 
-    def captions_of(self, i: int) -> list[str]:
-        """All captions of item i; none if it has none."""
-        return []
+    def metadata(self, i: int) -> Metadata:
+        """Captions, label and further columns of item i."""
+        return Metadata()
+
+    def missing_caption_reason(self, i: int) -> str:
+        """Why item i has no caption: "empty" or "missing"."""
+        return "missing"
+
+    def no_captions_reason(self) -> str:
+        """Why no item has a caption, and what to do."""
+        return "its format has none"
+
+    def load_image(self, i: int) -> Image.Image:
+        """Image i as RGB; raises BadImage if it cannot be read."""
+        return open_image(BytesIO(self.content(i)))
 
     def record(self, i: int, key: int) -> dict[str, Any]:
-        """The fields of item i without its image: id, caption (one of its captions) and what else there is."""
-        return {"id": self.id(i)} | ({"caption": choose(self.captions_of(i), key)} if self.has_captions else {})
+        """The fields of item i without its image: id, label and caption, if there are any, and the columns."""
+        return self.make_record(i, self.metadata(i), key)
+
+    def make_record(self, i: int, metadata: Metadata, key: int) -> dict[str, Any]:
+        record = {name: value for name, value in metadata.columns.items() if name not in RESERVED} | {"id": self.id(i)}
+        if metadata.label is not None:
+            record["label"] = metadata.label
+        if self.has_captions:  # without one of its own: "", which trains the unconditional model
+            captions = metadata.captions or [""]
+            record["caption"] = captions[rng.key(key, "caption") % len(captions)]
+        return record
 
     def item(self, i: int, key: int) -> dict[str, Any]:
         """The record with image uint8 [H, W, 3] and view (its crop); `key` alone decides crop, flip and caption."""
-        return self.record(i, key) | self.preprocess(self.load_image(i), key)
+        fields = self.preprocess(self.load_image(i), key)
+        return self.record(i, key) | fields
 
     def preprocess(self, image: Image.Image, key: int) -> dict[str, Any]:
         height, width = self.config.image_size
         pixels, view = resize_and_crop(image, height, width, self.config.crop, key, self.config.flip)
         return {"image": pixels, "view": view}
 
+    def captions_of(self, i: int) -> list[str]:
+        """All captions of item i."""
+        return list(self.metadata(i).captions)
+
     def captions(self) -> list[str]:
         """The captions that a tokenizer is trained on; raises UserError if the data has none."""
         if not self.has_captions:
-            raise UserError(f"data.path={self.config.path!r} has no captions")
-        return [caption for i in range(len(self)) for caption in self.captions_of(i)]
+            raise UserError(f"data.path={self.config.path!r} has no captions: {self.no_captions_reason()}")
+        indices = range(0, len(self), max(1, -(-len(self) // self.max_captioned)))  # evenly spaced
+        with ThreadPoolExecutor(8) as pool:  # their files are small, and may lie on a network file system
+            return [caption for captions in pool.map(self._captions_if_readable, indices) for caption in captions]
+
+    def _captions_if_readable(self, i: int) -> list[str]:
+        try:
+            return self.captions_of(i)
+        except BadImage:
+            return []
 
     def fingerprint(self) -> str:
         """A hash of all that the pixels of the items depend on: it identifies their latent cache."""
@@ -123,10 +174,10 @@ class Dataset:
 class Subset(Dataset):
     """The first n items of a dataset: --overfit trains on it."""
 
-    def __init__(self, data: Any, n: int) -> None:
+    def __init__(self, data: Dataset, n: int) -> None:
         self.data, self.n = data, min(n, len(data))
-        self.label_names, self.category_names = (getattr(data, name, []) for name in ("label_names", "category_names"))
-        self.unreadable, self.unlisted = [], []
+        self.label_names, self.category_names = data.label_names, data.category_names
+        self.unreadable, self.unlisted, self.has_captions = [], [], data.has_captions
         self.id, self.record, self.item, self.captions = data.id, data.record, data.item, data.captions
 
     def __len__(self) -> int:
@@ -136,14 +187,9 @@ class Subset(Dataset):
         return f"{self.n}-{self.data.fingerprint()}"  # caches are named by its beginning
 
 
-def choose(captions: list[str], key: int) -> str:
-    """One of the captions; "" if there are none: such an image trains the unconditional model."""
-    return captions[rng.key(key, "caption") % len(captions)] if captions else ""
-
-
-def held_out(names: list[Any], fraction: float) -> set[Any]:
-    """The items of a validation split, by a hash of their name, so that an item keeps its side when others are added;
-    at least one of two or more items."""
+def divide(names: Sequence[Any], fraction: float, split: str) -> list[Any]:
+    """The part of a training set that is train or val, by a hash of the names, so that an item stays in its split when
+    others are added; val has at least one of two or more items."""
     marks = {name: rng.key("val", name) / 2**63 for name in names}
     lowest = min(marks.values(), default=1.0) if len(marks) > 1 and fraction else -1.0
-    return {name for name, mark in marks.items() if mark < fraction or mark == lowest}
+    return [name for name, mark in marks.items() if (mark < fraction or mark == lowest) == (split == "val")]

@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from latentdiff import rng
 from latentdiff.config import UserError
@@ -22,14 +23,9 @@ FORMATS = tuple(sorted(set(Image.OPEN) - NO_DECODER))
 EXTENSIONS = frozenset(ext for ext, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 
 UNDO_ORIENTATION = {  # EXIF orientation -> transpose; ImageOps.exif_transpose fails on EXIF that it cannot write
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 CROPS = ("center", "random")
 
 
@@ -54,15 +50,16 @@ class CropParams(NamedTuple):
         # only the box is resized, so that an image of 1 x 100,000 pixels never becomes 256 x 25,600,000
         reducing_gap = None if resample == Image.Resampling.NEAREST else 3.0
         image = image.resize((self.width, self.height), resample, box=box, reducing_gap=reducing_gap)
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image
+        return image.transpose(Transpose.FLIP_LEFT_RIGHT) if self.flip else image
 
 
 def choose_crop(size: tuple[int, int], height: int, width: int, crop: str, key: int, flip: bool) -> CropParams:
     """The crop of an image of `size` (width, height): `key` alone positions a random crop; its lowest bit flips."""
     scale = max(height / size[1], width / size[0])
     slack = (max(0, int(size[1] * scale) - height), max(0, int(size[0] * scale) - width))
-    offsets = {"center": lambda n, name: n // 2, "random": lambda n, name: rng.key(key, name) % (n + 1)}
-    top, left = (offsets[crop](n, name) for n, name in zip(slack, ("top", "left")))
+    top, left = (
+        n // 2 if crop == "center" else rng.key(key, name) % (n + 1) for n, name in zip(slack, ("top", "left"))
+    )
     return CropParams(scale, top, left, height, width, flip and key & 1 == 1)
 
 
@@ -108,12 +105,13 @@ class BadImageList:
         self.listed = self._read()
         self.bytes_read = {other: other.stat().st_size for other in path.parent.glob(self.others)}
 
-    def add(self, id: str, reason: str) -> None:
-        """Count and list an image once; UserError when more than `max_fraction` of `total` are bad."""
-        self.write([(id, reason)])
-        self._read_others()
-        self.bad[id] = reason
-        refuse_too_many(list(self.bad.items()), self.total, self.max_fraction, f"; all of them: {self.path}")
+    def add(self, entries: Iterable[tuple[str, str]]) -> None:
+        """Count and list images (id, reason), each once; UserError when more than `max_fraction` of `total` are bad."""
+        for id, reason in entries:
+            self.write([(id, reason)])
+            self._read_others()
+            self.bad[id] = reason
+            refuse_too_many(list(self.bad.items()), self.total, self.max_fraction, f"; all of them: {self.path}")
 
     def write(self, entries: Iterable[tuple[str, str]]) -> None:
         """Write entries to the file, each once, without counting them."""
@@ -122,11 +120,6 @@ class BadImageList:
                 self.listed.add(id)
                 with open(self.path, "a") as file:
                     file.write(json.dumps({"id": id, "reason": reason}) + "\n")
-
-    def note(self, entries: Iterable[tuple[str, str]]) -> None:
-        """Add the bad images of a batch (batch["bad"])."""
-        for entry in entries:
-            self.add(*entry)
 
     def _read(self) -> set[str]:
         text = self.path.read_text() if self.path.exists() else ""

@@ -6,14 +6,13 @@ a manifest of what the entries depend on. Captions are not part of it; they are 
 
 import contextlib
 import json
-import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from latentdiff import rng
 from latentdiff.config import UserError
@@ -50,15 +49,24 @@ class LatentCache:
     def __len__(self) -> int:
         return self.manifest["entries"]
 
-    def entry(self, k: int) -> dict[str, np.ndarray]:
-        """mean [C, h, w], logvar [C, h, w] (KL only), and the key of its crop and flip."""
-        shard, position = divmod(k, self.shard_size)
-        return self.shard(shard).entry(position)
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"opened": {}}  # a spawned worker opens the shards itself
 
-    def shard(self, i: int) -> "_Shard":
-        """Shard i, opened at its first use: a cache of any size opens at once."""
+    def entry(self, k: int) -> dict[str, Any]:
+        """mean [C, h, w], logvar [C, h, w] (KL only), and the key of its crop and flip."""
+        shard, i = divmod(k, self.shard_size)
+        arrays = self.shard(shard)
+        moments = {name: np.array(arrays[name][i]) for name in ("mean", "logvar") if name in arrays}
+        return moments | {name: arrays[name][i].item() for name in ("key", "id_hash", "ok")}
+
+    def shard(self, i: int) -> dict[str, np.ndarray]:
+        """The memory-mapped arrays of shard i, opened at its first use: a cache of any size opens at once."""
         if i not in self.opened:
-            self.opened[i] = _Shard(self.folder / self.names[i])
+            path = self.folder / self.names[i]
+            try:
+                self.opened[i] = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+            except (OSError, SafetensorError) as error:
+                raise _damaged(path, error) from error
         return self.opened[i]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +81,7 @@ class LatentCache:
         """bytes of every shard, and sums over all entries. A shard whose size has changed is refused."""
         path, sizes = self.folder / SUMMARY, [(self.folder / name).stat().st_size for name in self.names]
         if not path.exists():
-            sums = np.asarray(sum(self.shard(i).arrays["sums"] for i in range(len(self.names))))
+            sums = np.asarray(sum(self.shard(i)["sums"] for i in range(len(self.names))))
             with contextlib.suppress(OSError):  # the folder may be read-only
                 write_json(path, {"bytes": sizes, "sums": sums.tolist()})
             return {"sums": sums}
@@ -113,37 +121,6 @@ class CachedLatents:
             raise BadImage("could not be read when the latent cache was created; delete the cache to try again")
         fields = self.data.item(i, entry["key"]) if self.images else {}
         return fields | self.data.record(i, key) | entry
-
-
-class _Shard:
-    """One memory-mapped safetensors file: the header is read once, an entry is a slice of bytes."""
-
-    TYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "BOOL": np.bool_}
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with open(path, "rb") as file:
-                (length,), size = struct.unpack("<Q", file.read(8)), os.fstat(file.fileno()).st_size
-                header = json.loads(file.read(min(length, size)))
-            # mapped without keeping the file open: there may be more shards than a process may open files
-            self.bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-            self.arrays = {
-                name: self._open(info, 8 + length) for name, info in header.items() if name != "__metadata__"
-            }
-        except (OSError, ValueError, KeyError, struct.error) as error:
-            raise _damaged(path, error) from error
-
-    def __reduce__(self) -> tuple:
-        return _Shard, (self.path,)  # a spawned worker maps the file itself
-
-    def _open(self, info: dict, start: int) -> np.ndarray:
-        kind, count = self.TYPES[info["dtype"]], int(np.prod(info["shape"]))
-        return np.frombuffer(self.bytes, kind, count, start + info["data_offsets"][0]).reshape(info["shape"])
-
-    def entry(self, i: int) -> dict[str, Any]:
-        moments = {name: np.array(a[i]) for name, a in self.arrays.items() if name in ("mean", "logvar")}
-        return moments | {name: self.arrays[name][i].item() for name in ("key", "id_hash", "ok")}
 
 
 # ---- shared with encode_latents.py

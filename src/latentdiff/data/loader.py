@@ -54,26 +54,11 @@ class Stream(Dataset):
         raise UserError(f"100 items in a row cannot be read, the last one {bad[-1][0]}: {bad[-1][1]}")
 
 
-class _BatchSampler:
-    """The (step, position) pairs of each micro-batch, in order."""
-
-    def __init__(self, start: int, steps: int, micro_batches: list[range]) -> None:
-        self.start, self.steps, self.micro_batches = start, steps, micro_batches
-
-    def __len__(self) -> int:
-        return (self.steps - self.start) * len(self.micro_batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.start, self.steps):
-            for positions in self.micro_batches:
-                yield [(step, position) for position in positions]
-
-
 def batches(
     data: Any, seed: int, batch_size: int, micro_batches: list[range], start: int, steps: int, num_workers: int = 0
 ) -> Iterator[dict]:
     """The micro-batches from step `start` on, each a dict of stacked tensors and lists."""
-    order = _BatchSampler(start, steps, micro_batches)
+    order = ([(step, i) for i in positions] for step in range(start, steps) for positions in micro_batches)
     options = {"persistent_workers": True, "prefetch_factor": 4, "worker_init_fn": _ignore_signals}
     try:
         yield from DataLoader(

@@ -2,24 +2,18 @@
 
 import json
 from bisect import bisect_right
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
-from latentdiff.data.dataset import Dataset, ImageDataConfig, choose
-from latentdiff.data.folder import RESERVED, caption_lines
-from latentdiff.data.image import BadImage, open_image, refuse_too_many
+from latentdiff.data.dataset import Dataset, ImageDataConfig, Metadata
+from latentdiff.data.folder import caption_lines
+from latentdiff.data.image import BadImage, refuse_too_many
 from latentdiff.data.listing import caption_list, label_number
 from latentdiff.data.tar_shards import open_shards, spans_of_split
-
-MAX_CAPTIONS = 500_000  # that a tokenizer is trained on
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,8 @@ class Sample(NamedTuple):
 class TarDataset(Dataset):
     """One split of the shards. Memory grows with the number of shards (about 1 KB each), not of images."""
 
+    max_captioned = 500_000
+
     def __init__(self, config: TarConfig, split: str) -> None:
         super().__init__(config, split)
         spans, facts = open_shards(config.path, config.index)
@@ -72,7 +68,7 @@ class TarDataset(Dataset):
             raise UserError(f"data.path={config.path!r} holds no images to {split} on; its shards are {names}")
         self.label_names = [str(i) for i in range(max(shard["labels"] for shard in facts))]  # numbers in key.cls
         first = range(min(50, len(self)))  # in random order
-        self.has_captions = any(shard["texts"] for shard in facts) or any(map(self._captions_or_none, first))
+        self.has_captions = any(shard["texts"] for shard in facts) or any(map(self._captions_if_readable, first))
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -81,45 +77,24 @@ class TarDataset(Dataset):
         return self._sample(i).id
 
     def content(self, i: int) -> bytes:
-        """The bytes of image file i; raises BadImage if they cannot be read."""
         return self._sample(i).read("image")
 
-    def load_image(self, i: int) -> Image.Image:
-        return open_image(BytesIO(self.content(i)))
-
-    def record(self, i: int, key: int) -> dict:
-        """The columns of key.json, id, label (int) and caption, if there are any."""
+    def metadata(self, i: int) -> Metadata:
         sample = self._sample(i)
         columns = sample.columns()
-        record = {name: value for name, value in columns.items() if name not in RESERVED} | {"id": sample.id}
-        record.pop("map_file_name", None)  # it would name a file outside of the shard
+        values = [columns.get(column.strip()) for column in self.config.caption.split(",")]
+        captions = [text for value in values for text in caption_list(value)] or caption_lines(sample.read("txt"))
         labels = (int(sample.entry[10]), *map(label_number, (columns.get("label_id"), columns.get("label"))))
-        label = next((label for label in labels if label not in (None, -1)), None)
-        if label is not None:
-            record["label"] = label
-        if self.has_captions:
-            record["caption"] = choose(self._captions(sample, columns), key)
-        return record
-
-    def captions_of(self, i: int) -> list[str]:
-        sample = self._sample(i)
-        return self._captions(sample, sample.columns())
+        columns.pop("map_file_name", None)  # it would name a file outside of the shard
+        return Metadata(captions, next((label for label in labels if label not in (None, -1)), None), columns)
 
     def missing_caption_reason(self, i: int) -> str:
-        """Why item i has no caption: "empty" or "missing"."""
         return "empty" if self._sample(i).entry[2] else "missing"
 
-    def captions(self) -> list[str]:
-        """The captions of the split, of at most MAX_CAPTIONS images spread evenly."""
-        if not self.has_captions:
-            fields = ", ".join(sorted(self._sample(0).columns())[:20]) or "none"
-            raise UserError(
-                f"data.path={self.config.path!r} has no captions: no key.txt beside key.jpg, and key.json has no field "
-                f"{self.config.caption!r} (data.caption); its fields are {fields}"
-            )
-        indices = range(0, len(self), -(-len(self) // MAX_CAPTIONS))
-        with ThreadPoolExecutor(8) as pool:
-            return [caption for captions in pool.map(self._captions_or_none, indices) for caption in captions]
+    def no_captions_reason(self) -> str:
+        fields = ", ".join(sorted(self._sample(0).columns())[:20]) if len(self) else ""
+        field = f"field {self.config.caption!r} (data.caption); its fields are {fields or 'none'}"
+        return f"no key.txt beside key.jpg, and key.json has no {field}"
 
     def fingerprint(self) -> str:
         """A hash of names and sizes of the images, and of the preprocessing."""
@@ -133,13 +108,3 @@ class TarDataset(Dataset):
         except Exception as error:  # of a library
             raise UserError(f"{span.index} was changed or removed while it was used ({error}); start again") from None
         return Sample(f"{span.shard}/{name}", span.path, entry)
-
-    def _captions(self, sample: Sample, columns: dict) -> list[str]:
-        values = [columns.get(column.strip()) for column in self.config.caption.split(",")]
-        return [text for value in values for text in caption_list(value)] or caption_lines(sample.read("txt"))
-
-    def _captions_or_none(self, i: int) -> list[str]:
-        try:
-            return self.captions_of(i)
-        except BadImage:
-            return []

@@ -1,6 +1,5 @@
 """The datasets of torchvision by name: CIFAR10, Flowers102, Food101 ..."""
 
-import contextlib
 import difflib
 import inspect
 import operator
@@ -11,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from latentdiff.config import UserError
-from latentdiff.data.dataset import Dataset, ImageDataConfig, choose, held_out
+from latentdiff.data.dataset import Dataset, ImageDataConfig, Metadata, divide
 from latentdiff.data.image import BadImage, reason, to_rgb
 from latentdiff.data.listing import caption_list
 
@@ -40,13 +39,12 @@ class TorchvisionDataset(Dataset):
         self.data = val if self.part == "val" else _open(config, self.part)
         if self.data is None:
             raise UserError(f"data.name={config.name!r} has no split to {split} on")
-        self.indices = list(range(len(self.data)))
+        self.indices = range(len(self.data))
         if self.part == "train" and val is None:
-            held = held_out(self.indices, config.val_fraction)
-            self.indices = [i for i in self.indices if (i in held) == (split == "val")]
+            self.indices = divide(self.indices, config.val_fraction, split)
         self.label_names = [_class_name(name) for name in getattr(self.data, "classes", None) or ()]
         self.targets = next((t for t in (getattr(self.data, name, None) for name in TARGETS) if t is not None), None)
-        self.has_captions = len(self) > 0 and bool(self._fields(0, self._target(0))[1])
+        self.has_captions = len(self) > 0 and bool(self.metadata(0).captions)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,22 +55,19 @@ class TorchvisionDataset(Dataset):
     def load_image(self, i: int) -> Image.Image:
         return self._pair(i)[0]
 
-    def record(self, i: int, key: int) -> dict:
-        """id, label (int) and caption, if there are any."""
-        return self._record(i, self._target(i), key)
+    def metadata(self, i: int) -> Metadata:
+        return self._metadata(self._pair(i)[1] if self.targets is None else self.targets[self.indices[i]])
 
     def item(self, i: int, key: int) -> dict:
         image, target = self._pair(i)  # read once for both
-        return self._record(i, target, key) | self.preprocess(image, key)
-
-    def captions_of(self, i: int) -> list[str]:
-        return self._fields(i, self._target(i))[1]
+        return self.make_record(i, self._metadata(target), key) | self.preprocess(image, key)
 
     def captions(self) -> list[str]:
         """All captions of the split, or the names of the classes."""
-        if not self.has_captions:
-            raise UserError(f"data.name={self.config.name!r} has no captions: its images have neither text nor classes")
-        return list(self.label_names) or super().captions()
+        return list(self.label_names) if self.has_captions and self.label_names else super().captions()
+
+    def no_captions_reason(self) -> str:
+        return f"images of {self.config.name} have neither text nor classes"
 
     def fingerprint(self) -> str:
         """A hash of the name, of the first images and of the preprocessing."""
@@ -86,22 +81,13 @@ class TorchvisionDataset(Dataset):
         except Exception as error:  # of any dataset's code
             raise BadImage(reason(error)) from None
 
-    def _target(self, i: int) -> Any:
-        return self._pair(i)[1] if self.targets is None else self.targets[self.indices[i]]
-
-    def _fields(self, i: int, target: Any) -> tuple[dict, list[str]]:
-        """id and label, and the captions."""
-        values = target if isinstance(target, (list, tuple)) else [target]
-        fields, captions = {"id": self.id(i)}, caption_list([value for value in values if isinstance(value, str)])
-        with contextlib.suppress(TypeError, ValueError):
-            fields["label"] = operator.index(target)  # an integer of Python, numpy or torch
-        if 0 <= fields.get("label", -1) < len(self.label_names):
-            captions = [self.label_names[fields["label"]]]
-        return fields, captions
-
-    def _record(self, i: int, target: Any, key: int) -> dict:
-        fields, captions = self._fields(i, target)
-        return fields | ({"caption": choose(captions, key)} if captions else {})
+    def _metadata(self, target: Any) -> Metadata:
+        try:
+            label = operator.index(target)  # an integer of Python, numpy or torch
+        except (TypeError, ValueError):
+            values = target if isinstance(target, (list, tuple)) else [target]
+            return Metadata(caption_list([value for value in values if isinstance(value, str)]))
+        return Metadata(self.label_names[label : label + 1] if label >= 0 else [], label)
 
 
 def _open(config: TorchvisionConfig, split: str) -> Any:

@@ -1,4 +1,4 @@
-"""Pages that are one file: pictures, curves and style inside, nothing fetched, readable at any width."""
+"""HTML pages in one file, with images, plots and style inside, for any screen width."""
 
 import base64
 import html
@@ -7,9 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
-
-from latentdiff.training import image_grid
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --soft: #5d6673; --line: #e3e6ea; --ground: #f6f7f9; --card: #fff;
@@ -52,69 +49,68 @@ svg polyline { fill: none; stroke-linejoin: round; } details { margin-top: .75re
   .tiles { grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: .5rem; }
   td.name { white-space: normal; } h1 { font-size: 1.5rem; } }
 """
-THIN, THICK = "stroke: var(--pale); stroke-width: 1", "stroke: var(--accent); stroke-width: 2"
 
 
 def page(title: str, body: str, script: str = "") -> str:
-    """A whole HTML file."""
+    """A complete HTML file."""
     code = f"<script>{script}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{words(title)}</title>\n<style>{STYLE}</style>\n</head>\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n'
         f"<body>\n<main>\n{body}\n</main>\n{code}\n</body>\n</html>\n"
     )
 
 
-def words(text: object) -> str:
-    """Any text, safe inside HTML and its attributes."""
+def escape(text: object) -> str:
+    """Text as it is written inside HTML elements and attributes."""
     return html.escape(str(text), quote=True)
 
 
-def section(title: str, about: str, body: str) -> str:
-    return f'<section>\n<h2>{words(title)}</h2>\n<p class="soft">{words(about)}</p>\n{body}\n</section>'
+def section(title: str, description: str, body: str) -> str:
+    return f'<section>\n<h2>{escape(title)}</h2>\n<p class="soft">{escape(description)}</p>\n{body}\n</section>'
 
 
-def source(image: Image.Image) -> str:
-    """A picture as a data: address; PNG while small, JPEG where that would be large."""
+def data_uri(image: Image.Image) -> str:
+    """An image as a data URI: PNG up to 96 pixels, JPEG above."""
     file = io.BytesIO()
     small = max(image.size) <= 96
     image.save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 90}))
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def picture(x: np.ndarray | Image.Image, caption: str = "", about: str = "") -> str:
-    """A figure of uint8 [H, W, 3] with a caption; `about` is told where pictures cannot be seen."""
-    image = x if isinstance(x, Image.Image) else Image.fromarray(x)
+def figure(x: np.ndarray, caption: str = "", alt: str = "") -> str:
+    """An image, uint8 [H, W, 3], with a caption. alt: text for screen readers; default: the caption."""
+    image = Image.fromarray(x)
     small = ' class="small"' if max(image.size) <= 96 else ""
-    below = f"<figcaption>{words(caption)}</figcaption>" if caption else ""
-    return f'<figure><img{small} src="{source(image)}" alt="{words(about or caption)}">{below}</figure>'
+    figcaption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img{small} src="{data_uri(image)}" alt="{escape(alt or caption)}">{figcaption}</figure>'
 
 
-def tiles(images: Iterable[np.ndarray], captions: Iterable[str]) -> str:
-    return f'<div class="tiles">{"".join(picture(x, c) for x, c in zip(images, captions))}</div>'
+def gallery(images: Iterable[np.ndarray], captions: Iterable[str]) -> str:
+    return f'<div class="tiles">{"".join(figure(x, c) for x, c in zip(images, captions))}</div>'
 
 
-def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str]) -> str:
-    """Rows of pictures, each with a label before it, under the names of the columns; wide ones scroll by themselves."""
-    cells = ["<span></span>"] + [f'<span class="label">{words(name)}</span>' for name in columns]
+def image_table(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str]) -> str:
+    """Rows of images, each with its label, under the names of the columns; it scrolls if it is wider than the page."""
+    cells = ["<span></span>"] + [f'<span class="label">{escape(name)}</span>' for name in columns]
     for label, images in rows:
-        cells.append(f'<span class="label">{words(label)}</span>')
-        cells += [picture(x, about=f"{label}, {name}") for x, name in zip(images, columns)]
+        cells.append(f'<span class="label">{escape(label)}</span>')
+        cells += [figure(x, alt=f"{label}, {name}") for x, name in zip(images, columns)]
     widths = f"minmax(64px, 200px) repeat({len(columns)}, minmax(44px, 96px))"
     return f'<div class="wide"><div class="strip" style="grid-template-columns: {widths}">{"".join(cells)}</div></div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str]) -> str:
-    """kinds: the class of each column: name, number, code or nothing."""
-    top = "".join(f"<th>{words(name)}</th>" for name in head)
-    lines = ("".join(f'<td class="{kind}">{words(v)}</td>' for v, kind in zip(row, kinds)) for row in rows)
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], classes: Sequence[str]) -> str:
+    """classes: CSS class of each column: name, number, code or none."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in header)
+    lines = ("".join(f'<td class="{css}">{escape(x)}</td>' for x, css in zip(row, classes)) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
-    """Values over steps, thin as measured and thick as a running mean."""
+    """A plot of (step, value): the values thin, their running mean thick."""
     width, height, left, top, bottom = 320, 150, 46, 30, 128
     xs, ys = np.array(points, dtype=float).T
     low, high = float(ys.min()), float(np.quantile(ys, 0.98) if len(ys) > 20 else ys.max())
@@ -122,18 +118,15 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
     window = max(1, len(ys) // 30)
     padded = np.pad(ys, (window // 2, window - 1 - window // 2), mode="edge")
     smooth = np.convolve(padded, np.ones(window) / window, "valid")
-    across = left + (xs - xs[0]) / max(xs[-1] - xs[0], 1) * (width - left - 8)
+    x_pixels = left + (xs - xs[0]) / max(xs[-1] - xs[0], 1) * (width - left - 8)
     lines = []
-    for values, style in (
-        (ys, "stroke: var(--pale); stroke-width: 1"),
-        (smooth, "stroke: var(--accent); stroke-width: 2"),
-    ):
-        down = bottom - (np.clip(values, low, high) - low) / (high - low) * (bottom - top)
-        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down))
-        lines.append(f'<polyline points="{places}" style="{style}"/>')
+    for values, colour, line_width in ((ys, "pale", 1), (smooth, "accent", 2)):
+        y_pixels = bottom - (np.clip(values, low, high) - low) / (high - low) * (bottom - top)
+        coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(x_pixels, y_pixels))
+        lines.append(f'<polyline points="{coordinates}" style="stroke: var(--{colour}); stroke-width: {line_width}"/>')
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words(name)} over the steps">'
-        f'<text class="title" x="0" y="14">{words(name)}</text>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)} over steps">'
+        f'<text class="title" x="0" y="14">{escape(name)}</text>'
         f'<text x="{width - 8}" y="14" text-anchor="end">last {ys[-1]:.4g}</text>'
         f'<line class="axis" x1="{left}" y1="{bottom}" x2="{width - 8}" y2="{bottom}"/>'
         f'<line class="axis" x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>'
@@ -143,8 +136,3 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> str:
         f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">step {xs[-1]:.0f}</text>'
         f"{''.join(lines)}</svg>"
     )
-
-
-def images(x: Tensor) -> list[np.ndarray]:
-    """[B, 3, H, W] in [-1, 1] -> uint8 [H, W, 3] each."""
-    return list(image_grid.to_uint8(x))

@@ -16,6 +16,7 @@ from latentdiff.evaluation import run as evaluation
 from latentdiff.evaluation.descriptions import DESCRIPTIONS, HEADLINES
 from latentdiff.evaluation.run import EvalRun
 from latentdiff.recipe import open_data
+from latentdiff.training import image_grid
 from latentdiff.training.distributed import World
 from latentdiff.training.files import atomic_path
 from latentdiff.training.log import read_metrics
@@ -46,9 +47,9 @@ def header(run: EvalRun, metrics: dict) -> str:
         name: form.format(metrics[key]) for key, (name, form) in HEADLINES.items() if metrics.get(key) is not None
     }
     cards = "".join(
-        f"<div><b>{html.words(x)}</b><span>{html.words(name)}</span></div>" for name, x in headlines.items()
+        f"<div><b>{html.escape(x)}</b><span>{html.escape(name)}</span></div>" for name, x in headlines.items()
     )
-    head = f'<h1>{html.words(run.folder.name)}</h1>\n<p class="soft">{html.words(text)}</p>'
+    head = f'<h1>{html.escape(run.folder.name)}</h1>\n<p class="soft">{html.escape(text)}</p>'
     return f'{head}\n<div class="cards">{cards}</div>'
 
 
@@ -66,10 +67,10 @@ def reconstructions(run: EvalRun, options: Namespace, world: World, count: int =
     data = open_data(run.recipe, options.split)
     x = loader.images(next(loader.sequential_batches(data, range(min(count, len(data))), count)), world.device)
     y = stage_one.reconstruct(run.autoencoder, x)
-    rows = [("image", html.images(x)), ("reconstruction", html.images(y)),
-            ("difference × 4", html.images((y - x).abs() * 4 - 1))]  # fmt: skip
+    rows = [("image", image_grid.to_uint8(x)), ("reconstruction", image_grid.to_uint8(y)),
+            ("difference × 4", image_grid.to_uint8((y - x).abs() * 4 - 1))]  # fmt: skip
     text = f"The first images of {options.split}, encoded and decoded."
-    return html.section("Reconstructions", text, html.strips(rows, [f"{i}" for i in range(len(x))]))
+    return html.section("Reconstructions", text, html.image_table(rows, [f"{i}" for i in range(len(x))]))
 
 
 def training_samples(run: EvalRun, prompts: int = 6, steps: int = 7) -> Iterator[str]:
@@ -85,7 +86,7 @@ def training_samples(run: EvalRun, prompts: int = 6, steps: int = 7) -> Iterator
             for i in range(min(prompts, *map(len, grids)))]  # fmt: skip
     text = "The same prompts from the same noise, sampled during training."
     columns = [f"step {int(file.stem):,}" for file in files]
-    yield html.section("During training", text, html.strips(rows, columns))
+    yield html.section("During training", text, html.image_table(rows, columns))
 
 
 def grid_images(grid: Image.Image, height: int, width: int, gap: int = 2) -> list[np.ndarray]:
@@ -104,18 +105,18 @@ def samples(run: EvalRun, options: Namespace, world: World, count: int = 32) -> 
     count = min(count, spec.count)
     images = [data.item(i, 0)["image"] for i in range(count)]
     captions = [""] * count if options.samples else spec.batch(range(count)).get("caption", [""] * count)
-    yield html.section("Samples", "The first samples, not selected, with their captions.", html.tiles(images, captions))
+    yield html.section("Samples", "The first samples, not selected, with their captions.", html.gallery(images, captions))
     train = open_data(run.recipe, "train")
     extractor, n = evaluation.open_extractor(run, options, world), min(len(train), 5000)
     sample_features = image_sets.extract(extractor, data, min(8, count), world).features
-    neighbours = distances.nearest(sample_features, image_sets.extract(extractor, train, n, world).features, 5)
+    neighbours = distances.nearest_neighbors(sample_features, image_sets.extract(extractor, train, n, world).features, 5)
     rows = []
     for i, (indices, distance) in enumerate(zip(neighbours.index.tolist(), neighbours.distance[:, 0].tolist())):
         rows.append(
             (f"sample {i}, distance {distance:.2f}", [images[i], *(train.item(j, 0)["image"] for j in indices)])
         )
     text = f"The nearest of {n:,} training images, in the features of {extractor.about['name']}."
-    yield html.section("Nearest neighbours", text, html.strips(rows, ["sample", *(f"{i + 1}." for i in range(5))]))
+    yield html.section("Nearest neighbours", text, html.image_table(rows, ["sample", *(f"{i + 1}." for i in range(5))]))
 
 
 def settings_grid(run: EvalRun, options: Namespace, world: World, count: int = 2) -> Iterator[str]:
@@ -127,14 +128,14 @@ def settings_grid(run: EvalRun, options: Namespace, world: World, count: int = 2
         for steps in STEPS:
             changed = replace(settings, guidance_scale=scale, steps=steps)
             x = sample_images.sample_batch(run.pipeline, spec._replace(captions=()), range(count), changed)
-            images[scale, steps] = html.images(x)
+            images[scale, steps] = image_grid.to_uint8(x)
     body, captions = (
         "",
         spec._replace(captions=()).batch(range(count)).get("caption", [f"sample {i}" for i in range(count)]),
     )
     for i, caption in enumerate(captions):
         rows = [(f"guidance {scale:g}", [images[scale, steps][i] for steps in STEPS]) for scale in scales]
-        body += f'<p class="soft">{html.words(caption)}</p>{html.strips(rows, [f"{steps} steps" for steps in STEPS])}'
+        body += f'<p class="soft">{html.escape(caption)}</p>{html.image_table(rows, [f"{steps} steps" for steps in STEPS])}'
     yield html.section("Guidance and steps", "The same prompt and noise with other settings.", body)
 
 

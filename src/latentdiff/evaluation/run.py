@@ -122,7 +122,7 @@ def sample_metrics(run: EvalRun, options: Namespace, world: World) -> Result:
         held_out_features = image_sets.extract(extractor, held_out, min(len(held_out), spec.count), world)
         known = real_features if real is train else image_sets.extract(extractor, train, min(len(train), n), world)
         metrics |= stage_two.held_out_metrics(held_out_features, real_features)
-        metrics |= distances.memorisation(sample_features.features, known.features, held_out_features.features)
+        metrics |= distances.memorization(sample_features.features, known.features, held_out_features.features)
     if not options.samples:
         metrics |= stage_two.target_metrics(samples, spec, run.lpips, world)
         if options.clip:

@@ -18,8 +18,8 @@ from latentdiff.evaluation.image_metrics import psnr, ssim
 from latentdiff.training.distributed import World
 
 TRANSFORMS = {  # of an image, and of its latent if the latent is equivariant
-    "turn": lambda x: x.rot90(1, (2, 3)),
-    "half": lambda x: F.avg_pool2d(x, 2),
+    "rotate90": lambda x: x.rot90(1, (2, 3)),
+    "downsample": lambda x: F.avg_pool2d(x, 2),
 }
 BATCH_SIZE = 64
 
@@ -97,7 +97,7 @@ def equivariance(autoencoder: Autoencoder, data: Any, world: World, count: int =
 
     image = data.item(0, 0)["image"]
     divisible = all(side % (2 * autoencoder.factor) == 0 for side in image.shape[:2])
-    transforms = {name: f for name, f in TRANSFORMS.items() if name != "half" or divisible}
+    transforms = {name: f for name, f in TRANSFORMS.items() if name != "downsample" or divisible}
     means = image_sets.map_batches(data, min(count, len(data)), world, errors, BATCH_SIZE).double().mean(0)
     return {f"equivariance_{name}": (means[i] / means[-1]).item() for i, name in enumerate(transforms)}
 

@@ -146,14 +146,14 @@ def build(rows: list[tuple[str, ...]], names: tuple[str, str], question: str, se
         }
         shown.append(pair | ({"context": sources[2]} if len(sources) > 2 else {}))
     study = {"question": question, "seconds": seconds, "seed": seed, "a": names[0], "b": names[1], "pairs": shown}
-    body = STYLE + BODY.format(question=html.words(question), count=len(rows), seconds=seconds)
+    body = STYLE + BODY.format(question=html.escape(question), count=len(rows), seconds=seconds)
     return html.page(question, body, SCRIPT.replace("{study}", json.dumps(study).replace("</", "<\\/")))
 
 
 def _source(path: str) -> str:
     try:
         with Image.open(path) as image:
-            return html.source(Image.fromarray(np.asarray(image.convert("RGB"))))
+            return html.data_uri(Image.fromarray(np.asarray(image.convert("RGB"))))
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"{path} cannot be read as a picture: {error}") from error
 

@@ -72,7 +72,7 @@ class ReconstructionValidator:
         totals = torch.zeros(1 + len(names), dtype=torch.float64, device=self.world.device)  # images, sum per metric
         latent_sums = torch.zeros(4, model.z_channels, dtype=torch.float64, device=self.world.device)
         for batch in self.batches:
-            self.bad_images.note(batch["bad"])
+            self.bad_images.add(batch["bad"])
             x, y, mean, logvar = self.reconstruct(model, batch)
             metrics = [psnr(x, y), ssim(x, y), *([] if self.lpips is None else [self.lpips(y, x).flatten()])]
             totals += torch.stack([torch.ones_like(metrics[0]), *metrics]).double().sum(1)

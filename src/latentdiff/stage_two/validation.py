@@ -55,7 +55,7 @@ class DenoisingValidator:
         sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)  # items, their loss; with text, their gap
         for i in range(self.world.rank, len(self.batches), self.world.size):
             batch = self.batches[i]
-            self.bad_images.note(batch["bad"])
+            self.bad_images.add(batch["bad"])
             count = len(batch["index"])
             positions = range(i * BATCH_SIZE, i * BATCH_SIZE + count)
             z, fields = self.encode_batch(batch, -1, positions)
