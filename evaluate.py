@@ -12,9 +12,10 @@ RUN               folder or name of a run of either stage
 --seed N          image i is sampled with seed N + i (default 0)
 --sampler NAME --steps N --guidance-scale S      instead of the settings of the run
 --batch-size N    images per batch (default 50)
---features X      network whose features are compared: auto (Inception if its weights exist, else own), inception
-                  (downloads it), own (a small network trained on the labels and captions of the data, kept in the
-                  run's folder), autoencoder, or a file: SqueezeNet, MobileNetV2, features.safetensors of another run
+--features X      network whose features are compared: auto (Inception if its weights exist, else classifier), inception
+                  (downloads it), classifier (a small one, trained on the labels and caption words of the data, kept
+                  in the folder of the run), autoencoder, or a file: SqueezeNet, MobileNetV2, or features.safetensors of
+                  another run
 --prompts-file F  sample these captions, one per line, instead of those of the data (as for 30,000 captions of COCO)
 --prompts N       prompts for the accuracy on drawn shapes (default 500)
 --clip DIR        folder of a CLIP model: adds clip_score

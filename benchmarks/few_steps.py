@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--screen", type=int, default=500)
-    parser.add_argument("--features", default="own", help="the feature network, as for evaluate.py")
+    parser.add_argument("--features", default="classifier", help="the feature network, as for evaluate.py")
     parser.add_argument("--data", default="", help="the folder of the run's data, if it has moved")
     o = parser.parse_args(argv)
     world = init_distributed("auto")
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
         loss = mean_interval(correct.double() - few_correct[metric].double())
         metrics[metric] = verdict(few_mean, reference_mean, loss, 0.1 * reference_mean)
     head = {"run": subject.folder.name, "steps": o.steps, "best": name(best), "reference": name(reference),
-            "guidance_scale": best.guidance_scale, "features": extractor.about, "images": o.count}  # fmt: skip
+            "guidance_scale": best.guidance_scale, "features": extractor.metadata, "images": o.count}  # fmt: skip
     result = head | {"compared": metrics, "screened": {"images": o.screen} | screened}
     print(json.dumps(result, indent=1))
     checkpoint.write_json(RESULTS / f"few-steps-{subject.folder.name}.json", result)

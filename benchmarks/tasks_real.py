@@ -119,7 +119,7 @@ def maps(pipeline: Pipeline, items: list[dict], train: ConditionFields) -> Arm:
     metrics["pixel_accuracy"] = {arm: (y == targets).double().mean().item() for arm, y in detected.items()}
     metrics["mean_iou"] = {arm: mean_iou(y, targets, classes) for arm, y in detected.items()}
     weights = str(pretrained.weights_dir() / pretrained.FILES["squeezenet"][0])
-    extractor = features.find(weights, None, None, Path(), init_distributed())
+    extractor = features.build(weights, None, None, Path(), init_distributed())
     sets = {arm: torch.cat([extractor.network(batch)[0] for batch in y.split(50)]) for arm, y in x.items()}
     real = torch.cat([extractor.network(batch)[0] for batch in train_x[: len(train)].split(50)])
     metrics["kid_to_training"] = {arm: distances.kid(y, real) for arm, y in sets.items()}

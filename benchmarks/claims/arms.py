@@ -36,7 +36,7 @@ class Experiment:
 
     @property
     def protocol(self) -> str:
-        s, network = self.setting, self.extractor.about
+        s, network = self.setting, self.extractor.metadata
         return (
             f"{s.count} images per arm, seeds {s.seed} to {s.seed + s.count - 1}, the same in every arm; features "
             f"of {network['name']} ({network['weights']}), {len(self.real.features)} training images as reference"
@@ -54,7 +54,7 @@ class Arm(NamedTuple):
 def open_experiment(setting: Setting) -> Experiment:
     world = init_distributed(setting.device)
     subject = run.open_run(setting.run, world)
-    options = Namespace(features="own", split="val", batch_size=100, summary=False)
+    options = Namespace(features="classifier", split="val", batch_size=100, summary=False)
     train = recipe.open_data(subject.recipe, "train")
     extractor = run.open_extractor(subject, options, world)
     real = image_sets.extract(extractor, train, min(len(train), 5000), world)

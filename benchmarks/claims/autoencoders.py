@@ -81,7 +81,7 @@ def feature_net(setting: Setting) -> Path:
     folder, world = run_dir.runs_root() / "claims", init_distributed(setting.device)
     folder.mkdir(parents=True, exist_ok=True)
     data = recipe.open_data(read_recipe(ROOT / STAGE_ONE[1]), "train")
-    features.find("own", data, None, folder, world)
+    features.build("classifier", data, None, folder, world)
     return folder / "features.safetensors"
 
 

@@ -53,7 +53,7 @@ def sample_features(
     subject = run.open_run(str(folder), world)
     if weights is not None:
         subject.pipeline.model.load_state_dict(checkpoint.read_tensors(weights))
-    extractor = features.find(str(feature_net(setting)), None, None, folder, world)
+    extractor = features.build(str(feature_net(setting)), None, None, folder, world)
     spec = SampleSpec(None, (), ("",), setting.count, setting.seed)
     options = Namespace(split="val", batch_size=100, summary=False, sampler=None, steps=None, guidance_scale=None)
     images, _ = run.sample(subject, spec, subject.pipeline.model.sampling, "claims", options, world)
@@ -109,7 +109,7 @@ def few_images(setting: Setting) -> Result:
             folder = train_unconditional(setting, 4, seed, f"data.count={count}", steps=4000, name=f"count{count}")
             samples, real = sample_features(setting, folder, world)
             val_data = recipe.open_data(run.open_run(str(folder), world).recipe, "val")
-            extractor = features.find(str(feature_net(setting)), None, None, folder, world)
+            extractor = features.build(str(feature_net(setting)), None, None, folder, world)
             held_out = image_sets.extract(extractor, val_data, len(val_data), world).features
             metrics.setdefault(str(count), []).append(distances.memorization(samples, real, held_out))
     few, many = ([m["nearest_neighbor_ratio"] for m in runs] for runs in metrics.values())

@@ -1,6 +1,6 @@
-"""Damaged metadata lines, tar headers and annotations: each must be read, counted as bad, or refused in words.
+"""Fuzzer of metadata lines, tar headers and annotations: each is read, listed as bad, or refused with a UserError.
 
-python tests/data/fuzz.py COUNT [SEED]      COUNT of each kind, in a folder of their own; any traceback is a bug
+python tests/data/fuzz.py COUNT [SEED]      COUNT of each kind, in a temporary folder; any traceback is a bug
 """
 
 import io
@@ -18,24 +18,25 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data.coco import CocoConfig
-from latentdiff.data.folder import FolderConfig, FolderDataset
+from latentdiff.data.dataset import ImageDataConfig
+from latentdiff.data.folder import FolderConfig
 from latentdiff.data.image import BadImage
 from latentdiff.data.loader import collate
-from latentdiff.data.tar import TarConfig, TarDataset
+from latentdiff.data.tar import TarConfig
 from latentdiff.data.tokenizer import SPECIALS, CaptionTokenizer, wordpiece
 
 TOKENIZER = CaptionTokenizer(wordpiece([*SPECIALS, "one"]), 8)
-DEEP = "[" * 3000
+DEEPLY_NESTED = "[" * 3000
 JUNK = [
     None, True, False, 0, -1, 3, 1.5, float("nan"), float("inf"), 10**30, -(2**63), "", " ", "\0", "0.png", "../0.png",
     "/etc/passwd", "..\\1.png", "\ud800", "\udcff", "x" * 3000, "1", "\u0663", "\xb2", [], [[]], [1, 2, 3, 4], {},
     ["a", None, 5], {"bbox": [[1]]}, {"file_name": 3}, [{}], "NaN", "true", "\n", "\ufeff", "%s{}", "file_name",
 ]  # fmt: skip
-TOKENS = [
+FRAGMENTS = [
     b"{", b"}", b"[", b'"', b",", b":", b"\\", b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"1e999", b"NaN", b"-",
-    b"9" * 5000, b"\\ud800", b"null", b'"file_name"', b"../", DEEP.encode(), b"\xe2\x80\xa8",
+    b"9" * 5000, b"\\ud800", b"null", b'"file_name"', b"../", DEEPLY_NESTED.encode(), b"\xe2\x80\xa8",
 ]  # fmt: skip
-ROWS = [
+ENTRIES = [
     {"file_name": f"{i}.png", "text": "one", "label": "cat", "label_id": 0, "score": 0.5, "map_file_name": "0.png",
      "objects": {"bbox": [[0, 0, 2, 2]], "categories": [0]}}
     for i in range(8)
@@ -56,43 +57,43 @@ def png() -> bytes:
     return file.getvalue()
 
 
-def damaged(value: Any, rng: random.Random) -> Any:
-    """The value with one of its parts, of any depth, replaced by junk."""
+def mutate_value(value: Any, rng: random.Random) -> Any:
+    """Copy of the value with one key or value, at any depth, replaced by junk."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.8:
         copy = value.copy()
-        place = rng.choice(list(copy) if isinstance(copy, dict) else range(len(copy)))
+        key = rng.choice(list(copy) if isinstance(copy, dict) else range(len(copy)))
         if isinstance(copy, dict) and rng.random() < 0.2:
-            copy[str(rng.choice(JUNK))] = copy.pop(place)
+            copy[str(rng.choice(JUNK))] = copy.pop(key)
         else:
-            copy[place] = damaged(copy[place], rng)
+            copy[key] = mutate_value(copy[key], rng)
         return copy
     return rng.choice(JUNK)
 
 
-def scrambled(content: bytes, rng: random.Random, times: int) -> bytes:
-    """A few bytes changed, cut out, doubled or put in."""
+def mutate_bytes(content: bytes, rng: random.Random, times: int) -> bytes:
+    """Replace, delete, duplicate or insert a few bytes, `times` times."""
     content = bytearray(content)
     for _ in range(times):
-        at, length = rng.randrange(len(content) + 1), rng.randrange(1, 9)
-        part = [rng.randbytes(length), b"", content[at : at + length] * 2, rng.choice(TOKENS)][rng.randrange(4)]
-        content[at : at + length] = part
+        start, length = rng.randrange(len(content) + 1), rng.randrange(1, 9)
+        old = content[start : start + length]
+        content[start : start + length] = [rng.randbytes(length), b"", old * 2, rng.choice(FRAGMENTS)][rng.randrange(4)]
     return bytes(content[: rng.randrange(len(content) + 1)]) if rng.random() < 0.05 else bytes(content)
 
 
-def line(value: Any, rng: random.Random) -> bytes:
-    """A value as damaged JSON: in its parts, its bytes or both."""
-    value = damaged(value, rng) if rng.random() < 0.8 else value
+def mutated_json(value: Any, rng: random.Random) -> bytes:
+    """The value as JSON, after mutation of the value, of the bytes, or of both."""
+    value = mutate_value(value, rng) if rng.random() < 0.8 else value
     content = json.dumps(value, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
-    return scrambled(content, rng, rng.randrange(1, 4)) if rng.random() < 0.5 else content
+    return mutate_bytes(content, rng, rng.randrange(1, 4)) if rng.random() < 0.5 else content
 
 
 def read_all(data: Any, rng: random.Random) -> None:
-    """Everything that training asks of a data set."""
+    """Read all records, items and captions of a dataset, as training does."""
     items = []
     for i in range(len(data)):
-        for ask in (data.record, data.item):
+        for read in (data.record, data.item):
             try:
-                items.append(ask(i, rng.getrandbits(60)) | {"bad": []})
+                items.append(read(i, rng.getrandbits(60)) | {"bad": []})
             except BadImage as error:
                 assert "\n" not in str(error) and len(str(error)) < 2000
     if items:
@@ -102,97 +103,100 @@ def read_all(data: Any, rng: random.Random) -> None:
     data.fingerprint()
 
 
-def attempt(kind: type, config: Any, rng: random.Random) -> int:
-    """1 where it was refused; anything but a UserError goes through."""
+def is_refused(config: ImageDataConfig, rng: random.Random) -> bool:
+    """Whether reading the dataset raises a UserError; any other error is raised."""
     try:
-        data = kind(config, "train")
+        data = config.open("train")
         read_all(data, rng)
     except UserError:
-        return 1
+        return True
     assert all(isinstance(id, str) and isinstance(reason, str) for id, reason in data.unreadable)
     json.dumps(data.unreadable)
-    return 0
+    return False
 
 
-def images(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(8):
         (folder / f"{i}.png").write_bytes(png())
 
 
-def metadata(folder: Path, count: int, seed: int) -> int:
-    """`count` lines in tables of 1 to 40; -> how many tables were refused."""
+def fuzz_metadata(folder: Path, count: int, seed: int) -> int:
+    """Read `count` lines in tables of 1 to 40; return the number of refused tables."""
     rng, refused = random.Random(seed), 0
-    images(folder)
+    write_images(folder)
     config = FolderConfig(str(folder), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     while count > 0:
-        lines = [line(rng.choice(ROWS), rng).replace(b"\n", b" ") for _ in range(min(count, rng.randint(1, 40)))]
-        count -= len(lines)
+        length = min(count, rng.randint(1, 40))
+        lines = [mutated_json(rng.choice(ENTRIES), rng).replace(b"\n", b" ") for _ in range(length)]
+        count -= length
         name, other = rng.sample(["metadata.jsonl", "metadata.csv"], 2)
         header = b"file_name,text,label,map_file_name\n" if name.endswith("csv") else b""
         (folder / other).unlink(missing_ok=True)
-        (folder / name).write_bytes(header + b"\n".join([*lines, json.dumps(ROWS[0]).encode()]))
-        refused += attempt(FolderDataset, config, rng)
+        (folder / name).write_bytes(header + b"\n".join([*lines, json.dumps(ENTRIES[0]).encode()]))
+        refused += is_refused(config, rng)
     return refused
 
 
-def annotations(folder: Path, count: int, seed: int) -> int:
-    """`count` files; -> how many were refused."""
+def fuzz_annotations(folder: Path, count: int, seed: int) -> int:
+    """Read `count` annotation files; return the number of refused files."""
     rng, refused = random.Random(seed), 0
-    images(folder)
+    write_images(folder)
     config = CocoConfig(str(folder), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     for _ in range(count):
-        (folder / "instances_train.json").write_bytes(line(COCO, rng))
-        refused += attempt(FolderDataset, config, rng)
+        (folder / "instances_train.json").write_bytes(mutated_json(COCO, rng))
+        refused += is_refused(config, rng)
     return refused
 
 
-def archives() -> Iterator[bytes]:
-    """Sound tars of each format, with long names."""
-    members = {"a.png": png(), "a.txt": b"one", "a.json": json.dumps(ROWS[0]).encode(), "a.cls": b"3"}
+def valid_archives() -> Iterator[bytes]:
+    """Valid tars of each format, with long names."""
+    members = {"a.png": png(), "a.txt": b"one", "a.json": json.dumps(ENTRIES[0]).encode(), "a.cls": b"3"}
     members |= {"l" * 90 + "/" + "m" * 90 + ".png": png(), "noextension": png(), "ünï.png": png()}
-    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+    for tar_format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        with tarfile.open(fileobj=file, mode="w", format=tar_format) as tar:
             for name, content in members.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
-                member.pax_headers = {"comment": "x"} if form == tarfile.PAX_FORMAT else {}
+                member.pax_headers = {"comment": "x"} if tar_format == tarfile.PAX_FORMAT else {}
                 tar.addfile(member, io.BytesIO(content))
         yield file.getvalue()
 
 
-def headers(folder: Path, count: int, seed: int) -> int:
-    """`count` headers in archives of up to three damaged ones; -> how many archives were refused."""
-    rng, refused, sound = random.Random(seed), 0, list(archives())
+def fuzz_headers(folder: Path, count: int, seed: int) -> int:
+    """Read archives, each with 1 to 3 of `count` mutated headers; return the number of refused archives."""
+    rng, refused, valid = random.Random(seed), 0, list(valid_archives())
     folder.mkdir(parents=True, exist_ok=True)
     config = TarConfig(str(folder / "x.tar"), size=8, val_fraction=0.0, max_bad_fraction=1.0)
     while count > 0:
-        content = bytearray(rng.choice(sound))
-        starts = [at for at in range(0, len(content), 512) if content[at + 257 : at + 262] == b"ustar"]
-        for at in rng.sample(starts, rng.randint(1, 3)):
+        content = bytearray(rng.choice(valid))
+        starts = [i for i in range(0, len(content), 512) if content[i + 257 : i + 262] == b"ustar"]
+        for start in rng.sample(starts, rng.randint(1, 3)):
             count -= 1
-            content[at : at + 512] = _damaged_header(bytes(content[at : at + 512]), rng)
+            content[start : start + 512] = _mutate_header(bytes(content[start : start + 512]), rng)
         if rng.random() < 0.2:
             content = content[: rng.randrange(len(content))]
         (folder / "x.tar").write_bytes(content)
-        refused += attempt(TarDataset, config, rng)
+        refused += is_refused(config, rng)
     return refused
 
 
-FIELDS = [(0, 100), (124, 12), (124, 12), (124, 12), (156, 1), (156, 1), (257, 8), (345, 155), (386, 24), (0, 512)]
+HEADER_FIELDS = [  # (start, length) of name, size, type, magic, prefix, sparse map, all; repeated: more likely
+    (0, 100), (124, 12), (124, 12), (124, 12), (156, 1), (156, 1), (257, 8), (345, 155), (386, 24), (0, 512),
+]  # fmt: skip
 
 
-def _damaged_header(header: bytes, rng: random.Random) -> bytes:
-    """One field changed; mostly with the checksum that belongs to it, as else the header is dropped at once."""
-    start, length = rng.choice(FIELDS)
+def _mutate_header(header: bytes, rng: random.Random) -> bytes:
+    """Change one field, mostly with a valid checksum: without one, the reader stops at the header."""
+    start, length = rng.choice(HEADER_FIELDS)
     options = [
         rng.randbytes(length),
         bytes([rng.choice(b"0123456789LKxgSVDMNAX\0\xff")]) * length,
         b"\x80" + rng.randbytes(length - 1),
     ]
     options += [
-        scrambled(header[start : start + length], rng, 2),
+        mutate_bytes(header[start : start + length], rng, 2),
         b"%0*o" % (length - 1, rng.getrandbits(3 * min(length - 1, 11))),
         b"../" * 50,
     ]
@@ -204,14 +208,12 @@ def _damaged_header(header: bytes, rng: random.Random) -> bytes:
 
 
 def main(count: int, seed: int) -> None:
-    for kind in (metadata, headers, annotations):
+    for fuzz_files in (fuzz_metadata, fuzz_headers, fuzz_annotations):
         with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            refused = kind(Path(folder) / "data", count, seed)
-            print(
-                f"{kind.__name__}: {count:,} tried, {refused:,} files refused, {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+            start = time.monotonic()
+            refused = fuzz_files(Path(folder) / "data", count, seed)
+            seconds = time.monotonic() - start
+            print(f"{fuzz_files.__name__}: {count:,} inputs, {refused:,} files refused, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

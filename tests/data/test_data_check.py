@@ -29,14 +29,14 @@ def png(seed: int, size: tuple[int, int] = (12, 8)) -> bytes:
 
 @pytest.fixture
 def report(tmp_path: Path, capsys) -> Callable[..., tuple[int, dict, list[str]]]:
-    """report({name: content}, options...) -> exit code, the JSON, and the problems as text; None is an image."""
+    """report({name: content}, options...) -> exit code, JSON report, problems as text; None as content: an image."""
 
     def report(files: dict[str, object], *options: str, path: str = "") -> tuple[int, dict, list[str]]:
         for i, (name, content) in enumerate(files.items()):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             content = png(i) if content is None else content
             if isinstance(content, list):
-                content = "\n".join(json.dumps(row) for row in content)
+                content = "\n".join(json.dumps(entry) for entry in content)
             (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
         code = check.main([str(tmp_path / path), "--json", "--size", "8", *options])
         stats = json.loads(capsys.readouterr().out)
@@ -53,7 +53,7 @@ VALID = {"train/a.png": None, "train/b.png": None, "train/metadata.jsonl": table
          "val/metadata.jsonl": table("c.png")}  # fmt: skip
 
 
-def test_a_valid_folder_has_no_problems_and_is_counted(report):
+def test_a_valid_folder_has_statistics_and_no_problems(report):
     code, stats, problems = report(VALID)
     assert code == 0 and problems == [] and stats["format"] == "Folder"
     train = stats["splits"]["train"]
@@ -79,13 +79,13 @@ def test_a_valid_folder_has_no_problems_and_is_counted(report):
         ({"val/d.png": png(0), "val/metadata.jsonl": table("c.png", "d.png")}, "1 image of val also in train"),
     ],
 )  # fmt: skip
-def test_each_problem_is_found_with_its_fix(report, files, message):
+def test_each_problem_is_reported_with_its_fix(report, files, message):
     valid = {name: content for name, content in VALID.items() if "json1" not in str(files) or "metadata" not in name}
     code, _, problems = report(valid | files)
     assert code == 1 and [p for p in problems if re.search(message, p)], problems
 
 
-def test_texts_beside_images_that_are_not_read_are_found(report):
+def test_text_files_that_are_not_read_as_captions_are_reported(report):
     files = {
         "a.png": None,
         "a.txt": "one",
@@ -102,10 +102,15 @@ def test_texts_beside_images_that_are_not_read_are_found(report):
     assert stats["splits"]["train"]["without_caption"] == {"missing": 2}
 
 
-def test_notes_are_not_problems(report):
-    same = png(1)
+def test_notes_do_not_count_as_problems(report):
+    image = png(1)
     captions = [{"file_name": f"{name}.png", "text": "the same"} for name in "abc"]
-    files = {"train/a.png": same, "train/b.png": same, "train/c.png": png(3, (40, 4)), "train/metadata.jsonl": captions}
+    files = {
+        "train/a.png": image,
+        "train/b.png": image,
+        "train/c.png": png(3, (40, 4)),
+        "train/metadata.jsonl": captions,
+    }
     files |= {"val/d.png": png(4), "val/metadata.jsonl": table("d.png")}
     code, stats, problems = report(files)
     notes = "; ".join(f["description"] for f in stats["findings"])
@@ -114,7 +119,7 @@ def test_notes_are_not_problems(report):
     assert "1 of them distinct" in notes and "below 8" in notes and "factor of three" in notes
 
 
-def test_shards_and_annotations_are_recognised_by_their_names(report, tmp_path):
+def test_tar_shards_and_coco_annotations_are_detected_by_file_name(report, tmp_path):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name, content in (("a.png", png(0)), ("a.txt", b"one"), ("b.png", b"x"), ("c.txt", b"two")):
             member = tarfile.TarInfo(name)
@@ -133,13 +138,13 @@ def test_shards_and_annotations_are_recognised_by_their_names(report, tmp_path):
     assert code == 0 and stats["format"] == "Coco" and stats["splits"]["train"]["captions"]["count"] == 1
 
 
-def test_a_sample_is_evenly_spaced(report):
+def test_sample_limits_the_number_of_inspected_images(report):
     code, stats, _ = report({f"{i:02}.png": None for i in range(20)}, "--sample", "5")
     train, val = stats["splits"]["train"], stats["splits"]["val"]
     assert code == 0 and train["inspected"] == 5 and train["images"] + val["images"] == 20
 
 
-def test_the_text_lists_problems_and_ends_with_their_number(tmp_path, capsys):
+def test_the_text_report_lists_problems_and_ends_with_their_number(tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(png(0))
     (tmp_path / "b\udcff.png").write_bytes(b"none")
     assert check.main([str(tmp_path)]) == 1
@@ -148,12 +153,12 @@ def test_the_text_lists_problems_and_ends_with_their_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv", [["/no/such"], [__file__], [], ["x", "--wrong"], [".", "--sample", "-1"]])
-def test_user_errors_are_not_problems(argv):
+def test_invalid_arguments_raise_a_user_error(argv):
     with pytest.raises(UserError):
         check.main(argv)
 
 
-def test_a_misnamed_column_is_an_error_if_no_other_images_are_left(report):
+def test_a_misnamed_file_name_column_is_an_error_if_no_image_is_left(report):
     with pytest.raises(UserError, match=r"metadata.jsonl:1 has no file_name .rename filename..; its columns are"):
         report({"a.png": None, "metadata.jsonl": [{"filename": "a.png", "text": "x"}]})
 
@@ -166,6 +171,6 @@ def test_a_missing_path_gives_exit_code_2_and_one_line():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "photos").exists(), reason=f"needs {DATA}/photos (LATENTDIFF_DATA)")
-def test_a_folder_of_photographs_has_no_problems(capsys):
+def test_a_real_folder_of_photographs_has_no_problems(capsys):
     assert check.main([str(DATA / "photos/trashnet"), "--sample", "50"]) == 0
     assert "cardboard" in capsys.readouterr().out

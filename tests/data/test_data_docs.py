@@ -1,4 +1,4 @@
-"""What docs/data.md shows works."""
+"""The Python example in docs/data.md works."""
 
 import csv
 import re
@@ -11,7 +11,7 @@ from latentdiff.data.folder import FolderConfig, FolderDataset
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 
 
-def test_the_table_of_openimages_becomes_boxes_in_pixels(tmp_path, monkeypatch):
+def test_the_openimages_example_converts_boxes_to_pixels(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path("data/openimages/train").mkdir(parents=True)

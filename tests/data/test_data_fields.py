@@ -25,7 +25,7 @@ from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 
 
 def scene():
-    """An image, its map and its boxes: a red and a green block on black, 96 x 64."""
+    """An image, its class map and its boxes: a red and a green block on black, 96 x 64."""
     image, class_map = np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8)
     for kind, (x, y, width, height), colour in ((1, (8, 16, 20, 24), (255, 0, 0)), (2, (60, 8, 24, 12), (0, 255, 0))):
         image[y : y + height, x : x + width], class_map[y : y + height, x : x + width] = colour, kind
@@ -42,15 +42,15 @@ def test_boxes_and_maps_follow_the_crop_and_flip_of_the_image(crop, key, tmp_pat
     segmentation, boxes = crop_map(tmp_path / "map.png", view), crop_boxes(objects, view)
     assert segmentation.shape == (32, 32)
     for kind, channel in ((1, 0), (2, 1)):
-        visible, marked = image[:, :, channel] > 128, segmentation == kind
-        assert (visible != marked).mean() < 0.05
-        if not marked.any():
+        in_image, in_map = image[:, :, channel] > 128, segmentation == kind
+        assert (in_image != in_map).mean() < 0.05
+        if not in_map.any():
             continue
-        rows, columns = np.nonzero(marked)
-        of_kind = [box for box in boxes if box[4] == kind]
-        if of_kind:
+        rows, columns = np.nonzero(in_map)
+        boxes_of_kind = [box for box in boxes if box[4] == kind]
+        if boxes_of_kind:
             expected = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 32
-            assert np.abs(of_kind[0][:4] - expected).max() <= 1.5 / 32
+            assert np.abs(boxes_of_kind[0][:4] - expected).max() <= 1.5 / 32
 
 
 def test_a_flip_mirrors_boxes_and_a_crop_clips_or_drops_them():
@@ -68,7 +68,7 @@ def test_objects_that_cannot_be_read_raise_bad_image(objects):
         crop_boxes(objects, CropParams(1.0, 0, 0, 16, 16, False))
 
 
-def test_maps_of_all_modes_are_class_numbers(tmp_path):
+def test_gray_and_palette_maps_are_read_as_class_numbers(tmp_path):
     class_map = np.array([[0, 1], [2, 5]], np.uint8)
     Image.fromarray(class_map).save(tmp_path / "gray.png")
     palette = Image.fromarray(class_map, mode="P")
@@ -84,7 +84,7 @@ def test_maps_of_all_modes_are_class_numbers(tmp_path):
             open_map(tmp_path / name)
 
 
-def test_classes_that_are_out_of_range_raise_bad_image():
+def test_a_class_out_of_range_raises_bad_image():
     with pytest.raises(BadImage, match="its segmentation has class 6; the condition's classes=6 allows 0 to 5"):
         check_classes("segmentation", np.array([[0, 6]]), 6)
     with pytest.raises(BadImage, match="class 3"):
@@ -93,7 +93,7 @@ def test_classes_that_are_out_of_range_raise_bad_image():
     check_classes("label", 2, 3)
 
 
-def test_derived_fields_depend_on_the_key_and_those_of_the_data_do_not():
+def test_only_derived_fields_depend_on_the_key():
     data = ConditionFields(ShapesDataset(ShapesConfig()), ("image", "mask", "low_res", "boxes", "segmentation"),
                   (MasksConfig(), DegradeConfig(4, "bsr")), {"boxes": 6})  # fmt: skip
     a, b, again = data.item(3, 10), data.item(3, 12), data.item(3, 10)
@@ -103,7 +103,7 @@ def test_derived_fields_depend_on_the_key_and_those_of_the_data_do_not():
         assert np.array_equal(a[name], b[name])
 
 
-def test_a_missing_field_is_named_with_the_metadata_that_it_needs():
+def test_the_error_for_a_missing_field_names_the_required_metadata():
     class Images:
         def item(self, i, key):
             return {"id": "a", "image": np.zeros((8, 8, 3), np.uint8)}
@@ -125,10 +125,10 @@ def test_boxes_of_several_images_are_padded_with_class_minus_one():
     assert torch.equal(stack_field("label", torch.arange(3)), torch.arange(3))
 
 
-def test_metadata_columns_named_like_fields_are_not_used_as_fields(tmp_path):
+def test_metadata_columns_with_reserved_names_are_not_used_as_fields(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    row = {"file_name": "a.png", "segmentation": "a-map.png", "boxes": [1], "mask": "m.png", "low_res": "l.png"}
-    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    entry = {"file_name": "a.png", "segmentation": "a-map.png", "boxes": [1], "mask": "m.png", "low_res": "l.png"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(entry) + "\n")
     data = FolderDataset(FolderConfig(str(tmp_path), size=8, val_fraction=0.0), "train")
     assert needs_image(("segmentation",), data.record(0, 0))
     with pytest.raises(UserError, match="segmentation, which the data does not have; each image needs map_file_name"):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.encode_latents import open_cache, entry_key
+from latentdiff.data.encode_latents import entry_key, open_cache
 from latentdiff.data.folder import FolderConfig, FolderDataset
 from latentdiff.data.image import BadImage
 from latentdiff.data.latent_cache import CachedLatents, LatentCacheConfig
@@ -112,7 +112,9 @@ def test_copies_have_keys_of_their_own_and_alternate_in_flip(tmp_path):
         assert keys[0] >> 1 == keys[1] >> 1 != keys[2] >> 1  # a crop and its mirror image
         for copy, key in enumerate(keys):
             flipped = image_of(data, i, key)
-            assert np.array_equal(made.entry(4 * i + copy)["mean"], torch.nn.functional.avg_pool2d(flipped, 2)[0].numpy())
+            assert np.array_equal(
+                made.entry(4 * i + copy)["mean"], torch.nn.functional.avg_pool2d(flipped, 2)[0].numpy()
+            )
     plain, mirrored = (made.entry(copy)["mean"] for copy in (0, 1))
     assert np.allclose(plain[:, :, ::-1], mirrored) and not np.array_equal(plain, mirrored)
 
@@ -297,7 +299,7 @@ def test_running_out_of_memory_halves_the_batch(tmp_path):
 
 
 def test_moments_that_are_not_finite_are_refused(tmp_path):
-    with pytest.raises(UserError, match="mean that is not finite, in entries 0 to 2"):
+    with pytest.raises(UserError, match="mean that is not finite.*images a-0 to a-2"):
         opened(tmp_path, Images(), lambda batch: (loader.images(batch) * np.nan, None))
 
 

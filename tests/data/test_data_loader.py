@@ -8,13 +8,13 @@ import torch
 
 from latentdiff.config import UserError
 from latentdiff.data import loader
-from latentdiff.data.dataset import Subset
+from latentdiff.data.dataset import Dataset, Subset
 from latentdiff.data.image import BadImage
 from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
 
 
-class Numbers:
-    """Item i is a image of colour i; some cannot be read."""
+class Numbers(Dataset):
+    """Item i is an image of colour i; some cannot be read."""
 
     def __init__(self, n, bad=()):
         self.n, self.bad, self.asked = n, set(bad), []

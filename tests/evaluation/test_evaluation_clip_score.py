@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentdiff.config import UserError
-from latentdiff.evaluation.clip_score import Clip
+from latentdiff.evaluation.clip_score import ClipScorer
 
 transformers = pytest.importorskip("transformers")
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_the_score_is_a_hundred_times_the_cosine_of_picture_and_caption(folder):
-    clip = Clip(str(folder), torch.device("cpu"))
+    clip = ClipScorer(str(folder), torch.device("cpu"))
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).expand(6, -1, -1, -1) * 2 - 1
     if not clip.score(x[:1], ["red end"]).item():  # random networks: on the other side of it
         clip.model.visual_projection.weight.data.neg_()
@@ -57,4 +57,4 @@ def clip_std() -> tuple[float, ...]:
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="no folder with a CLIP model"):
-        Clip(str(tmp_path), torch.device("cpu"))
+        ClipScorer(str(tmp_path), torch.device("cpu"))

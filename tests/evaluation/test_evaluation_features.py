@@ -62,11 +62,11 @@ def test_networks_from_files_give_their_known_features(file, name):
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    extractor = features.find(str(WEIGHTS / f"{file}.safetensors"), None, None, Path("."), SINGLE_PROCESS)
+    extractor = features.build(str(WEIGHTS / f"{file}.safetensors"), None, None, Path("."), SINGLE_PROCESS)
     h, logits = extractor.network(x)
     assert h[0, :5].tolist() == pytest.approx(known[f"{name}_first5"], abs=2e-3)
     assert h.norm().item() == pytest.approx(known[f"{name}_norm"], rel=1e-3)
-    assert logits.shape == (1, 1000) and extractor.about["dim"] == h.shape[1]
+    assert logits.shape == (1, 1000) and extractor.metadata["dim"] == h.shape[1]
 
 
 def test_the_small_network_learns_labels_and_telling_words_alike_every_time(shapes, few_steps, tmp_path):
@@ -83,7 +83,7 @@ def test_the_small_network_learns_labels_and_telling_words_alike_every_time(shap
 
 
 def test_features_of_the_small_network_have_mean_zero_and_deviation_one(shapes, few_steps, tmp_path):
-    extractor = features.find("own", shapes, None, tmp_path, SINGLE_PROCESS)
+    extractor = features.build("classifier", shapes, None, tmp_path, SINGLE_PROCESS)
     found = image_sets.extract(extractor, shapes, 64, SINGLE_PROCESS)
     assert found.features.shape == (64, 128) and found.logits.shape == (64, 6)
     assert found.features.mean(0).abs().max() < 1e-3
@@ -93,20 +93,20 @@ def test_features_of_the_small_network_have_mean_zero_and_deviation_one(shapes, 
 
 def test_the_small_network_is_kept_and_may_be_lent_to_another_run(shapes, few_steps, tmp_path):
     (tmp_path / "a").mkdir()
-    first = features.find("own", shapes, None, tmp_path / "a", SINGLE_PROCESS)
+    first = features.build("classifier", shapes, None, tmp_path / "a", SINGLE_PROCESS)
     kept = tmp_path / "a" / "features.safetensors"
     old = kept.stat().st_mtime_ns
-    assert features.find("own", shapes, None, tmp_path / "a", SINGLE_PROCESS).about == first.about
+    assert features.build("classifier", shapes, None, tmp_path / "a", SINGLE_PROCESS).metadata == first.metadata
     assert kept.stat().st_mtime_ns == old
-    assert features.find(str(kept), shapes, None, tmp_path, SINGLE_PROCESS).about == first.about
+    assert features.build(str(kept), shapes, None, tmp_path, SINGLE_PROCESS).metadata == first.metadata
 
 
 def test_pictures_without_words_are_seen_by_the_autoencoder_or_as_pixels(shapes, tmp_path):
     bare, small = Bare(shapes), AutoencoderConfig(channels=8, channel_mult=(1, 2), num_res_blocks=1, norm_groups=4)
     torch.manual_seed(0)
     for autoencoder, name in ((Autoencoder(small), "encoder"), (Autoencoder(PIXELS), "pixels"), (None, "pixels")):
-        extractor = features.find("own", bare, autoencoder, tmp_path, SINGLE_PROCESS)
-        assert name in extractor.about["name"]
+        extractor = features.build("classifier", bare, autoencoder, tmp_path, SINGLE_PROCESS)
+        assert name in extractor.metadata["name"]
         assert image_sets.extract(extractor, bare, 8, SINGLE_PROCESS).logits is None
     assert not (tmp_path / "features.safetensors").exists()
 
@@ -114,17 +114,17 @@ def test_pictures_without_words_are_seen_by_the_autoencoder_or_as_pixels(shapes,
 def test_files_that_are_no_such_network_are_refused(tmp_path, monkeypatch):
     write_tensors(tmp_path / "x.safetensors", {"weight": torch.zeros(1)})
     with pytest.raises(UserError, match="no network that is known"):
-        features.find(str(tmp_path / "x.safetensors"), None, None, tmp_path, SINGLE_PROCESS)
-    write_tensors(tmp_path / "y.safetensors", {"weight": torch.zeros(1)}, {"latentdiff.judge": "{}"})
+        features.build(str(tmp_path / "x.safetensors"), None, None, tmp_path, SINGLE_PROCESS)
+    write_tensors(tmp_path / "y.safetensors", {"weight": torch.zeros(1)}, {"latentdiff.feature_net": "{}"})
     with pytest.raises(UserError, match="does not hold features"):
-        features.find(str(tmp_path / "y.safetensors"), None, None, tmp_path, SINGLE_PROCESS)
+        features.build(str(tmp_path / "y.safetensors"), None, None, tmp_path, SINGLE_PROCESS)
     with pytest.raises(UserError, match="no such file"):
-        features.find("vgg", None, None, tmp_path, SINGLE_PROCESS)
+        features.build("vgg", None, None, tmp_path, SINGLE_PROCESS)
     pytest.importorskip("torch_fidelity")
     monkeypatch.setenv("LATENTDIFF_WEIGHTS", str(tmp_path))
     (tmp_path / features.INCEPTION[0]).write_bytes(b"not it")
     with pytest.raises(UserError, match="its hash differs"):
-        features.find("auto", None, None, tmp_path, SINGLE_PROCESS)
+        features.build("auto", None, None, tmp_path, SINGLE_PROCESS)
 
 
 def test_drawn_pictures_are_seen_at_256_levels_like_stored_ones(shapes):

@@ -114,7 +114,7 @@ def test_the_study_shows_for_its_seconds_and_saves_what_was_answered(folders, tm
     assert len({a["side"] for a in result["answers"]}) == 2  # A is not always on the same side
     assert "100 %" in said[2] and "5 of 5, 95 % interval 57 % to 100 %" in said[2]
     (tmp_path / "answers.json").write_text(json.dumps(result))
-    together = user_study.read([str(tmp_path / "answers.json")] * 2)
+    together = user_study.read_answers([str(tmp_path / "answers.json")] * 2)
     assert together["people"] == 2 and together["answers"] == 10 and together["low"] == pytest.approx(0.7225, abs=1e-3)
     assert result["low"] == pytest.approx(user_study.wilson(5, 5)[0])
 
@@ -122,10 +122,10 @@ def test_the_study_shows_for_its_seconds_and_saves_what_was_answered(folders, tm
 def test_pairs_are_of_one_name_and_a_seed_decides_the_sides(folders):
     a, b = folders
     (b / "3.png").unlink()
-    rows = user_study.pairs(a, b, 10)
+    rows = user_study.pair_files(a, b, 10)
     assert [tuple(path[-5:] for path in row) for row in rows] == [(f"{i}.png",) * 2 for i in (0, 1, 2, 4)]
-    assert len(user_study.pairs(a, b, 2)) == 2
-    page = [user_study.build(rows, ("a", "b"), "Which?", 3, seed) for seed in (0, 0, 1)]
+    assert len(user_study.pair_files(a, b, 2)) == 2
+    page = [user_study.build_page(rows, ("a", "b"), "Which?", 3, seed) for seed in (0, 0, 1)]
     assert page[0] == page[1] != page[2]
 
 
@@ -137,4 +137,4 @@ def test_folders_without_pictures_and_files_without_answers_are_refused(tmp_path
         user_study.main([str(folders[0])])
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(UserError, match="not answers"):
-        user_study.read([str(tmp_path / "x.json")])
+        user_study.read_answers([str(tmp_path / "x.json")])

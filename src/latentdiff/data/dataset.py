@@ -70,25 +70,19 @@ class Dataset:
     """One split of a data set. A format implements __len__, id, content (or load_image) and, if it has any, metadata.
 
     Every random choice is a function of the `key` of an item, so that a resumed run sees the same items.
-
-    Attributes:
-        label_names, category_names: names of the classes of labels and of boxes, if there are any.
-        unreadable: (id or file, reason) of what cannot be used, as far as it is known without opening images.
-        unlisted: ids of images that are not used because no metadata lists them.
-        has_captions: whether items have a caption.
     """
 
+    label_names: Sequence[str] = ()  # of the classes of labels
+    category_names: Sequence[str] = ()  # of the classes of boxes
+    has_captions = False  # whether items have a caption
     max_captioned = sys.maxsize  # number of items whose captions train a tokenizer
+    unreadable: Sequence[tuple[str, str]] = ()  # (id or file, reason) of what cannot be used; images are not opened yet
+    unlisted: Sequence[str] = ()  # ids of images that are not used because no metadata lists them
 
     def __init__(self, config: ImageDataConfig, split: str) -> None:
         assert split in SPLITS, f"there is no split {split!r}"
         config.check()
         self.config, self.split = config, split
-        self.label_names: list[str] = []
-        self.category_names: list[str] = []
-        self.unreadable: list[tuple[str, str]] = []
-        self.unlisted: list[str] = []
-        self.has_captions = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -177,7 +171,7 @@ class Subset(Dataset):
     def __init__(self, data: Dataset, n: int) -> None:
         self.data, self.n = data, min(n, len(data))
         self.label_names, self.category_names = data.label_names, data.category_names
-        self.unreadable, self.unlisted, self.has_captions = [], [], data.has_captions
+        self.has_captions = data.has_captions
         self.id, self.record, self.item, self.captions = data.id, data.record, data.item, data.captions
 
     def __len__(self) -> int:

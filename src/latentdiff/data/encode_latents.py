@@ -1,5 +1,6 @@
 """Creating the latent cache: every rank encodes different shards; a shard under its final name is complete."""
 
+import contextlib
 import json
 import os
 import time
@@ -75,8 +76,8 @@ def _compare(path: Path, manifest: dict) -> None:
     for field, value in manifest.items():
         if existing.get(field) != value:
             raise UserError(
-                f"the latent cache {path.parent} was created with another {field} ({existing.get(field)}, now {value}); "
-                f"delete it or choose another cache.path"
+                f"the latent cache {path.parent} was created with another {field} ({existing.get(field)}, now {value});"
+                f" delete it or choose another cache.path"
             )
 
 
@@ -85,23 +86,20 @@ def _write_shard(
 ) -> None:
     """Encode the entries of one shard in batches, smaller ones if memory does not suffice, and write them."""
     entries = range(shard * config.shard_size, min((shard + 1) * config.shard_size, manifest["entries"]))
-    batches, start, size = [], entries.start, config.batch_size
-    while start < entries.stop:
-        batch = range(start, min(start + size, entries.stop))
+    copies, indices = manifest["copies"], [k // manifest["copies"] for k in entries]
+    keys = [entry_key(data.id(k // copies), k % copies) for k in entries]
+    hashes = [id_hash(data.id(i)) for i in indices]
+    tensors = {"key": np.array(keys, np.int64), "id_hash": np.array(hashes, np.int64), "ok": np.zeros(len(keys), bool)}
+    start, size = 0, config.batch_size
+    while start < len(keys):
+        stop = min(start + size, len(keys))
         try:
-            batches.append(_encode_entries(batch, manifest["copies"], data, encode))
-            start = batch.stop
+            _encode_entries(tensors, indices, range(start, stop), data, encode)
+            start = stop
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
             size //= 2
-    tensors = {name: np.concatenate([batch[name] for batch in batches]) for name in ("key", "id_hash", "ok")}
-    for name in ("mean", "logvar"):
-        moments = [batch[name] for batch in batches if name in batch]
-        if moments:
-            values = np.concatenate(moments)
-            tensors[name] = np.zeros((len(entries), *values.shape[1:]), np.float32)
-            tensors[name][tensors["ok"]] = values
     tensors["sums"] = _sums(tensors)
     with atomic_path(path) as tmp:
         save_file(tensors, tmp)
@@ -118,26 +116,23 @@ def _sums(tensors: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack([m.sum((0, 2, 3)) for m in (np.ones_like(mean), mean, mean**2, variances)])
 
 
-def _encode_entries(entries: range, copies: int, data: Any, encode: Callable) -> dict[str, np.ndarray]:
-    """The moments of the entries whose image can be read, which are those with "ok"."""
-    items, ok, keys, ids = [], [], [], []
-    for k in entries:
-        item_id = data.id(k // copies)
-        keys.append(entry_key(item_id, k % copies))
-        ids.append(id_hash(item_id))
-        try:
-            items.append(data.item(k // copies, keys[-1]) | {"bad": []})
-            ok.append(True)
-        except BadImage:
-            ok.append(False)
-    moments = {}
+def _encode_entries(
+    tensors: dict[str, np.ndarray], indices: list[int], batch: range, data: Any, encode: Callable
+) -> None:
+    """Set "ok" of the entries of a batch whose image can be read, and their moments. indices: item of each entry."""
+    items, readable = [], []
+    for k in batch:
+        with contextlib.suppress(BadImage):
+            items.append(data.item(indices[k], int(tensors["key"][k])) | {"bad": []})
+            readable.append(k)
     for name, values in zip(("mean", "logvar"), encode(collate(items)) if items else ()):
         if values is not None:
-            moments[name] = values.float().cpu().numpy()
-            if not np.isfinite(moments[name]).all():
-                where = f"in entries {entries.start} to {entries.stop - 1}"
-                raise UserError(f"the autoencoder returned a {name} that is not finite, {where}")
-    return moments | {"key": np.array(keys, np.int64), "id_hash": np.array(ids, np.int64), "ok": np.array(ok)}
+            values = values.float().cpu().numpy()
+            if not np.isfinite(values).all():
+                ids = f"{data.id(indices[batch.start])} to {data.id(indices[batch.stop - 1])}"
+                raise UserError(f"the autoencoder returned a {name} that is not finite for one of the images {ids}")
+            tensors.setdefault(name, np.zeros((len(indices), *values.shape[1:]), np.float32))[readable] = values
+    tensors["ok"][readable] = True
 
 
 def _delete_old_temporary_files(folder: Path) -> None:

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+
 from latentdiff.config import UserError
 from latentdiff.data import tar_index
 from latentdiff.data.dataset import Dataset, ImageDataConfig, Metadata

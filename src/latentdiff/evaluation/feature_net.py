@@ -1,7 +1,7 @@
-"""A small network that learns what the data says of its pictures, so that features exist where no weights are at hand.
+"""A small classifier of labels and caption words, trained on the dataset, for features without pretrained weights.
 
-It depends on the data alone (not on the run), is trained deterministically on the CPU, and is kept as one file that
-other runs can be measured with.
+It depends on the dataset only, not on the run, and is trained deterministically on the CPU. Its file can be used to
+evaluate other runs.
 """
 
 import json
@@ -19,108 +19,118 @@ from latentdiff.data import loader
 from latentdiff.training import checkpoint, optim
 from latentdiff.training.settings import TrainConfig
 
-WIDTHS = (3, 32, 64, 128, 128)
-TRAIN = TrainConfig(steps=700, batch_size=64, lr=2e-3, lr_schedule="cosine", warmup_steps=50, device="cpu")
-LOOKED_AT = 2000  # items whose captions decide which words are learned
+CHANNELS = (3, 32, 64, 128, 128)
+TRAIN_CONFIG = TrainConfig(steps=700, batch_size=64, lr=2e-3, lr_schedule="cosine", warmup_steps=50, device="cpu")
+MAX_ITEMS = 2000  # items that the vocabulary and the statistics of the features are computed from
+METADATA_KEY = "latentdiff.feature_net"
 
 
 class FeatureNet(nn.Module):
-    """Label and caption words of a picture: [B, 3, size, size] -> features [B, 128], their logits."""
+    """Images [B, 3, size, size] -> features [B, 128], with linear heads for the label and the caption words."""
 
-    def __init__(self, labels: int, words: list[str], size: int) -> None:
+    def __init__(self, num_labels: int, vocabulary: list[str], size: int) -> None:
         super().__init__()
-        self.labels, self.words, self.size = labels, words, size
-        self.body = nn.Sequential(*(layer for a, b in zip(WIDTHS, WIDTHS[1:]) for layer in (
-            nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(), nn.AvgPool2d(2))))  # fmt: skip
-        self.features = nn.Linear(WIDTHS[-1] * 4, 128)
-        self.label, self.word = nn.Linear(128, labels), nn.Linear(128, len(words))
-        self.register_buffer("mean", torch.zeros(128))  # of the features over the data
+        self.num_labels, self.vocabulary, self.size = num_labels, vocabulary, size
+        self.convs = nn.Sequential(*(layer for c_in, c_out in zip(CHANNELS, CHANNELS[1:]) for layer in (
+            nn.Conv2d(c_in, c_out, 3, padding=1), nn.GroupNorm(8, c_out), nn.SiLU(), nn.AvgPool2d(2))))  # fmt: skip
+        self.proj = nn.Linear(CHANNELS[-1] * 4, 128)
+        self.label_head, self.word_head = nn.Linear(128, num_labels), nn.Linear(128, len(vocabulary))
+        self.register_buffer("mean", torch.zeros(128))  # of the features over the dataset
         self.register_buffer("std", torch.ones(128))
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.adaptive_avg_pool2d(self.body(x), 2).flatten(1)  # [B, 512]: quarters, since places matter
-        return F.silu(self.features(h))
+    def hidden(self, x: Tensor) -> Tensor:
+        """The features before normalization, [B, 128]."""
+        h = F.adaptive_avg_pool2d(self.convs(x), 2).flatten(1)  # [B, 512]; 2 x 2, to keep positions
+        return F.silu(self.proj(h))  # [B, 128]
 
-    def seen(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of mean 0 and deviation 1 over the data, so that no few of them rule a distance; label's logits."""
-        h = self(x)
-        return (h - self.mean) / self.std, self.label(h) if self.labels else None
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features with mean 0 and standard deviation 1 over the dataset [B, 128], and logits [B, num_labels] or None.
+
+        Normalization gives each feature the same weight in a distance.
+        """
+        h = self.hidden(x)
+        return (h - self.mean) / self.std, self.label_head(h) if self.num_labels else None
 
     def targets(self, batch: dict) -> tuple[Tensor | None, Tensor | None]:
-        """int64 [B] labels, float [B, words] of which words a caption has."""
-        captions = [set(_words(caption)) for caption in batch.get("caption", [])]
-        has = torch.tensor([[float(word in caption) for word in self.words] for caption in captions])
-        return batch["label"] if self.labels else None, has if self.words else None
+        """Labels int64 [B], and whether each caption has each word of the vocabulary, float [B, words]."""
+        captions = [set(_split_words(caption)) for caption in batch.get("caption", [])]
+        has_word = torch.tensor([[float(word in caption) for word in self.vocabulary] for caption in captions])
+        return batch["label"] if self.num_labels else None, has_word if self.vocabulary else None
 
 
-def can_learn(data: Any) -> bool:
-    """Whether a data set says anything of its pictures."""
-    labels, words = _vocabulary(data)
-    return labels > 1 or len(words) > 1
+def has_targets(data: Any) -> bool:
+    """Whether a dataset has labels or captions to train on."""
+    num_labels, vocabulary = _count_targets(data)
+    return num_labels > 1 or len(vocabulary) > 1
 
 
 def train(data: Any, size: int) -> FeatureNet:
-    """A judge of the data set; the same wherever it is trained, up to the rounding of the machine."""
-    with torch.random.fork_rng(devices=[]):  # whoever draws next is not disturbed
+    """Train on a dataset, at size x size pixels; the same weights on every machine up to rounding errors."""
+    with torch.random.fork_rng(devices=[]):  # leaves the global random state unchanged
         torch.manual_seed(0)
-        judge = FeatureNet(*_vocabulary(data), size)
-        optimizer, everything = optim.build(judge, TRAIN), range(TRAIN.batch_size)
-        for step, batch in enumerate(loader.batches(data, 0, TRAIN.batch_size, [everything], 0, TRAIN.steps)):
-            _loss(judge, batch).backward()
-            optim.step(optimizer, TRAIN, optim.rate(TRAIN, step))
-    judge.eval().requires_grad_(False)
-    some = loader.sequential_batches(data, range(min(len(data), LOOKED_AT)), 100)
-    h = torch.cat([judge(resize(loader.images(batch), size)) for batch in some])
-    judge.mean.copy_(h.mean(0))
-    judge.std.copy_(h.std(0).clamp(min=1e-6))
-    return judge
+        net = FeatureNet(*_count_targets(data), size)
+        optimizer = optim.build_optimizer(net, TRAIN_CONFIG)
+        scaler = optim.build_scaler(TRAIN_CONFIG, torch.device("cpu"))
+        micro_batches = [range(TRAIN_CONFIG.batch_size)]
+        batches = loader.batches(data, 0, TRAIN_CONFIG.batch_size, micro_batches, 0, TRAIN_CONFIG.steps)
+        for step, batch in enumerate(batches):
+            _loss(net, batch).backward()
+            optim.set_lr(optimizer, optim.lr_at(TRAIN_CONFIG, step))
+            optim.clip_grad_norm_(optimizer, scaler, TRAIN_CONFIG.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    net.eval().requires_grad_(False)
+    batches = loader.sequential_batches(data, range(min(len(data), MAX_ITEMS)), 100)
+    h = torch.cat([net.hidden(resize(loader.images(batch), size)) for batch in batches])  # [N, 128]
+    net.mean.copy_(h.mean(0))
+    net.std.copy_(h.std(0).clamp(min=1e-6))
+    return net
 
 
-def _loss(judge: FeatureNet, batch: dict) -> Tensor:
-    h, (label, words) = judge(resize(loader.images(batch), judge.size)), judge.targets(batch)
+def _loss(net: FeatureNet, batch: dict) -> Tensor:
+    h, (label, has_word) = net.hidden(resize(loader.images(batch), net.size)), net.targets(batch)
     loss = h.new_zeros(())
     if label is not None:
-        loss = loss + F.cross_entropy(judge.label(h), label)
-    if words is not None:
-        loss = loss + 4 * F.binary_cross_entropy_with_logits(judge.word(h), words)
+        loss = loss + F.cross_entropy(net.label_head(h), label)
+    if has_word is not None:
+        loss = loss + 4 * F.binary_cross_entropy_with_logits(net.word_head(h), has_word)
     return loss
 
 
-def save(judge: FeatureNet, path: Path) -> None:
-    about = {"latentdiff.judge": json.dumps({"labels": judge.labels, "words": judge.words, "size": judge.size})}
-    checkpoint.write_tensors(path, judge.state_dict(), about)
+def save(net: FeatureNet, path: Path) -> None:
+    arguments = {"num_labels": net.num_labels, "vocabulary": net.vocabulary, "size": net.size}
+    checkpoint.write_tensors(path, net.state_dict(), {METADATA_KEY: json.dumps(arguments)})
 
 
 def load(path: Path) -> FeatureNet:
-    """UserError where the file is no judge."""
+    """Raises: UserError if the file was not written by `save`."""
     tensors = checkpoint.read_tensors(path)
     try:
-        about = json.loads(checkpoint.read_metadata(path)["latentdiff.judge"])
-        judge = FeatureNet(about["labels"], about["words"], about["size"])
-        judge.load_state_dict(tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold features that evaluate.py made ({error})") from error
-    return judge.eval().requires_grad_(False)
+        net = FeatureNet(**json.loads(checkpoint.read_metadata(path)[METADATA_KEY]))
+        net.load_state_dict(tensors)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is not a feature network written by evaluate.py ({error}); delete it") from error
+    return net.eval().requires_grad_(False)
 
 
 def resize(x: Tensor, height: int, width: int = 0) -> Tensor:
-    """[B, 3, H, W] -> [B, 3, height, width or height], antialiased; the same size stays as it is."""
+    """[B, C, H, W] -> [B, C, height, width or height], antialiased bilinear; unchanged if it has this size."""
     size = (height, width or height)
     return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
 
-def _vocabulary(data: Any) -> tuple[int, list[str]]:
-    """How many labels there are, and the 64 commonest words that captions have now and then."""
-    records = [data.record(i, i) for i in range(0, len(data), -(-len(data) // LOOKED_AT))]
+def _count_targets(data: Any) -> tuple[int, list[str]]:
+    """The number of labels, and the 64 most frequent of the words that are in 1 % to 95 % of the captions, sorted."""
+    records = [data.record(i, i) for i in range(0, len(data), -(-len(data) // MAX_ITEMS))]
     labels = [record["label"] for record in records if isinstance(record.get("label"), int)]
-    captions = [set(_words(record["caption"])) for record in records if record.get("caption")]
+    captions = [set(_split_words(record["caption"])) for record in records if record.get("caption")]
     counts = Counter(word for caption in captions for word in sorted(caption))
-    telling = [word for word, n in counts.items() if 0.01 * len(captions) < n < 0.95 * len(captions)]
-    words = sorted(telling, key=lambda word: (-counts[word], word))[:64]
-    whole = len(labels) == len(records) and len(set(labels)) > 1
-    names = len(getattr(data, "label_names", ())) or max(labels, default=0) + 1
-    return names if whole else 0, sorted(words)
+    informative = [word for word, n in counts.items() if 0.01 * len(captions) < n < 0.95 * len(captions)]
+    vocabulary = sorted(informative, key=lambda word: (-counts[word], word))[:64]
+    all_labelled = len(labels) == len(records) and len(set(labels)) > 1
+    num_labels = len(getattr(data, "label_names", ())) or max(labels, default=0) + 1
+    return num_labels if all_labelled else 0, sorted(vocabulary)
 
 
-def _words(caption: str) -> list[str]:
+def _split_words(caption: str) -> list[str]:
     return re.findall(r"\w+", caption.lower())

@@ -1,4 +1,4 @@
-"""Pictures -> features: the space in which sets of pictures are compared, and a name for it beside every number."""
+"""Feature extractors, in whose feature space sets of images are compared (FID, KID, precision, nearest neighbours)."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,92 +16,110 @@ from latentdiff.evaluation.feature_net import resize
 from latentdiff.training import checkpoint
 from latentdiff.training.distributed import World
 
-INCEPTION = ("weights-inception-2015-12-05-6726825d.pth", "6726825d")  # torch-fidelity's file, first digits of its hash
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for pictures in [0, 1]
-CHOICES = "auto, inception, own, autoencoder, or a file (squeezenet, mobilenet, a run's features.safetensors)"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as downloaded by torch-fidelity
+INCEPTION_SHA256 = "6726825d"  # its first digits
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
+CHOICES = "auto, inception, classifier, autoencoder, or a weights file (SqueezeNet 1.1, MobileNetV2, features.safetensors)"
+
+Outputs = tuple[Tensor, Tensor | None]  # features [B, D], logits [B, K] if the network is a classifier
 
 
 class Extractor(NamedTuple):
-    """Pictures [B, 3, H, W] in [-1, 1] -> features [B, D] and, where the network names classes, logits [B, K]."""
+    """Images [B, 3, H, W] in [-1, 1] -> features and logits."""
 
-    about: dict  # which network, from where, at what size: stands beside every number
-    network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    metadata: dict[str, Any]  # name, weights, input size and dimension; stored with the metrics
+    network: Callable[[Tensor], Outputs]
 
 
-def find(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path, world: World) -> Extractor:
-    """auto: Inception where its weights lie, else a network that learns the data's labels and captions.
+def build(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path, world: World) -> Extractor:
+    """The feature extractor of --features.
 
-    That network is kept as features.safetensors in `folder`; data that says nothing is seen by the autoencoder.
+    Args:
+        choice: auto (inception if its weights exist locally, else classifier), inception, classifier, autoencoder, or a weights file.
+        data: the dataset on which the network of `classifier` is trained, if it has labels or captions.
+        autoencoder: used instead of `classifier` for other datasets; pixels are compared if it is None or has no layers.
+        folder: the folder in which the network of `classifier` is saved, as features.safetensors.
     """
-    own, device = folder / "features.safetensors", world.device
+    own_file, device = folder / "features.safetensors", world.device
     if choice == "auto":
-        choice = "inception" if _inception_file() else "own"
+        choice = "inception" if _inception_path() else "classifier"
     if choice == "inception":
         return _inception(device)
-    if choice == "own" and (own.exists() or feature_net.can_learn(data)):
-        world.broadcast_bytes("features", lambda: _learn(own, data))
-        return _own(own, device)
-    if choice in ("own", "autoencoder"):
-        return _autoencoder(autoencoder, device)
+    if choice == "classifier" and (own_file.exists() or feature_net.has_targets(data)):
+        world.broadcast_bytes("features", lambda: _train_feature_net(own_file, data))
+        return _feature_net(own_file, device)
+    if choice in ("classifier", "autoencoder"):
+        return _encoder(autoencoder, device)
     if Path(choice).is_file():
-        return _file(Path(choice), device)
-    raise UserError(f"--features {choice}: there is no such file; it can be {CHOICES}")
+        return _from_file(Path(choice), device)
+    raise UserError(f"--features is {choice}, and there is no such file; it can be {CHOICES}")
 
 
-def _learn(path: Path, data: Any) -> bytes:
-    """Train the small network where its file is not there yet."""
+def _train_feature_net(path: Path, data: Any) -> bytes:
     if not path.exists():
-        picture = data.item(0, 0)["image"]
-        feature_net.save(feature_net.train(data, 32 if max(picture.shape[:2]) <= 48 else 64), path)
+        image = data.item(0, 0)["image"]
+        feature_net.save(feature_net.train(data, 32 if max(image.shape[:2]) <= 48 else 64), path)
     return b"done"
 
 
-def _own(path: Path, device: torch.device) -> Extractor:
+def _feature_net(path: Path, device: torch.device) -> Extractor:
     net = feature_net.load(path).to(device)
-    learned = f"{net.labels} labels, {len(net.words)} words of captions"
-    about = {"name": "own network", "learned": learned, "weights": _digest(path), "dim": 128}
+    metadata = {
+        "name": "a small network trained on the dataset",
+        "targets": f"{net.num_labels} labels, {len(net.vocabulary)} caption words",
+        "weights": _digest(path),
+        "dim": 128,
+        "resize": f"antialiased bilinear to {net.size}",
+    }
+    return Extractor(metadata, lambda x: net(resize(x, net.size)))
 
-    resized = {"resize": f"antialiased bilinear to {net.size}"}
-    return Extractor(about | resized, lambda x: net.seen(resize(x, net.size)))
 
-
-def _autoencoder(autoencoder: Autoencoder | None, device: torch.device) -> Extractor:
-    """The encoder's last features in quarters; the pixels at 8 x 8 where there is no encoder."""
+def _encoder(autoencoder: Autoencoder | None, device: torch.device) -> Extractor:
+    """The last features of the encoder, averaged to 2 x 2; the image at 8 x 8 pixels if there is no encoder."""
     if autoencoder is None or not autoencoder.config.channel_mult:
-        about = {"name": "pixels", "resize": "antialiased bilinear to 8", "dim": 192}
-        return Extractor(about, lambda x: (resize(x, 8).flatten(1), None))
-    about = {"name": "the frozen autoencoder's encoder", "weights": autoencoder.weights_hash()[:16], "resize": "none"}
+        metadata = {"name": "pixels", "resize": "antialiased bilinear to 8", "dim": 192}
+        return Extractor(metadata, lambda x: (resize(x, 8).flatten(1), None))  # [B, 192]
+    weights = autoencoder.weights_hash()[:16]
+    metadata = {"name": "the encoder of the frozen autoencoder", "weights": weights, "resize": "none"}
     encoder = autoencoder.encoder.to(device)
-    return Extractor(about, lambda x: (resize(encoder.features(x), 2).flatten(1), None))
+    return Extractor(metadata, lambda x: (resize(encoder.features(x), 2).flatten(1), None))  # [B, 4·C]
 
 
-def _file(path: Path, device: torch.device) -> Extractor:
-    """The network is told by the names of its weights."""
-    if path.suffix == ".safetensors" and "latentdiff.judge" in checkpoint.read_metadata(path):
-        return _own(path, device)
+def _from_file(path: Path, device: torch.device) -> Extractor:
+    """A weights file; the architecture is recognised by the names of the weights."""
+    if path.suffix == ".safetensors" and feature_net.METADATA_KEY in checkpoint.read_metadata(path):
+        return _feature_net(path, device)
     weights = pretrained.read_state_dict(path)
-    about = {"weights": f"{path.name} {_digest(path)}", "resize": "antialiased bilinear to 224"}
+    source = {"weights": f"{path.name} {_digest(path)}", "resize": "antialiased bilinear to 224"}
     if "features.12.expand3x3.weight" in weights:
-        net = _loaded("squeezenet1_1", weights, path, device)
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
-
-        def network(x: Tensor) -> tuple[Tensor, Tensor | None]:
-            h = net.features((resize(x, 224) / 2 + 0.5 - mean) / std)
-            return h.mean((2, 3)), net.classifier(h).flatten(1)
-
-        return Extractor({"name": "SqueezeNet 1.1", "dim": 512} | about, network)
+        net = _load_torchvision("squeezenet1_1", weights, path, device)
+        return Extractor({"name": "SqueezeNet 1.1", "dim": 512} | source, _squeezenet_network(net, device))
     if "features.18.0.weight" in weights and weights["features.18.0.weight"].shape[0] == 1280:
-        net = _tensorflow_padding(_loaded("mobilenet_v2", weights, path, device))
-
-        def network(x: Tensor) -> tuple[Tensor, Tensor | None]:
-            h = net.features(resize(x, 224)).mean((2, 3))
-            return h, net.classifier(h)
-
-        return Extractor({"name": "MobileNetV2, TensorFlow padding", "dim": 1280} | about, network)
-    raise UserError(f"--features {path}: its weights are of no network that is known; it can be {CHOICES}")
+        net = _use_tensorflow_padding(_load_torchvision("mobilenet_v2", weights, path, device))
+        metadata = {"name": "MobileNetV2, TensorFlow padding", "dim": 1280} | source
+        return Extractor(metadata, _mobilenet_network(net))
+    raise UserError(f"--features is {path}, whose weights are not of a supported network; it can be {CHOICES}")
 
 
-def _loaded(name: str, weights: dict[str, Tensor], path: Path, device: torch.device) -> nn.Module:
+def _squeezenet_network(net: nn.Module, device: torch.device) -> Callable[[Tensor], Outputs]:
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def network(x: Tensor) -> Outputs:
+        h = net.features((resize(x, 224) / 2 + 0.5 - mean) / std)  # [B, 512, 13, 13]
+        return h.mean((2, 3)), net.classifier(h).flatten(1)  # [B, 512], [B, 1000]
+
+    return network
+
+
+def _mobilenet_network(net: nn.Module) -> Callable[[Tensor], Outputs]:
+    def network(x: Tensor) -> Outputs:
+        h = net.features(resize(x, 224)).mean((2, 3))  # [B, 1280]
+        return h, net.classifier(h)
+
+    return network
+
+
+def _load_torchvision(name: str, weights: dict[str, Tensor], path: Path, device: torch.device) -> nn.Module:
     import torchvision
 
     with torch.device("meta"):
@@ -109,12 +127,12 @@ def _loaded(name: str, weights: dict[str, Tensor], path: Path, device: torch.dev
     try:
         net.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise UserError(f"--features {path}: its weights do not fit {name}: {error}") from error
+        raise UserError(f"--features is {path}, whose weights do not match torchvision's {name}: {error}") from error
     return net.float().eval().requires_grad_(False).to(device)
 
 
-def _tensorflow_padding(net: nn.Module) -> nn.Module:
-    """Stride-2 convolutions look to the right and bottom, as where the weights were trained."""
+def _use_tensorflow_padding(net: nn.Module) -> nn.Module:
+    """Pad the input of stride-2 convolutions at the right and bottom only, as TensorFlow did in training."""
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d) and child.stride == (2, 2):
@@ -123,30 +141,36 @@ def _tensorflow_padding(net: nn.Module) -> nn.Module:
     return net
 
 
-def _inception_file() -> Path | None:
+def _inception_path() -> Path | None:
     folders = (pretrained.weights_dir(), Path(torch.hub.get_dir()) / "checkpoints")
-    return next((f / INCEPTION[0] for f in folders if (f / INCEPTION[0]).is_file()), None)
+    return next((folder / INCEPTION_FILE for folder in folders if (folder / INCEPTION_FILE).is_file()), None)
 
 
 def _inception(device: torch.device) -> Extractor:
-    """The standard of FID: torch-fidelity's port of the network of 2015, at 299 with TensorFlow's resize."""
+    """The standard network of FID: torch-fidelity's port of Inception v3 of 2015, with TensorFlow's resize to 299."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError("--features inception needs torch-fidelity: pip install 'latentdiff[metrics]'") from error
-    path = _inception_file()
-    if path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(INCEPTION[1]):
-        raise UserError(f"{path} is not the Inception of torch-fidelity (its hash differs); delete it")
-    names = ["2048", "logits_unbiased"]
+    path = _inception_path()
+    if path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(INCEPTION_SHA256):
+        raise UserError(f"{path} is not the Inception network of torch-fidelity (its hash differs); delete it")
+    outputs = ["2048", "logits_unbiased"]
     try:
-        net = FeatureExtractorInceptionV3("inception-v3-compat", names, str(path) if path else None, verbose=False)
-    except OSError as error:  # no network: URLError is one
-        raise UserError(f"the weights of Inception cannot be downloaded ({error}); put {INCEPTION[0]} into "
-                        f"{pretrained.weights_dir()}/ (LATENTDIFF_WEIGHTS), or use --features own") from error  # fmt: skip
+        net = FeatureExtractorInceptionV3("inception-v3-compat", outputs, str(path) if path else None, verbose=False)
+    except OSError as error:  # no network: a URLError is an OSError
+        raise UserError(
+            f"the weights of Inception cannot be downloaded ({error}); put {INCEPTION_FILE} into "
+            f"{pretrained.weights_dir()}/ (set LATENTDIFF_WEIGHTS for another folder), or use --features classifier"
+        ) from error
     net = net.to(device)
-    about = {"name": "Inception v3 (2015-12-05, torch-fidelity)", "weights": INCEPTION[1], "dim": 2048}
-    resized = {"resize": "TensorFlow 1 bilinear to 299"}
-    return Extractor(about | resized, lambda x: net(((x + 1) * 127.5).round().to(torch.uint8)))
+    metadata = {
+        "name": "Inception v3 (2015-12-05, torch-fidelity)",
+        "weights": INCEPTION_SHA256,
+        "dim": 2048,
+        "resize": "TensorFlow 1 bilinear to 299",
+    }
+    return Extractor(metadata, lambda x: net(((x + 1) * 127.5).round().to(torch.uint8)))
 
 
 def _digest(path: Path) -> str:

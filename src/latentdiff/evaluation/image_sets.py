@@ -94,3 +94,18 @@ def map_batches(
         table[i, :-1], table[i, -1] = value, 1
     table = world.all_reduce_sum(table).cpu()
     return table[table[:, -1] > 0, :-1]
+
+
+def mean_metrics(
+    data: Any, count: int, world: World, metrics: Callable[[dict], dict[str, Tensor]], batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
+    """The means of metrics(batch), name -> [B], over the first `count` items; the same on all ranks."""
+    names: list[str] = []
+
+    def stacked(batch: dict) -> Tensor:
+        values = metrics(batch)
+        names[:] = values
+        return torch.stack(list(values.values()), 1)  # [B, metrics]
+
+    means = map_batches(data, count, world, stacked, batch_size).double().mean(0).tolist()
+    return dict(zip(names, means))

@@ -115,7 +115,7 @@ def samples(run: EvalRun, options: Namespace, world: World, count: int = 32) -> 
         rows.append(
             (f"sample {i}, distance {distance:.2f}", [images[i], *(train.item(j, 0)["image"] for j in indices)])
         )
-    text = f"The nearest of {n:,} training images, in the features of {extractor.about['name']}."
+    text = f"The nearest of {n:,} training images, in the features of {extractor.metadata['name']}."
     yield html.section("Nearest neighbours", text, html.image_table(rows, ["sample", *(f"{i + 1}." for i in range(5))]))
 
 

@@ -15,7 +15,7 @@ from latentdiff.config import UserError
 from latentdiff.data.shapes.dataset import ShapesConfig, prompts
 from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.evaluation import distances, features, image_sets, sample_images, stage_one, stage_two
-from latentdiff.evaluation.clip_score import Clip
+from latentdiff.evaluation.clip_score import ClipScorer
 from latentdiff.evaluation.image_sets import ImageDir
 from latentdiff.evaluation.sample_images import SampleSpec
 from latentdiff.load import load_autoencoder
@@ -86,7 +86,7 @@ def reconstruction_metrics(run: EvalRun, options: Namespace, world: World) -> Re
         metrics |= stage_one.rfid(run.autoencoder, data, extractor, world, count)
         metrics |= stage_one.latent_metrics(run.autoencoder, data, world, count)
         metrics |= stage_one.equivariance(run.autoencoder, data, world)
-        protocol["features"] = extractor.about
+        protocol["features"] = extractor.metadata
     return metrics, protocol
 
 
@@ -126,20 +126,20 @@ def sample_metrics(run: EvalRun, options: Namespace, world: World) -> Result:
     if not options.samples:
         metrics |= stage_two.target_metrics(samples, spec, run.lpips, world)
         if options.clip:
-            metrics |= stage_two.clip_score(Clip(options.clip, world.device), samples, spec, world)
+            metrics |= stage_two.clip_score(ClipScorer(options.clip, world.device), samples, spec, world)
     seeds = {"count": spec.count, "seed": f"image i: {options.seed} + i"}
     source = options.samples or {"conditions": options.prompts_file or options.split} | seeds | asdict(settings)
     reference = f"the first {n} images of {options.reference or 'train'}, preprocessed as in training"
-    return metrics | cost, {"features": extractor.about, "samples": source, "reference": reference}
+    return metrics | cost, {"features": extractor.metadata, "samples": source, "reference": reference}
 
 
 def folder_metrics(options: Namespace, world: World) -> Result:
     """Two folders of images, compared at the size of the first reference image."""
     size = image_sets.size_of_first(options.reference)
     samples, real = (image_sets.open_folder(path, *size) for path in (options.samples, options.reference))
-    extractor = features.find(options.features, real, None, Path(options.samples).resolve().parent, world)
+    extractor = features.build(options.features, real, None, Path(options.samples).resolve().parent, world)
     sample_features, real_features = (image_sets.extract(extractor, data, len(data), world) for data in (samples, real))
-    protocol = {"features": extractor.about, "size": f"{size[0]} x {size[1]}, resized to cover and center-cropped",
+    protocol = {"features": extractor.metadata, "size": f"{size[0]} x {size[1]}, resized to cover and center-cropped",
                 "samples": options.samples, "reference": options.reference}  # fmt: skip
     metrics = {"samples": len(samples), "reference": len(real)}
     return metrics | stage_two.distribution_metrics(sample_features, real_features), protocol
@@ -181,7 +181,7 @@ def sample(
 
 
 def open_extractor(run: EvalRun, options: Namespace, world: World) -> features.Extractor:
-    return features.find(options.features, open_data(run.recipe, "train"), run.autoencoder, run.folder, world)
+    return features.build(options.features, open_data(run.recipe, "train"), run.autoencoder, run.folder, world)
 
 
 def sampling_settings(pipeline: Pipeline, options: Namespace) -> SamplingConfig:

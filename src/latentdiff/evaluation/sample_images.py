@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,8 @@ class SampleSpec(NamedTuple):
     count: int
     seed: int
 
-    def batch(self, numbers: range) -> dict:
-        """The items of images `numbers`; an unreadable one is replaced by the next."""
+    def batch(self, numbers: Iterable[int]) -> dict:
+        """The conditions of these images; an unreadable item is replaced by the next."""
         if self.captions:
             return {"caption": [self.captions[i % len(self.captions)] for i in numbers]}
         return loader.collate([self._item(i) | {"bad": []} for i in numbers])

@@ -34,13 +34,12 @@ def reconstruction_metrics(
 ) -> dict[str, float]:
     """PSNR, SSIM and LPIPS between images and their reconstructions."""
 
-    def metrics(batch: dict) -> Tensor:
+    def metrics(batch: dict) -> dict[str, Tensor]:
         x = loader.images(batch, world.device)
         y = reconstruct(autoencoder, x)
-        return torch.stack([psnr(x, y), ssim(x, y)] + ([lpips(y, x).flatten()] if lpips is not None else []), 1)
+        return {"psnr": psnr(x, y), "ssim": ssim(x, y)} | ({} if lpips is None else {"lpips": lpips(y, x).flatten()})
 
-    means = image_sets.map_batches(data, count, world, metrics, BATCH_SIZE).double().mean(0).tolist()
-    return dict(zip(("psnr", "ssim", "lpips"), means))
+    return image_sets.mean_metrics(data, count, world, metrics, BATCH_SIZE)
 
 
 def rfid(autoencoder: Autoencoder, data: Any, extractor: Extractor, world: World, count: int) -> dict[str, float]:
@@ -50,32 +49,24 @@ def rfid(autoencoder: Autoencoder, data: Any, extractor: Extractor, world: World
     return {"rfid": fid(real.features, reconstructed.features)} if len(real.features) > 1 else {}
 
 
+@torch.no_grad()
 def latent_metrics(autoencoder: Autoencoder, data: Any, world: World, count: int) -> dict[str, Any]:
-    """Mean and standard deviation of the normalized latents (1 is right).
-
-    KL: also the fraction of the variance that is noise of the posterior. VQ: also the fraction of the codebook in use
-    and its perplexity.
-    """
+    """Mean, standard deviation and noise fraction of the normalized latents; of VQ also the usage of the codebook."""
     codebook = autoencoder.quantize if isinstance(autoencoder.quantize, Codebook) else None
     counts = torch.zeros(codebook.config.codebook_size if codebook else 1, dtype=torch.int64, device=world.device)
-
-    def moments(batch: dict) -> Tensor:
+    sums = torch.zeros(4, autoencoder.z_channels, dtype=torch.float64, device=world.device)
+    for batch in loader.sequential_batches(data, world.shard(count), BATCH_SIZE):
         mean, logvar = autoencoder.moments(loader.images(batch, world.device))
+        sums += bottleneck.moment_sums(mean, logvar)
         if codebook:
-            counts.add_(bottleneck.code_counts(codebook.code_indices(mean), len(counts)))
-        noise = torch.zeros_like(mean) if logvar is None else logvar.exp() * autoencoder.latent_scale**2
-        z = autoencoder.normalize(mean)
-        return torch.stack([v.mean((2, 3)) for v in (z, z**2, noise)], 2).flatten(1)  # [B, C·3]
-
-    values = image_sets.map_batches(data, count, world, moments, BATCH_SIZE).double().unflatten(1, (-1, 3))
-    mean, square, noise = values.mean(0).T  # [C] each
-    total = square - mean**2 + noise
-    metrics = {
-        "latent_mean": mean.mean().item(),
-        "latent_std": total.mean().sqrt().item(),
-        "latent_std_per_channel": [round(v, 4) for v in total.sqrt().tolist()],
-        "latent_noise_fraction": (noise / total).mean().item(),
-    }
+            counts += bottleneck.code_counts(codebook.code_indices(mean), len(counts))
+    sums = world.all_reduce_sum(sums)
+    mean, variance = bottleneck.latent_stats(sums)  # [C] each, before normalization
+    shift, scale = (x.double().flatten() for x in (autoencoder.latent_shift, autoencoder.latent_scale))
+    mean, std, noise = (mean - shift) * scale, variance.sqrt() * scale, sums[3] / sums[0] / variance
+    metrics = {"latent_mean": mean.mean().item(), "latent_std": std.square().mean().sqrt().item(),
+               "latent_std_per_channel": [round(v, 4) for v in std.tolist()],
+               "latent_noise_fraction": noise.mean().item()}  # fmt: skip
     if codebook:
         usage, perplexity = bottleneck.codebook_usage(world.all_reduce_sum(counts))
         metrics |= {"codebook_usage": usage.item(), "codebook_perplexity": perplexity.item()}
@@ -88,18 +79,19 @@ def equivariance(autoencoder: Autoencoder, data: Any, world: World, count: int =
     |encode(transform(x)) - transform(encode(x))|² over the variance of encode(x): 0 for an equivariant latent, about 2
     for unrelated ones. Downscaling is omitted if the side of the image is not divisible.
     """
-
-    def errors(batch: dict) -> Tensor:
-        x = loader.images(batch, world.device)
-        z = autoencoder.encode(x)
-        squares = [(autoencoder.encode(f(x)) - f(z)).square().mean((1, 2, 3)) for f in transforms.values()]
-        return torch.stack([*squares, z.var((1, 2, 3))], 1)
-
     image = data.item(0, 0)["image"]
     divisible = all(side % (2 * autoencoder.factor) == 0 for side in image.shape[:2])
     transforms = {name: f for name, f in TRANSFORMS.items() if name != "downsample" or divisible}
-    means = image_sets.map_batches(data, min(count, len(data)), world, errors, BATCH_SIZE).double().mean(0)
-    return {f"equivariance_{name}": (means[i] / means[-1]).item() for i, name in enumerate(transforms)}
+
+    def metrics(batch: dict) -> dict[str, Tensor]:
+        x = loader.images(batch, world.device)
+        z = autoencoder.encode(x)
+        errors = {name: (autoencoder.encode(f(x)) - f(z)).square().mean((1, 2, 3)) for name, f in transforms.items()}
+        return errors | {"variance": z.var((1, 2, 3))}
+
+    means = image_sets.mean_metrics(data, min(count, len(data)), world, metrics, BATCH_SIZE)
+    variance = means.pop("variance")
+    return {f"equivariance_{name}": error / variance for name, error in means.items()}
 
 
 def masked_lpips(lpips: LPIPSDistance, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
@@ -109,9 +101,8 @@ def masked_lpips(lpips: LPIPSDistance, x: Tensor, y: Tensor, mask: Tensor) -> Te
     """
     total = torch.zeros(len(x), device=x.device)
     for i, (f, g) in enumerate(zip(lpips.feature_maps(y), lpips.feature_maps(x))):
-        differences = ((unit_normalize(f) - unit_normalize(g)).square() * getattr(lpips, f"head{i}")).sum(
-            1
-        )  # [B, h, w]
+        squares = (unit_normalize(f) - unit_normalize(g)).square()  # [B, C, h, w]
+        differences = (squares * getattr(lpips, f"head{i}")).sum(1)  # [B, h, w]
         weight = F.interpolate(mask, f.shape[2:], mode="area")[:, 0]  # [B, h, w]
         total = total + (differences * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
     return total

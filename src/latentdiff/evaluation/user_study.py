@@ -1,30 +1,29 @@
-"""A page for the paper's user study: which of two pictures, seen for three seconds (Rombach et al. 2022, app. E.3.6).
+"""The user study of the paper: which of two images, each shown for three seconds (Rombach et al. 2022, app. E.3.6).
 
-python -m latentdiff.metrics.study A B --output page.html      two folders; pictures are paired by name, else by order
-python -m latentdiff.metrics.study --read ANSWERS.json ...     what one or several people answered
+python -m latentdiff.evaluation.user_study A B --output page.html    two folders, paired by file name, else by order
+python -m latentdiff.evaluation.user_study --read ANSWERS.json ...   results of one or several participants
 
---context DIR      pictures shown between the two, such as the small or the masked ones that they were made from
---question TEXT    what is asked (default: Which picture looks more real?)
---count N          pairs at most (default 50), evenly taken     --seconds S   how long they are seen (default 3)
---seed N           order, and which side is which (default 0)
+--context DIR      images shown between the two, such as their low-resolution or masked inputs
+--question TEXT    the question to participants (default: Which image looks more real?)
+--count N          largest number of pairs (default 50), evenly spaced over the folders
+--seconds S        how long a pair is shown (default 3)
+--seed N           decides the order of the pairs, and which side A is on (default 0)
 
-The page is one file. It keeps nothing and sends nothing: at its end the answers are saved to a file by the reader.
-Put ground truth in B for task 1 of the paper (how often A is preferred to it), or another model for task 2.
+The page is one file, which stores and sends nothing: at the end, the participant saves the answers to a file. For task
+1 of the paper (how often A is preferred to real images), B is a folder of real images; for task 2, another model.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from latentdiff import rng
+from latentdiff import cli, rng
+from latentdiff.cli import ArgumentParser
 from latentdiff.config import UserError
+from latentdiff.data.image import BadImage, open_image
 from latentdiff.data.shapes.reader import wilson
 from latentdiff.evaluation import html
 
-KINDS = {".png", ".jpg", ".jpeg", ".webp"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp"}
 
 STYLE = """<style>
 #stage { text-align: center; } #pair { display: flex; gap: 1rem; justify-content: center; margin: 1rem 0; }
@@ -42,68 +41,68 @@ button:disabled { opacity: .35; cursor: default; } progress { width: 100%; accen
 BODY = """<h1>{question}</h1>
 <p class="soft">{count} pairs, each shown for {seconds:g} seconds. Choose with the buttons or the arrow keys.</p>
 <section id="stage">
-<div id="start"><p>The pictures disappear; answer from what you saw.</p><button id="go">Start</button></div>
+<div id="start"><p>The images disappear; answer from what you saw.</p><button id="go">Start</button></div>
 <div id="ask" hidden><progress id="bar" max="{count}" value="0"></progress>
 <div id="pair"></div><div class="row"><button id="left">left</button><button id="right">right</button></div></div>
-<div id="done" hidden><p>A was chosen in <b id="share"></b> of the pairs.</p><p class="soft" id="interval"></p>
+<div id="done" hidden><p>A was chosen in <b id="fraction"></b> of the pairs.</p><p class="soft" id="interval"></p>
 <button id="save">Save the answers</button></div>
 </section>"""
 
 SCRIPT = """
 const study = {study};
-const find = id => document.getElementById(id);
-let place = -1, open = false, began = 0; const answers = [];
+const byId = id => document.getElementById(id);
+let index = -1, open = false, start = 0; const answers = [];
 function figure(src, kind) {
   const box = document.createElement('figure'), img = new Image();
   box.className = kind; img.src = src; img.alt = kind; box.append(img);
   img.decode().then(() => { if (Math.max(img.naturalWidth, img.naturalHeight) <= 96) img.className = 'small'; });
   return box;
 }
-function ready(on) { open = on; find('left').disabled = find('right').disabled = !on; }
+function enable(on) { open = on; byId('left').disabled = byId('right').disabled = !on; }
 async function next() {
-  place += 1; find('bar').value = place; ready(false);
-  if (place === study.pairs.length) return finish();
-  const pair = study.pairs[place], box = find('pair'), sides = pair.flip ? [pair.b, pair.a] : [pair.a, pair.b];
+  index += 1; byId('bar').value = index; enable(false);
+  if (index === study.pairs.length) return finish();
+  const pair = study.pairs[index], box = byId('pair'), sides = pair.flip ? [pair.b, pair.a] : [pair.a, pair.b];
   const shown = [figure(sides[0], 'choice'), figure(sides[1], 'choice')];
   if (pair.context) shown.splice(1, 0, figure(pair.context, 'context'));
   box.className = ''; box.replaceChildren(...shown);
   await Promise.all([...box.querySelectorAll('img')].map(img => img.decode()));
-  began = performance.now(); ready(true);
-  const here = place;
-  setTimeout(() => { if (place === here) box.className = 'hidden'; }, study.seconds * 1000);
+  start = performance.now(); enable(true);
+  const current = index;
+  setTimeout(() => { if (index === current) box.className = 'hidden'; }, study.seconds * 1000);
 }
 function choose(right) {
   if (!open) return;
-  const pair = study.pairs[place], a = right === pair.flip;
+  const pair = study.pairs[index], a = right === pair.flip;
   answers.push({ name: pair.name, chosen: a ? 'a' : 'b', side: right ? 'right' : 'left',
-    seconds: Math.round(performance.now() - began) / 1000 });
+    seconds: Math.round(performance.now() - start) / 1000 });
   next();
 }
 function wilson(k, n) {  // 95 % interval of a proportion
-  const z = 1.959964, p = k / n, middle = p + z * z / (2 * n);
-  const half = z * Math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)), whole = 1 + z * z / n;
-  return [(middle - half) / whole, (middle + half) / whole];
+  const z = 1.959964, p = k / n, center = p + z * z / (2 * n);
+  const half = z * Math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)), scale = 1 + z * z / n;
+  return [(center - half) / scale, (center + half) / scale];
 }
 function result() {
   const k = answers.filter(x => x.chosen === 'a').length, n = answers.length, [low, high] = wilson(k, n);
   return { question: study.question, a: study.a, b: study.b, seconds: study.seconds, seed: study.seed,
-    chosen_a: k, pairs: n, share: k / n, low, high, answers };
+    chosen_a: k, pairs: n, fraction: k / n, low, high, answers };
 }
 function finish() {
   const r = result(), percent = x => (100 * x).toFixed(0) + ' %';
-  find('ask').hidden = true; find('done').hidden = false;
-  find('share').textContent = percent(r.share);
-  find('interval').textContent = r.chosen_a + ' of ' + r.pairs + ', 95 % interval ' + percent(r.low) + ' to ' +
+  byId('ask').hidden = true; byId('done').hidden = false;
+  byId('fraction').textContent = percent(r.fraction);
+  byId('interval').textContent = r.chosen_a + ' of ' + r.pairs + ', 95 % interval ' + percent(r.low) + ' to ' +
     percent(r.high) + '. A is ' + study.a + ', B is ' + study.b + '.';
 }
-find('go').onclick = () => { find('start').hidden = true; find('ask').hidden = false; next(); };
-find('left').onclick = () => choose(false);
-find('right').onclick = () => choose(true);
+byId('go').onclick = () => { byId('start').hidden = true; byId('ask').hidden = false; next(); };
+byId('left').onclick = () => choose(false);
+byId('right').onclick = () => choose(true);
 document.addEventListener('keydown', event => {
   if (event.key === 'ArrowLeft') choose(false);
   if (event.key === 'ArrowRight') choose(true);
 });
-find('save').onclick = () => {
+byId('save').onclick = () => {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([JSON.stringify(result(), null, 1)], { type: 'application/json' }));
   link.download = 'answers.json'; link.click(); URL.revokeObjectURL(link.href);
@@ -111,93 +110,86 @@ find('save').onclick = () => {
 """
 
 
-def pairs(a: Path, b: Path, count: int, context: Path | None = None) -> list[tuple[str, ...]]:
-    """Files (a, b[, context]) of the same name, or, where names differ, in the same place; evenly taken, `count`."""
-    found = [_pictures(folder) for folder in (a, b, *([context] if context else []))]
-    shared = sorted(set.intersection(*(set(files) for files in found)))
+def pair_files(a: Path, b: Path, count: int, context: Path | None = None) -> list[tuple[str, ...]]:
+    """Files (a, b[, context]) of the same name or, if no names agree, of the same position; at most `count`."""
+    folders = [_image_files(folder) for folder in (a, b, *([context] if context else []))]
+    shared = sorted(set.intersection(*(set(files) for files in folders)))
     if shared:
-        rows = [tuple(str(files[name]) for files in found) for name in shared]
+        pairs = [tuple(str(files[name]) for files in folders) for name in shared]
     else:
-        rows = [tuple(map(str, row)) for row in zip(*(files.values() for files in found))]
-    n = min(count, len(rows))
-    return [rows[i * len(rows) // n] for i in range(n)]
+        pairs = [tuple(map(str, paths)) for paths in zip(*(files.values() for files in folders))]
+    n = min(count, len(pairs))
+    return [pairs[i * len(pairs) // n] for i in range(n)]
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Name without extension -> image file."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of pictures")
-    files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in KINDS and p.stem != "grid"}
+        raise UserError(f"{folder} is not a folder; a user study needs folders of images")
+    files = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in EXTENSIONS and p.stem != "grid"}
     if not files:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(KINDS))})")
+        raise UserError(f"{folder} has no images ({', '.join(sorted(EXTENSIONS))})")
     return files
 
 
-def build(rows: list[tuple[str, ...]], names: tuple[str, str], question: str, seconds: float, seed: int) -> str:
-    """The page. Order and sides are a function of the seed."""
-    order = [rng.permute(i, len(rows), rng.key(seed, "order")) for i in range(len(rows))]
+def build_page(
+    pairs: list[tuple[str, ...]], names: tuple[str, str], question: str, seconds: float, seed: int
+) -> str:  # fmt: skip
+    """The HTML page of the pairs of `pair_files`; names: of A and B, shown at the end."""
     shown = []
-    for i in order:
-        sources = [_source(path) for path in rows[i]]
-        pair = {
-            "name": Path(rows[i][0]).stem,
-            "a": sources[0],
-            "b": sources[1],
-            "flip": rng.key(seed, "flip", i) % 2 == 1,
-        }
-        shown.append(pair | ({"context": sources[2]} if len(sources) > 2 else {}))
+    for i in (rng.permute(i, len(pairs), rng.key(seed, "order")) for i in range(len(pairs))):
+        images = dict(zip(("a", "b", "context"), map(_data_uri, pairs[i])))
+        shown.append({"name": Path(pairs[i][0]).stem, "flip": rng.key(seed, "flip", i) % 2 == 1} | images)
     study = {"question": question, "seconds": seconds, "seed": seed, "a": names[0], "b": names[1], "pairs": shown}
-    body = STYLE + BODY.format(question=html.escape(question), count=len(rows), seconds=seconds)
+    body = STYLE + BODY.format(question=html.escape(question), count=len(pairs), seconds=seconds)
     return html.page(question, body, SCRIPT.replace("{study}", json.dumps(study).replace("</", "<\\/")))
 
 
-def _source(path: str) -> str:
+def _data_uri(path: str) -> str:
     try:
-        with Image.open(path) as image:
-            return html.data_uri(Image.fromarray(np.asarray(image.convert("RGB"))))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from error
+        return html.data_uri(open_image(path))
+    except BadImage as error:
+        raise UserError(f"{path} {error}") from None
 
 
-def read(paths: list[str]) -> dict:
-    """The answers of several files together, with the binomial (Wilson) interval of the share that chose A."""
+def read_answers(paths: list[str]) -> dict:
+    """The answers of all files together: the fraction that chose A, with its 95 % interval (Wilson)."""
     try:
-        found = [json.loads(Path(path).read_text()) for path in paths]
-        right = sum(answer["chosen"] == "a" for one in found for answer in one["answers"])
-        n = sum(len(one["answers"]) for one in found)
+        results = [json.loads(Path(path).read_text()) for path in paths]
+        chosen_a = sum(answer["chosen"] == "a" for result in results for answer in result["answers"])
+        n = sum(len(result["answers"]) for result in results)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--read {' '.join(paths)}: not answers of a study page ({error})") from error
+        raise UserError(f"--read {' '.join(paths)}: these are not answers of a user study ({error})") from error
     if not n:
         raise UserError(f"--read {' '.join(paths)}: there are no answers in it")
-    low, high = wilson(right, n)
-    return {"people": len(found), "answers": n, "chosen_a": right, "share": right / n, "low": low, "high": high}
+    low, high = wilson(chosen_a, n)
+    return {"people": len(results), "answers": n, "chosen_a": chosen_a, "fraction": chosen_a / n, "low": low, "high": high}
 
 
-def main(words: list[str]) -> None:
-    if not words or {"-h", "--help"} & set(words):
+def main(argv: list[str]) -> None:
+    if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = ArgumentParser(add_help=False)
     parser.add_argument("folders", nargs="*")
     parser.add_argument("--output", default="study.html")
     parser.add_argument("--read", nargs="+")
-    parser.add_argument("--context")
-    parser.add_argument("--question", default="Which picture looks more real?")
+    parser.add_argument("--context", type=Path)
+    parser.add_argument("--question", default="Which image looks more real?")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     if options.read:
-        print(json.dumps(read(options.read), indent=1))
+        print(json.dumps(read_answers(options.read), indent=1))
         return
     if len(options.folders) != 2 or options.count < 1:
-        raise UserError("a study needs two folders of pictures, A and B, and a --count of at least 1")
-    a, b = map(Path, options.folders)
-    rows = pairs(a, b, options.count, Path(options.context) if options.context else None)
-    Path(options.output).write_text(build(rows, (str(a), str(b)), options.question, options.seconds, options.seed))
-    print(f"{len(rows)} pairs: {options.output}")
+        raise UserError("a user study needs two folders of images, A and B, and a --count of at least 1")
+    a, b = options.folders
+    pairs = pair_files(Path(a), Path(b), options.count, options.context)
+    Path(options.output).write_text(build_page(pairs, (a, b), options.question, options.seconds, options.seed))
+    print(f"{len(pairs)} pairs: {options.output}")
 
 
 if __name__ == "__main__":
-    from latentdiff import cli
-
     cli.run(main)
