@@ -1,4 +1,4 @@
-# Every target sets up .venv when it is missing. RECIPE= RUN= ARGS= are passed on.
+# Every target creates .venv if it is missing. RECIPE=, RUN= and ARGS= are passed to the scripts.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +7,11 @@ RUNS := $(or $(LATENTDIFF_RUNS),runs)
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test fast lint train-ae train-diffusion sample bench bench-demo
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo "  variables: RECIPE=file.py RUN=folder ARGS='train.lr=1e-4 ...'"
 
-venv: $(VENV)/ready  ## set up .venv with the package and all that the tests need
+venv: $(VENV)/ready  ## create .venv with the package and everything the tests need
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,35 +19,35 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test,progress]'
 	@touch $@
 
-demo: venv  ## train both stages on drawn shapes and draw prompts: about 10 minutes on two cores with bf16
+demo: venv  ## train both stages on rendered shapes, evaluate, generate images: about 10 minutes on two cores with bf16
 	$(BIN)/python train_autoencoder.py recipes/autoencoder/demo.py
 	$(BIN)/python train_diffusion.py recipes/diffusion/demo.py
 	$(BIN)/python evaluate.py demo --summary
-	$(BIN)/python sample.py --run demo --output $(RUNS)/demo/pictures --num-images 4 \
+	$(BIN)/python sample.py --run demo --output $(RUNS)/demo/images --num-images 4 \
 		--prompt "a large red star above a small blue circle on a gray background" \
 		--prompt "a small yellow triangle left of a large green square on a black background"
 
-test: venv lint  ## lint, then every test
+test: venv lint  ## lint, then all tests
 	$(BIN)/python -m pytest
 
-fast: venv  ## the tests that take no more than a few seconds each
+fast: venv  ## the tests that take at most a few seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: venv  ## ruff: errors and format
+lint: venv  ## ruff: errors and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-train-ae: venv  ## stage one: RECIPE= (default recipes/autoencoder/demo.py)
+train-ae: venv  ## train stage one: RECIPE= (default recipes/autoencoder/demo.py)
 	$(BIN)/python train_autoencoder.py $(RECIPE) $(ARGS)
 
-train-diffusion: venv  ## stage two: RECIPE= (default recipes/diffusion/demo.py)
+train-diffusion: venv  ## train stage two: RECIPE= (default recipes/diffusion/demo.py)
 	$(BIN)/python train_diffusion.py $(RECIPE) $(ARGS)
 
-sample: venv  ## draw: RUN= and ARGS='--prompt "..."'
+sample: venv  ## generate images: RUN= and ARGS='--prompt "..."'
 	$(BIN)/python sample.py $(if $(RUN),--run $(RUN)) $(ARGS)
 
-bench: venv  ## speed and memory beside diffusers: docs/benchmarks.md
+bench: venv  ## speed and memory compared with diffusers: docs/benchmarks.md
 	$(BIN)/python -m benchmarks speed $(ARGS)
 
-bench-demo: venv  ## the demo of today beside the one that speed is counted from, about half an hour
+bench-demo: venv  ## the current demo compared with that of the reference commit, about half an hour
 	$(BIN)/python -m benchmarks demo $(ARGS)

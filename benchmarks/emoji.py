@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.classifier_training import optimizer_step
+from benchmarks.common.classifier_training import optimizer_step
 from latentdiff.data import loader
 from latentdiff.data.folder import FolderDataset
 from latentdiff.data.shapes.reader import wilson

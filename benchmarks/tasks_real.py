@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.classifier_training import optimizer_step
-from benchmarks.tasks import Arm, argument_parser, column, images, replace_section, sample
+from benchmarks.common.classifier_training import optimizer_step
+from benchmarks.common.task_options import argument_parser
+from benchmarks.common.task_table import replace_section
+from benchmarks.tasks import Arm, column, images, sample
 from latentdiff import recipe
 from latentdiff.autoencoder import pretrained
 from latentdiff.autoencoder.perceptual import LPIPSConfig, build

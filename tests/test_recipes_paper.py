@@ -7,15 +7,13 @@ import torch
 from conftest import ROOT
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
-from latentdiff.build import build_diffusion
-from latentdiff.build import build_classifier
-from latentdiff.recipe import ClassifierRecipe
+from latentdiff.build import build_classifier, build_diffusion
 from latentdiff.config import read_recipe
 from latentdiff.data.tokenizer import CaptionTokenizer, wordpiece
 from latentdiff.model import LatentDiffusion
-from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
+from latentdiff.recipe import AutoencoderRecipe, ClassifierRecipe, DiffusionRecipe
 
-FIRST_STAGES = {  # parameters of the release's configs, without its losses
+FIRST_STAGES = {  # parameters of the released configs, without their losses
     "vq-f4": 55_322_782,
     "vq-f4-noattn": 53_219_486,
     "vq-f8": 67_717_295,
@@ -30,7 +28,7 @@ FIRST_STAGES = {  # parameters of the release's configs, without its losses
     "autoencoder_kl_64x64x3": 55_312_063,
     "autoencoder_kl_8x8x64": 103_880_131,
 }
-DIFFUSION = {  # U-Net, condition (without the text encoder's to_logits, which nothing reads), first stage
+DIFFUSION = {  # U-Net, condition (without the text encoder's to_logits, which is not used), first stage
     "celeba256": (274_056_163, 0, 55_322_782),
     "ffhq256": (274_056_163, 0, 55_322_782),
     "lsun_beds256": (274_056_163, 0, 55_322_782),
@@ -64,7 +62,7 @@ UNRELEASED = {  # parameters of the U-Net, side and channels of z, sides of atte
     "celeba-ldm-32": (257_862_176, (8, 32), (8, 4, 2)),
     "bicubic_sr": (113_622_563, (64, 3), (8,)),  # with its autoencoder the table's 169 million
     "inpainting_big512": (387_245_827, (128, 3), (64, 32, 16)),
-    "layout2img-coco256": (312_241_540, (32, 4), (32, 16, 8)),  # of the table's row; the 345 million it says do not fit
+    "layout2img-coco256": (312_241_540, (32, 4), (32, 16, 8)),  # by the table's settings; it says 345 million
 }
 TOKENIZER = CaptionTokenizer(wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]), 77)
 
@@ -90,7 +88,7 @@ def test_every_released_config_has_its_recipe():
         assert {path.stem for path in ROOT.glob(f"recipes/{stage}/paper/*.py")} == set(names)
 
 
-def test_every_diffusion_recipe_of_what_was_not_released_is_compared_with_the_tables():
+def test_every_unreleased_diffusion_recipe_is_compared_with_the_tables():
     assert {path.stem for path in ROOT.glob("recipes/diffusion/paper/unreleased/*.py")} == set(UNRELEASED)
 
 
@@ -107,20 +105,20 @@ def test_the_diffusion_model_has_the_published_parameters(name):
 
 
 @pytest.mark.parametrize("name", UNRELEASED)
-def test_what_was_not_released_is_as_the_tables_say(name):
+def test_unreleased_models_match_the_tables(name):
     recipe, model, autoencoder = built(ROOT / f"recipes/diffusion/paper/unreleased/{name}.py")
     side = recipe.data.image_size[0] // autoencoder.factor
     attention = tuple(side >> level for level in recipe.unet.attention_levels)
     assert (count(model.unet), (side, autoencoder.z_channels), attention) == UNRELEASED[name]
 
 
-def test_the_classifier_has_the_published_parameters_but_for_its_attention_over_places():
+def test_the_classifier_has_the_published_parameters_without_the_attention_pooling():
     recipe = read_recipe(ROOT / "recipes/classifier/paper/cin256-classifier.py", ClassifierRecipe)
     with torch.device("meta"):
         classifier = build_classifier(recipe, first_stage("vq-f8"))
     side, width = 8, 4 * recipe.unet.channels
-    places, q_k_v = (side**2 + 1) * width, 3 * (width + 1) * width
-    assert count(classifier) == 111_604_200 - places - q_k_v
+    positions, q_k_v = (side**2 + 1) * width, 3 * (width + 1) * width
+    assert count(classifier) == 111_604_200 - positions - q_k_v
 
 
 def test_pixels_have_no_first_stage_to_train():

@@ -115,7 +115,7 @@ class LoopStub:
         self.record, self.log, self.values = record, None, {}
         self.diagnostics = SimpleNamespace(check=lambda step, metrics: None)
 
-    def note(self, bad: object) -> None:
+    def add(self, bad: object) -> None:
         pass
 
     def requested(self, world: World) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import tasks
+from benchmarks.common import task_table
 from latentdiff.conditioning.label import LabelConfig
 from latentdiff.conditioning.layout import LayoutConfig
 from latentdiff.data.shapes.dataset import ShapesConfig, ShapesDataset
@@ -22,7 +23,7 @@ def test_the_table_of_tasks_is_generated_from_the_committed_results(tmp_path):
     """`python -m benchmarks tasks --table` writes it again."""
     page = tmp_path / "tasks.md"
     page.write_text((ROOT / "docs" / "tasks.md").read_text())
-    tasks.write_table(ROOT / "benchmarks" / "results", page)
+    task_table.write_table(ROOT / "benchmarks" / "results", page)
     assert page.read_text() == (ROOT / "docs" / "tasks.md").read_text()
 
 

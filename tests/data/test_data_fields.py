@@ -46,10 +46,10 @@ def test_boxes_and_maps_follow_the_crop_and_flip_of_the_image(crop, key, tmp_pat
         assert (in_image != in_map).mean() < 0.05
         if not in_map.any():
             continue
-        rows, columns = np.nonzero(in_map)
+        y, x = np.nonzero(in_map)
         boxes_of_kind = [box for box in boxes if box[4] == kind]
         if boxes_of_kind:
-            expected = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 32
+            expected = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) / 32
             assert np.abs(boxes_of_kind[0][:4] - expected).max() <= 1.5 / 32
 
 

@@ -123,9 +123,8 @@ def test_map_file_name_becomes_a_path_and_must_be_inside_the_folder(make_dataset
 
 def test_columns_with_reserved_names_are_ignored(make_dataset):
     entries = [{"file_name": "a.png", "text": "x", "image": 1, "bad": 2, "key": 3, "tokens": 4, "id": 5, "score": 6}]
-    assert records(make_dataset({"a.png": None, "metadata.jsonl": entries})) == [
-        {"id": "a.png", "score": 6, "caption": "x"}
-    ]
+    data = make_dataset({"a.png": None, "metadata.jsonl": entries})
+    assert records(data) == [{"id": "a.png", "score": 6, "caption": "x"}]
 
 
 def test_the_caption_column_can_be_chosen(make_dataset):
@@ -190,9 +189,8 @@ def test_without_a_val_folder_a_hash_selects_held_out_images_that_stay_when_file
 
 def test_at_least_one_image_of_a_small_folder_is_held_out(make_dataset):
     files = {f"{i}.png": b"" for i in range(3)}
-    assert (
-        len(make_dataset(files, "val", val_fraction=0.001)) == 1 and len(make_dataset(files, val_fraction=0.001)) == 2
-    )
+    train, val = (make_dataset(files, split, val_fraction=0.001) for split in ("train", "val"))
+    assert len(val) == 1 and len(train) == 2
     assert len(make_dataset(files, "val")) == 0  # val_fraction = 0
 
 

@@ -152,7 +152,7 @@ def test_every_difficult_file_is_read_or_refused_as_its_manifest_states(recwarn)
     for entry in entries:
         try:
             image = open_image(NASTY / entry["file_name"])
-            transposed = (entry["exif_orientation"] or 1) > 4 and entry["format"] != "TIFF"  # TIFF: already applied
+            transposed = (entry["exif_orientation"] or 1) > 4 and entry["format"] != "TIFF"  # TIFF: Pillow applies it
             size = (entry["width"], entry["height"])[:: -1 if transposed else 1]
             outcome = "ok" if image.mode == "RGB" and image.size == size else f"{image.mode} {image.size}, not {size}"
         except BadImage as error:
@@ -196,9 +196,7 @@ def test_a_crop_at_scale_one_copies_pixels_and_is_a_function_of_the_key():
     views = [choose_crop(image.size, 8, 8, "random", key, True) for key in range(100)]
     assert views == [choose_crop(image.size, 8, 8, "random", key, True) for key in range(100)]
     assert {view.left for view in views} == {0, 1, 2, 3, 4}
-    assert [view.flip for view in views] == [
-        key % 2 == 1 for key in range(100)
-    ]  # the lowest bit, so that copies alternate
+    assert [view.flip for view in views] == [key % 2 == 1 for key in range(100)]  # the lowest bit: copies alternate
     assert not choose_crop(image.size, 8, 8, "random", 1, False).flip
     for view in views[:10]:
         crop = np.array(image)[:, view.left : view.left + 8]

@@ -1,4 +1,4 @@
-"""The tokenizer: equal in every process, equal to BERT's with its vocabulary, strict about long prompts if asked."""
+"""The tokenizer: deterministic training, the token ids of BERT with its vocabulary, and long captions."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ CAPTIONS = [
     f"a {color} {kind}, {relation} it!" for color in COLORS for kind in KINDS for relation in ("beside", "below")
 ]
 
-TRAIN = """
+TRAIN_SCRIPT = """
 import hashlib, random
 from test_data_tokenizer import CAPTIONS, CaptionTokenizer, train_wordpiece
 captions = CAPTIONS * 2
@@ -28,22 +28,23 @@ print(hashlib.sha256(CaptionTokenizer(train_wordpiece(captions, 75), 16).to_byte
 """
 
 
-def test_training_is_deterministic_for_any_hash_seed_and_order_of_captions():
+def test_training_does_not_depend_on_the_hash_seed_or_the_order_of_captions():
     digests = set()
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
-        digests.add(subprocess.run([sys.executable, "-c", TRAIN], env=env, capture_output=True, check=True).stdout)
+        result = subprocess.run([sys.executable, "-c", TRAIN_SCRIPT], env=env, capture_output=True, check=True)
+        digests.add(result.stdout)
     in_process = CaptionTokenizer(train_wordpiece(iter(CAPTIONS * 2), 75), 16)
     digests.add(hashlib.sha256(in_process.to_bytes()).hexdigest().encode() + b"\n")
     assert len(digests) == 1
-    assert in_process.vocab_size == 75  # full: there were ties to break
+    assert in_process.vocab_size == 75  # the maximum, so that ties between equally frequent candidates were broken
 
 
-def test_other_captions_give_another_vocabulary():
+def test_different_captions_give_a_different_vocabulary():
     assert train_wordpiece(CAPTIONS, 75).to_str() != train_wordpiece(CAPTIONS[:-8], 75).to_str()
 
 
-def test_a_caption_stands_between_cls_and_sep_and_is_padded():
+def test_a_caption_is_enclosed_in_cls_and_sep_and_padded():
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 12)
     tokens = tokenizer.encode(["A RED star", ""])
     assert tokens.shape == (2, 12) and tokens.dtype == torch.int64
@@ -56,17 +57,17 @@ def test_a_caption_stands_between_cls_and_sep_and_is_padded():
 
 def test_unseen_words_are_split_and_only_unseen_characters_are_unknown():
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 40)
-    unseen = "tabrag flour gape"  # each of its letters occurs in the captions
+    unseen = "tabrag flour gape"  # all letters occur in the captions
     assert tokenizer.unk_id not in tokenizer.encode([unseen, "Café 猫猫", "CAFE!"])
     assert tokenizer.tokenizer.encode("star ☃").tokens == ["star", "[UNK]"]
 
 
-def test_an_alphabet_that_is_too_large_drops_the_rarest_characters():
+def test_the_rarest_characters_of_a_too_large_alphabet_are_dropped():
     tokenizer = train_wordpiece(["aaab", "aac", "a"], len(SPECIALS) + 4)
-    assert set(tokenizer.get_vocab()) == {*SPECIALS, "a", "##a", "b", "##b"}  # of b and c, equally rare, the first
+    assert set(tokenizer.get_vocab()) == {*SPECIALS, "a", "##a", "b", "##b"}  # of b and c, equally rare, b is kept
 
 
-def test_a_long_caption_is_truncated_before_sep_and_refused_if_strict():
+def test_a_long_caption_is_truncated_or_refused_if_strict():
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 6)
     long, short = "a red star below it !", "a red star it"
     tokens = tokenizer.encode([long])[0]
@@ -77,13 +78,13 @@ def test_a_long_caption_is_truncated_before_sep_and_refused_if_strict():
         tokenizer.encode([short, long], strict=True)
 
 
-def test_bytes_file_and_pickle_restore_the_tokenizer(tmp_path):
+def test_the_tokenizer_is_restored_from_bytes_a_file_or_pickle(tmp_path):
     tokenizer = CaptionTokenizer(train_wordpiece(CAPTIONS, 200), 16)
     tokenizer.save(tmp_path / "tokenizer.json")
     copies = [
         CaptionTokenizer(tmp_path / "tokenizer.json", 16),
         CaptionTokenizer.from_bytes(tokenizer.to_bytes(), 16),
-        pickle.loads(pickle.dumps(tokenizer)),  # as for spawned workers
+        pickle.loads(pickle.dumps(tokenizer)),  # as in spawned workers
     ]
     for copy in copies:
         assert torch.equal(copy.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
@@ -92,15 +93,15 @@ def test_bytes_file_and_pickle_restore_the_tokenizer(tmp_path):
 
 
 def test_truncation_and_padding_set_in_a_tokenizer_file_are_ignored(tmp_path):
-    raw = train_wordpiece(CAPTIONS, 200)
-    plain = CaptionTokenizer(raw, 16).encode(CAPTIONS)
-    raw.enable_truncation(4)
-    raw.enable_padding(length=50)
-    raw.save(str(tmp_path / "tokenizer.json"))
-    assert torch.equal(CaptionTokenizer(tmp_path / "tokenizer.json", 16).encode(CAPTIONS), plain)
+    tokenizer = train_wordpiece(CAPTIONS, 200)
+    expected = CaptionTokenizer(tokenizer, 16).encode(CAPTIONS)
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert torch.equal(CaptionTokenizer(tmp_path / "tokenizer.json", 16).encode(CAPTIONS), expected)
 
 
-def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
+def test_captions_are_lowercased_unless_the_vocabulary_has_capitals(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*SPECIALS, "Red", "red"]) + "\n")
     assert load_tokenizer(path).encode("Red red RED").ids == [5, 6, 1]
@@ -124,7 +125,7 @@ def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path, name, content, mess
         CaptionTokenizer(tmp_path / name, 16)
 
 
-def test_with_berts_vocabulary_the_ids_are_berts():
+def test_the_vocabulary_of_bert_gives_the_token_ids_of_bert():
     path = DATA / "vocab" / "bert-base-uncased-vocab.txt"
     if not path.exists():
         pytest.skip(f"needs {path} (LATENTDIFF_DATA)")

@@ -1,4 +1,4 @@
-"""torchvision's data sets by name."""
+"""Datasets of torchvision by name."""
 
 import pickle
 
@@ -11,7 +11,7 @@ from latentdiff.data.torchvision_datasets import TorchvisionConfig, TorchvisionD
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """A CIFAR10 of a few images, in its own format."""
+    """Settings that read a CIFAR10 of a few random images, in its original file format."""
     from torchvision import datasets
 
     folder = tmp_path / "cifar-10-batches-py"
@@ -27,7 +27,7 @@ def cifar(tmp_path, monkeypatch):
     return TorchvisionConfig(path=str(tmp_path))
 
 
-def test_classes_are_labels_and_captions(cifar):
+def test_class_names_give_labels_and_captions(cifar):
     data = TorchvisionDataset(cifar, "train")
     assert len(data) == 99 and data.label_names[9] == "truck"
     record = data.record(3, 0)
@@ -37,15 +37,15 @@ def test_classes_are_labels_and_captions(cifar):
     assert data.fingerprint() == TorchvisionDataset(cifar, "train").fingerprint()
 
 
-def test_train_is_parted_where_there_is_no_val_and_test_is_its_own(cifar):
+def test_val_is_held_out_of_train_and_test_is_separate(cifar):
     train, val, test = (TorchvisionDataset(cifar, split) for split in ("train", "val", "test"))
     assert len(train) + len(val) == 100 and len(val) == 1 and len(test) == 20
-    ids = [{data.id(i) for i in range(len(data))} for data in (train, val, test)]
-    assert not ids[0] & ids[1] and all(id.startswith("CIFAR10-test") for id in ids[2])
+    ids_train, ids_val, ids_test = ({data.id(i) for i in range(len(data))} for data in (train, val, test))
+    assert not ids_train & ids_val and all(id.startswith("CIFAR10-test") for id in ids_test)
     assert len({data.fingerprint() for data in (train, val, test)}) == 3
 
 
-def test_a_set_without_splits_or_root_works_as_well():
+def test_a_dataset_without_splits_and_root_is_supported():
     config = TorchvisionConfig(name="FakeData", size=16, val_fraction=0.1)
     train, val = (TorchvisionDataset(config, split) for split in ("train", "val"))
     assert len(train) + len(val) == 1000 and 60 < len(val) < 140
@@ -57,7 +57,7 @@ def test_a_set_without_splits_or_root_works_as_well():
 
 
 @pytest.mark.parametrize(
-    "config, words",
+    "config, message",
     [
         (TorchvisionConfig(name="CIFAR"), "is not a dataset of torchvision; similar names: .*CIFAR10"),
         (TorchvisionConfig(name="VisionDataset"), "is not a dataset"),
@@ -66,12 +66,12 @@ def test_a_set_without_splits_or_root_works_as_well():
         (TorchvisionConfig(name="FakeData", size=0), "data.size=0"),
     ],
 )
-def test_what_cannot_be_opened_is_refused_by_name(config, words):
-    with pytest.raises(UserError, match=words):
+def test_a_dataset_that_cannot_be_opened_is_refused_by_name(config, message):
+    with pytest.raises(UserError, match=message):
         TorchvisionDataset(config, "train")
 
 
-def test_several_ranks_do_not_download(monkeypatch):
+def test_downloading_in_several_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process"):
         TorchvisionDataset(TorchvisionConfig(name="CIFAR10", path="/no/such", download=True), "train")

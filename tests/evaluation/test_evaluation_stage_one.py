@@ -64,10 +64,10 @@ def lpips() -> LPIPSDistance:
     return LPIPSDistance("squeezenet", weights, heads)
 
 
-def test_masked_lpips_of_the_wmask_image_is_lpips(lpips):
+def test_masked_lpips_with_a_mask_of_the_whole_image_is_lpips(lpips):
     x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    wmask = stage_one.masked_lpips(lpips, x, y, torch.ones(2, 1, 64, 64))
-    torch.testing.assert_close(wmask, lpips(y, x).flatten(), rtol=1e-4, atol=1e-6)
+    masked = stage_one.masked_lpips(lpips, x, y, torch.ones(2, 1, 64, 64))
+    torch.testing.assert_close(masked, lpips(y, x).flatten(), rtol=1e-4, atol=1e-6)
 
 
 def test_masked_lpips_ignores_changes_far_from_the_mask(lpips):

@@ -17,21 +17,20 @@ SMALL = ("--count", 8, "--prompts", 4, "--features", "autoencoder", "--no-report
 MEASURED = ("images_per_second", "peak_memory_mib")
 
 
-def figures_of(path) -> dict:
+def metrics_in(path) -> dict:
     """The metrics without measured times and memory."""
-    figures = json.loads(path.read_text())
-    return {name: value for name, value in figures.items() if name not in MEASURED}
+    metrics = json.loads(path.read_text())
+    return {name: value for name, value in metrics.items() if name not in MEASURED}
 
 
 def test_stage_one_is_evaluated_by_its_reconstructions_and_latents(stage_one_run, tmp_path, capsys):
-    call("evaluate", stage_one_run, "--output", tmp_path / "figures.json", *SMALL[4:])
-    figures = figures_of(tmp_path / "figures.json")
-    assert figures["step"] == 20 and figures["reconstructions"] == 16 and 0 < figures["psnr"] < 60
-    assert {"ssim", "rfid", "latent_std", "latent_noise_fraction", "equivariance_rotate90", "equivariance_downsample"} <= set(
-        figures
-    )
-    assert figures["latent_std"] == pytest.approx(1, abs=0.1)
-    assert figures["protocol"]["features"]["name"] == "the frozen autoencoder's encoder"
+    call("evaluate", stage_one_run, "--output", tmp_path / "metrics.json", *SMALL[4:])
+    metrics = metrics_in(tmp_path / "metrics.json")
+    assert metrics["step"] == 20 and metrics["reconstructions"] == 16 and 0 < metrics["psnr"] < 60
+    names = "ssim rfid latent_std latent_noise_fraction equivariance_rotate90 equivariance_downsample"
+    assert set(names.split()) <= set(metrics)
+    assert metrics["latent_std"] == pytest.approx(1, abs=0.1)
+    assert metrics["protocol"]["features"]["name"] == "the frozen autoencoder's encoder"
     assert "psnr" in capsys.readouterr().out
     assert not (stage_one_run / "evaluation.json").exists()
 
@@ -39,21 +38,21 @@ def test_stage_one_is_evaluated_by_its_reconstructions_and_latents(stage_one_run
 def test_stage_two_is_evaluated_by_its_samples_and_reports_the_protocol(stage_two_run, copy_run):
     run = copy_run(stage_two_run)
     call("evaluate", run, *SMALL, "--steps", 3, "--seed", 5)
-    figures = json.loads((run / "evaluation.json").read_text())
-    assert 0 <= figures["prompt_accuracy_low"] <= figures["prompt_accuracy"] <= figures["prompt_accuracy_high"] <= 1
-    assert figures["prompts"] == 4 and "prompt_accuracy_held_out" in figures
-    names = "fid kid kid_error precision recall nearest_neighbor_ratio copied_fraction fid_real images_per_second peak_memory_mib"
-    assert set(names.split()) <= set(figures) and figures["samples"] == 8
-    protocol = figures["protocol"]["samples"]
+    metrics = json.loads((run / "evaluation.json").read_text())
+    assert 0 <= metrics["prompt_accuracy_low"] <= metrics["prompt_accuracy"] <= metrics["prompt_accuracy_high"] <= 1
+    assert metrics["prompts"] == 4 and "prompt_accuracy_held_out" in metrics
+    names = "fid kid kid_error precision recall nearest_neighbor_ratio copied_fraction fid_real"
+    assert {*names.split(), *MEASURED} <= set(metrics) and metrics["samples"] == 8
+    protocol = metrics["protocol"]["samples"]
     assert protocol["steps"] == 3 and protocol["count"] == 8 and protocol["seed"] == "image i: 5 + i"
     assert protocol["guidance_scale"] == 2.0 and protocol["sampler"] == "dpmpp_2m" and protocol["conditions"] == "val"
-    assert "first 40 images of train" in figures["protocol"]["reference"]
+    assert "first 40 images of train" in metrics["protocol"]["reference"]
 
 
 def test_a_repeated_evaluation_gives_equal_metrics_and_resumes_where_it_stopped(stage_two_run, copy_run):
     run = copy_run(stage_two_run)
     call("evaluate", run, *SMALL, "--batch-size", 4)
-    first = figures_of(run / "evaluation.json")
+    first = metrics_in(run / "evaluation.json")
     (folder,) = (run / "evaluation").glob("samples-*")
     images = {name: (folder / name).read_bytes() for name in files_in(folder)}
     assert list(images) == [f"{i:05d}.png" for i in range(8)]
@@ -64,9 +63,9 @@ def test_a_repeated_evaluation_gives_equal_metrics_and_resumes_where_it_stopped(
     assert (folder / "00001.png").stat().st_mtime_ns == mtime  # existing images are kept
     shutil.rmtree(run / "evaluation")
     call("evaluate", run, *SMALL, "--batch-size", 4)
-    assert figures_of(run / "evaluation.json") == first
+    assert metrics_in(run / "evaluation.json") == first
     call("evaluate", run, *SMALL, "--batch-size", 4, "--seed", 100)
-    assert figures_of(run / "evaluation.json")["kid"] != first["kid"]
+    assert metrics_in(run / "evaluation.json")["kid"] != first["kid"]
 
 
 class Rank(World):
@@ -100,12 +99,12 @@ def test_two_ranks_give_the_metrics_of_one(stage_two_run, copy_run):
     results = {}
 
     def evaluate(name: str, world: World) -> None:
-        subject = run.open_run(str(runs[name]), world)
+        eval_run = run.open_run(str(runs[name]), world)
         options = evaluate_options.evaluate_arguments([name, *argv])
         parts = (run.reconstruction_metrics, run.prompt_metrics, run.sample_metrics)
-        figures = [part(subject, options, world)[0] for part in parts]
-        figures = {n: v for part in figures for n, v in part.items() if n not in MEASURED}
-        results[name, world.rank] = stage_two.finite(figures)
+        metrics = [part(eval_run, options, world)[0] for part in parts]
+        metrics = {n: v for part_metrics in metrics for n, v in part_metrics.items() if n not in MEASURED}
+        results[name, world.rank] = stage_two.finite(metrics)
 
     runs = {name: copy_run(stage_two_run, name) for name in ("one", "two")}
     cpu = torch.device("cpu")
@@ -124,40 +123,31 @@ def test_each_caption_of_a_file_is_sampled_once(stage_two_run, copy_run, tmp_pat
     run = copy_run(stage_two_run)
     (tmp_path / "captions.txt").write_text("a red star\n\na blue ring\na green square\n")
     call("evaluate", run, *SMALL[2:], "--prompts-file", tmp_path / "captions.txt")
-    figures = figures_of(run / "evaluation.json")
-    assert figures["samples"] == 3 and figures["protocol"]["samples"]["conditions"].endswith("captions.txt")
+    metrics = metrics_in(run / "evaluation.json")
+    assert metrics["samples"] == 3 and metrics["protocol"]["samples"]["conditions"].endswith("captions.txt")
 
 
 def test_folders_of_images_are_compared_with_each_other_and_with_the_data_of_a_run(stage_two_run, copy_run, tmp_path):
     run = copy_run(stage_two_run)
     call("evaluate", run, *SMALL)
     (samples,) = (run / "evaluation").glob("samples-*")
-    call(
-        "evaluate",
-        "--samples",
-        samples,
-        "--reference",
-        samples,
-        "--features",
-        "autoencoder",
-        "--output",
-        tmp_path / "f.json",
-    )
-    same = figures_of(tmp_path / "f.json")
+    output = tmp_path / "f.json"
+    call("evaluate", "--samples", samples, "--reference", samples, "--features", "autoencoder", "--output", output)
+    same = metrics_in(output)
     assert (
         same["fid"] == pytest.approx(0, abs=1e-4) and same["precision"] == same["recall"] == 1 and same["samples"] == 8
     )
-    first = figures_of(run / "evaluation.json")
+    first = metrics_in(run / "evaluation.json")
     call("evaluate", run, *SMALL, "--samples", samples)
-    again = figures_of(run / "evaluation.json")
+    again = metrics_in(run / "evaluation.json")
     assert again["fid"] == first["fid"] and again["protocol"]["samples"] == str(samples)
 
 
 def test_a_single_validation_image_is_reconstructed_without_distribution_metrics(runs):
     call(*STAGE_ONE, "train.steps=1", "data.val_count=1", "name=run")
     call("evaluate", runs / "run", "--features", "autoencoder")
-    figures = figures_of(runs / "run" / "evaluation.json")
-    assert figures["reconstructions"] == 1 and figures["psnr"] > 0 and "rfid" not in figures
+    metrics = metrics_in(runs / "run" / "evaluation.json")
+    assert metrics["reconstructions"] == 1 and metrics["psnr"] > 0 and "rfid" not in metrics
 
 
 def test_a_single_training_image_is_refused_as_a_reference(refused, runs):
@@ -167,7 +157,7 @@ def test_a_single_training_image_is_refused_as_a_reference(refused, runs):
 
 
 def test_impossible_evaluations_are_refused(stage_one_run, stage_two_run, refused, tmp_path):
-    out = ("--output", tmp_path / "figures.json")
+    out = ("--output", tmp_path / "metrics.json")
     error = refused("evaluate", stage_one_run, *out, "--summary")
     assert "--summary is for text-to-image runs" in error
     assert not (stage_one_run / "summary.json").exists()

@@ -1,7 +1,7 @@
 """What a data format provides: settings for the recipe, and a dataset.
 
 A format is one file of this folder: a settings class derived from ImageDataConfig, whose `open` returns a class derived
-from Dataset. Its settings class is listed once, in recipe.py.
+from Dataset. Its settings class is listed once, in recipe.py. docs/extend.md adds one step by step.
 """
 
 import hashlib
@@ -182,8 +182,12 @@ class Subset(Dataset):
 
 
 def divide(names: Sequence[Any], fraction: float, split: str) -> list[Any]:
-    """The part of a training set that is train or val, by a hash of the names, so that an item stays in its split when
-    others are added; val has at least one of two or more items."""
+    """The items of a split, for data that is not divided into files of train, val and test; test has none.
+
+    By a hash of the names: an item stays in its split when others are added. val has at least one of two or more items.
+    """
+    if split == "test":
+        return []
     marks = {name: rng.key("val", name) / 2**63 for name in names}
     lowest = min(marks.values(), default=1.0) if len(marks) > 1 and fraction else -1.0
     return [name for name, mark in marks.items() if (mark < fraction or mark == lowest) == (split == "val")]

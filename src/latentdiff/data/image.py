@@ -1,5 +1,6 @@
 """Any image file that Pillow opens -> an RGB crop of the requested size, or the reason why not in one line."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -102,7 +103,11 @@ class BadImageList:
         self.others = f"{path.stem}*{path.suffix}"
         self.total, self.max_fraction = total, max_fraction
         self.bad: dict[str, str] = {}  # since this start; older entries may be fixed by now
-        self.listed = self._read()
+        self.listed: set[str] = set()
+        if self.path.exists():
+            entries, end = _read_list(self.path)
+            self.listed = set(entries)
+            os.truncate(self.path, end)  # the run may have been killed within a line
         self.bytes_read = {other: other.stat().st_size for other in path.parent.glob(self.others)}
 
     def add(self, entries: Iterable[tuple[str, str]]) -> None:
@@ -121,30 +126,24 @@ class BadImageList:
                 with open(self.path, "a") as file:
                     file.write(json.dumps({"id": id, "reason": reason}) + "\n")
 
-    def _read(self) -> set[str]:
-        text = self.path.read_text() if self.path.exists() else ""
-        if not text.endswith("\n") and text:  # the run was killed within a line
-            text = text[: text.rfind("\n") + 1]
-            self.path.write_text(text)
-        return {entry["id"] for entry in map(_parse, text.splitlines()) if entry}
-
     def _read_others(self) -> None:
         for other in self.path.parent.glob(self.others):
             if other != self.path:
-                with open(other, "rb") as file:
-                    file.seek(self.bytes_read.get(other, 0))
-                    whole, newline, _ = file.read().rpartition(b"\n")
-                self.bytes_read[other] = self.bytes_read.get(other, 0) + len(whole + newline)
-                self.bad |= {entry["id"]: entry["reason"] for entry in map(_parse, whole.splitlines()) if entry}
+                entries, self.bytes_read[other] = _read_list(other, self.bytes_read.get(other, 0))
+                self.bad |= entries
 
 
-def _parse(line: str | bytes) -> dict | None:
-    """A line of the list; None if it is damaged."""
-    try:
-        entry = json.loads(line)
-        return entry if isinstance(entry, dict) and isinstance(entry.get("id"), str) and "reason" in entry else None
-    except ValueError:
-        return None
+def _read_list(path: Path, start: int = 0) -> tuple[dict[str, str], int]:
+    """{id: reason} of the complete lines from byte `start` on, and the byte at which they end."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        lines, newline, _ = file.read().rpartition(b"\n")
+    entries = {}
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
+            entry = json.loads(line)
+            entries[entry["id"]] = entry["reason"]
+    return entries, start + len(lines + newline)
 
 
 def refuse_too_many(bad: list[tuple[str, str]], total: int, max_fraction: float, where: str = "") -> None:

@@ -20,15 +20,12 @@ class ClipScorer:
         except ImportError as error:
             raise UserError("--clip needs transformers: pip install transformers") from error
         if not (Path(folder) / "config.json").is_file():
-            raise UserError(
-                f"--clip is {folder}, which has no config.json; it must be a folder with a CLIP model "
-                "(config.json, *.safetensors, tokenizer)"
-            )
+            raise UserError(f"--clip {folder} must be a folder with a CLIP model: config.json, safetensors, tokenizer")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"--clip is {folder}, which cannot be loaded: {error}") from error
+            raise UserError(f"--clip {folder} cannot be loaded: {error}") from error
         self.model, self.device = self.model.to(device).eval(), device
         self.size = self.model.config.vision_config.image_size
 

@@ -29,7 +29,7 @@ DESCRIPTIONS = {
     "precision": "fraction of generated images that are within the real ones",
     "recall": "fraction of real images that are within the generated ones",
     "inception_score": "generated images have distinct and varied classes; higher is better",
-    "nearest_neighbor_ratio": "distance to the nearest training image, generated over held-out; well below 1 is memorization",
+    "nearest_neighbor_ratio": "distance to the nearest training image, generated over held-out; near 0: memorized",
     "copied_fraction": "fraction of generated images with one training image three times nearer than the next",
     "copied_fraction_held_out": "the same for held-out images",
     "clip_score": "similarity of image and caption, 0 to 100",

@@ -1,7 +1,7 @@
-"""A small classifier of labels and caption words, trained on the dataset, for features without pretrained weights.
+"""A small classifier trained on the labels and caption words of the data: features without published weights.
 
-It depends on the dataset only, not on the run, and is trained deterministically on the CPU. Its file can be used to
-evaluate other runs.
+It depends on the dataset alone, not on the run, and is trained deterministically on the CPU. Other runs can be
+evaluated with its file.
 """
 
 import json
@@ -51,11 +51,17 @@ class FeatureNet(nn.Module):
         h = self.hidden(x)
         return (h - self.mean) / self.std, self.label_head(h) if self.num_labels else None
 
-    def targets(self, batch: dict) -> tuple[Tensor | None, Tensor | None]:
-        """Labels int64 [B], and whether each caption has each word of the vocabulary, float [B, words]."""
-        captions = [set(_split_words(caption)) for caption in batch.get("caption", [])]
-        has_word = torch.tensor([[float(word in caption) for word in self.vocabulary] for caption in captions])
-        return batch["label"] if self.num_labels else None, has_word if self.vocabulary else None
+    def loss(self, batch: dict) -> Tensor:
+        """Cross-entropy of the label plus 4 times the binary cross-entropy of the caption words."""
+        h = self.hidden(resize(loader.images(batch), self.size))
+        loss = h.new_zeros(())
+        if self.num_labels:
+            loss = loss + F.cross_entropy(self.label_head(h), batch["label"])
+        if self.vocabulary:
+            captions = [set(_split_words(caption)) for caption in batch.get("caption", [])]
+            has_word = torch.tensor([[float(word in caption) for word in self.vocabulary] for caption in captions])
+            loss = loss + 4 * F.binary_cross_entropy_with_logits(self.word_head(h), has_word)
+        return loss
 
 
 def has_targets(data: Any) -> bool:
@@ -70,31 +76,20 @@ def train(data: Any, size: int) -> FeatureNet:
         torch.manual_seed(0)
         net = FeatureNet(*_count_targets(data), size)
         optimizer = optim.build_optimizer(net, TRAIN_CONFIG)
-        scaler = optim.build_scaler(TRAIN_CONFIG, torch.device("cpu"))
-        micro_batches = [range(TRAIN_CONFIG.batch_size)]
-        batches = loader.batches(data, 0, TRAIN_CONFIG.batch_size, micro_batches, 0, TRAIN_CONFIG.steps)
+        scaler, batch_size = optim.build_scaler(TRAIN_CONFIG, torch.device("cpu")), TRAIN_CONFIG.batch_size
+        batches = loader.batches(data, 0, batch_size, [range(batch_size)], 0, TRAIN_CONFIG.steps)
         for step, batch in enumerate(batches):
-            _loss(net, batch).backward()
+            net.loss(batch).backward()
             optim.set_lr(optimizer, optim.lr_at(TRAIN_CONFIG, step))
             optim.clip_grad_norm_(optimizer, scaler, TRAIN_CONFIG.grad_clip)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=True)
     net.eval().requires_grad_(False)
     batches = loader.sequential_batches(data, range(min(len(data), MAX_ITEMS)), 100)
     h = torch.cat([net.hidden(resize(loader.images(batch), size)) for batch in batches])  # [N, 128]
     net.mean.copy_(h.mean(0))
     net.std.copy_(h.std(0).clamp(min=1e-6))
     return net
-
-
-def _loss(net: FeatureNet, batch: dict) -> Tensor:
-    h, (label, has_word) = net.hidden(resize(loader.images(batch), net.size)), net.targets(batch)
-    loss = h.new_zeros(())
-    if label is not None:
-        loss = loss + F.cross_entropy(net.label_head(h), label)
-    if has_word is not None:
-        loss = loss + 4 * F.binary_cross_entropy_with_logits(net.word_head(h), has_word)
-    return loss
 
 
 def save(net: FeatureNet, path: Path) -> None:

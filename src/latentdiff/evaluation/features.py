@@ -1,4 +1,4 @@
-"""Feature extractors, in whose feature space sets of images are compared (FID, KID, precision, nearest neighbours)."""
+"""Feature extractors: the networks whose features FID, KID, precision, recall and nearest neighbors compare."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from latentdiff.training.distributed import World
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # as downloaded by torch-fidelity
 INCEPTION_SHA256 = "6726825d"  # its first digits
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
-CHOICES = "auto, inception, classifier, autoencoder, or a weights file (SqueezeNet 1.1, MobileNetV2, features.safetensors)"
+CHOICES = "auto, inception, classifier, autoencoder, or a file (SqueezeNet 1.1, MobileNetV2, features.safetensors)"
 
 Outputs = tuple[Tensor, Tensor | None]  # features [B, D], logits [B, K] if the network is a classifier
 
@@ -35,27 +35,29 @@ def build(choice: str, data: Any, autoencoder: Autoencoder | None, folder: Path,
     """The feature extractor of --features.
 
     Args:
-        choice: auto (inception if its weights exist locally, else classifier), inception, classifier, autoencoder, or a weights file.
-        data: the dataset on which the network of `classifier` is trained, if it has labels or captions.
-        autoencoder: used instead of `classifier` for other datasets; pixels are compared if it is None or has no layers.
-        folder: the folder in which the network of `classifier` is saved, as features.safetensors.
+        choice: auto (inception if its weights are on this machine, else classifier), inception, classifier,
+            autoencoder, or a weights file.
+        data: the dataset that the classifier is trained on, if it has labels or captions.
+        autoencoder: its encoder is used instead for data without either; None or pixel space: the pixels.
+        folder: where the classifier is saved, as features.safetensors.
     """
-    own_file, device = folder / "features.safetensors", world.device
+    classifier_file, device = folder / "features.safetensors", world.device
     if choice == "auto":
         choice = "inception" if _inception_path() else "classifier"
     if choice == "inception":
         return _inception(device)
-    if choice == "classifier" and (own_file.exists() or feature_net.has_targets(data)):
-        world.broadcast_bytes("features", lambda: _train_feature_net(own_file, data))
-        return _feature_net(own_file, device)
+    if choice == "classifier" and (classifier_file.exists() or feature_net.has_targets(data)):
+        world.broadcast_bytes("features", lambda: _train_feature_net(classifier_file, data))
+        return _feature_net(classifier_file, device)
     if choice in ("classifier", "autoencoder"):
         return _encoder(autoencoder, device)
     if Path(choice).is_file():
         return _from_file(Path(choice), device)
-    raise UserError(f"--features is {choice}, and there is no such file; it can be {CHOICES}")
+    raise UserError(f"--features {choice}: there is no such file; it must be {CHOICES}")
 
 
 def _train_feature_net(path: Path, data: Any) -> bytes:
+    """Train the classifier unless its file exists."""
     if not path.exists():
         image = data.item(0, 0)["image"]
         feature_net.save(feature_net.train(data, 32 if max(image.shape[:2]) <= 48 else 64), path)
@@ -64,13 +66,9 @@ def _train_feature_net(path: Path, data: Any) -> bytes:
 
 def _feature_net(path: Path, device: torch.device) -> Extractor:
     net = feature_net.load(path).to(device)
-    metadata = {
-        "name": "a small network trained on the dataset",
-        "targets": f"{net.num_labels} labels, {len(net.vocabulary)} caption words",
-        "weights": _digest(path),
-        "dim": 128,
-        "resize": f"antialiased bilinear to {net.size}",
-    }
+    targets = f"{net.num_labels} labels, {len(net.vocabulary)} caption words"
+    metadata = {"name": "small classifier", "targets": targets, "weights": _digest(path), "dim": 128,
+                "resize": f"antialiased bilinear to {net.size}"}  # fmt: skip
     return Extractor(metadata, lambda x: net(resize(x, net.size)))
 
 
@@ -80,13 +78,13 @@ def _encoder(autoencoder: Autoencoder | None, device: torch.device) -> Extractor
         metadata = {"name": "pixels", "resize": "antialiased bilinear to 8", "dim": 192}
         return Extractor(metadata, lambda x: (resize(x, 8).flatten(1), None))  # [B, 192]
     weights = autoencoder.weights_hash()[:16]
-    metadata = {"name": "the encoder of the frozen autoencoder", "weights": weights, "resize": "none"}
+    metadata = {"name": "the frozen autoencoder's encoder", "weights": weights, "resize": "none"}
     encoder = autoencoder.encoder.to(device)
     return Extractor(metadata, lambda x: (resize(encoder.features(x), 2).flatten(1), None))  # [B, 4·C]
 
 
 def _from_file(path: Path, device: torch.device) -> Extractor:
-    """A weights file; the architecture is recognised by the names of the weights."""
+    """A weights file; the architecture is recognized by the names of the weights."""
     if path.suffix == ".safetensors" and feature_net.METADATA_KEY in checkpoint.read_metadata(path):
         return _feature_net(path, device)
     weights = pretrained.read_state_dict(path)
@@ -98,7 +96,7 @@ def _from_file(path: Path, device: torch.device) -> Extractor:
         net = _use_tensorflow_padding(_load_torchvision("mobilenet_v2", weights, path, device))
         metadata = {"name": "MobileNetV2, TensorFlow padding", "dim": 1280} | source
         return Extractor(metadata, _mobilenet_network(net))
-    raise UserError(f"--features is {path}, whose weights are not of a supported network; it can be {CHOICES}")
+    raise UserError(f"--features {path}: its weights are not of a supported network; it must be {CHOICES}")
 
 
 def _squeezenet_network(net: nn.Module, device: torch.device) -> Callable[[Tensor], Outputs]:
@@ -127,7 +125,7 @@ def _load_torchvision(name: str, weights: dict[str, Tensor], path: Path, device:
     try:
         net.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise UserError(f"--features is {path}, whose weights do not match torchvision's {name}: {error}") from error
+        raise UserError(f"--features {path}: its weights do not fit torchvision's {name}: {error}") from error
     return net.float().eval().requires_grad_(False).to(device)
 
 
@@ -164,12 +162,8 @@ def _inception(device: torch.device) -> Extractor:
             f"{pretrained.weights_dir()}/ (set LATENTDIFF_WEIGHTS for another folder), or use --features classifier"
         ) from error
     net = net.to(device)
-    metadata = {
-        "name": "Inception v3 (2015-12-05, torch-fidelity)",
-        "weights": INCEPTION_SHA256,
-        "dim": 2048,
-        "resize": "TensorFlow 1 bilinear to 299",
-    }
+    metadata = {"name": "Inception v3 (2015-12-05, torch-fidelity)", "weights": INCEPTION_SHA256, "dim": 2048,
+                "resize": "TensorFlow 1 bilinear to 299"}  # fmt: skip
     return Extractor(metadata, lambda x: net(((x + 1) * 127.5).round().to(torch.uint8)))
 
 

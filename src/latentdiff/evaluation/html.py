@@ -4,61 +4,22 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1f24; --soft: #5d6673; --line: #e3e6ea; --ground: #f6f7f9; --card: #fff;
-  --accent: #2f6fb5; --pale: #a9c6e6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #9aa4b1; --line: #2d333b; --ground: #14171b;
-  --card: #1c2127; --accent: #6fabe8; --pale: #34516f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; letter-spacing: -.02em; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 0 0 .25rem; letter-spacing: -.01em; }
-p { margin: .25rem 0 1rem; } .soft, figcaption, th, summary { color: var(--soft); } .soft { font-size: .92rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 1.25rem;
-  margin-top: 1.25rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: .75rem; margin-top: 1.25rem; }
-.cards div { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: .8rem 1rem; }
-.cards b { display: block; font-size: 1.55rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.25;
-  font-variant-numeric: tabular-nums; } .cards span { color: var(--soft); font-size: .85rem; }
-.wide { overflow-x: auto; margin: 0 -.25rem; padding: 0 .25rem; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th { text-align: left; font-weight: 500; font-size: .8rem; }
-td, th { padding: .4rem .75rem .4rem 0; vertical-align: top; }
-tr + tr td { border-top: 1px solid var(--line); }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.name { white-space: nowrap; font-weight: 550; } td.code { font: .82rem/1.6 ui-monospace, Menlo, monospace; }
-figure { margin: 0; } figcaption { font-size: .76rem; line-height: 1.3; margin-top: .3rem; }
-img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--line);
-  outline: 1px solid rgba(128, 128, 128, .28); outline-offset: -1px; }
-img.small { image-rendering: pixelated; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: .75rem; }
-.strip { display: grid; gap: .4rem; align-items: start; justify-content: start; min-width: min-content; }
-.strip > * { min-width: 44px; }
-.strip .label { color: var(--soft); font-size: .76rem; line-height: 1.3; align-self: center; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-svg .title { fill: var(--ink); font-size: 13px; font-weight: 600; } svg .axis { stroke: var(--line); }
-svg polyline { fill: none; stroke-linejoin: round; } details { margin-top: .75rem; } summary { cursor: pointer; }
-@media (max-width: 600px) { main { padding: 1.25rem .8rem 3rem; } section { padding: 1rem .9rem; border-radius: 12px; }
-  .tiles { grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: .5rem; }
-  td.name { white-space: normal; } h1 { font-size: 1.5rem; } }
-"""
+STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
 
 
-def page(title: str, body: str, script: str = "") -> str:
-    """A complete HTML file."""
-    code = f"<script>{script}</script>" if script else ""
+def page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A complete HTML file with the style of report.css; style and script: CSS and JavaScript of this page."""
+    code = f"<script>\n{script}</script>\n" if script else ""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n'
-        f"<body>\n<main>\n{body}\n</main>\n{code}\n</body>\n</html>\n"
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>\n{STYLE}{style}</style>\n</head>\n'
+        f"<body>\n<main>\n{body}\n</main>\n{code}</body>\n</html>\n"
     )
 
 
@@ -75,7 +36,8 @@ def data_uri(image: Image.Image) -> str:
     """An image as a data URI: PNG up to 96 pixels, JPEG above."""
     file = io.BytesIO()
     small = max(image.size) <= 96
-    image.save(file, "PNG" if small else "JPEG", **({} if small else {"quality": 90}))
+    options = {} if small else {"quality": 90}
+    image.save(file, "PNG" if small else "JPEG", icc_profile=None, **options)  # color profiles are ignored in training
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

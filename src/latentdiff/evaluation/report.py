@@ -30,8 +30,8 @@ def write(path: Path, run: EvalRun, metrics: dict, protocol: dict, options: Name
     """Write the report; called by one process."""
     sections = [header(run, metrics), *curves(run.folder), reconstructions(run, options, world)]
     if run.pipeline is not None:
-        alone = World(0, 1, world.device)  # the other ranks do not take part
-        sections += [*training_samples(run), *samples(run, options, alone), *settings_grid(run, options, alone)]
+        single_process = World(0, 1, world.device)  # the other ranks do not call this function
+        sections += [*training_samples(run), *samples(run, options, single_process), *settings_grid(run, options)]
     sections += [metrics_table(metrics, protocol), recipe_table(run.recipe)]
     with atomic_path(path) as tmp:
         tmp.write_text(html.page(f"{run.folder.name}: report", "\n".join(sections)))
@@ -43,12 +43,8 @@ def header(run: EvalRun, metrics: dict) -> str:
     height, width = run.recipe.data.image_size
     size = sum(p.numel() for p in module.parameters())
     text = f"{kind}, {size:,} parameters, {height} × {width} pixels, step {metrics['step']:,}"
-    headlines = {
-        name: form.format(metrics[key]) for key, (name, form) in HEADLINES.items() if metrics.get(key) is not None
-    }
-    cards = "".join(
-        f"<div><b>{html.escape(x)}</b><span>{html.escape(name)}</span></div>" for name, x in headlines.items()
-    )
+    headlines = [(name, form.format(metrics[key])) for key, (name, form) in HEADLINES.items() if key in metrics]
+    cards = "".join(f"<div><b>{html.escape(x)}</b><span>{html.escape(name)}</span></div>" for name, x in headlines)
     head = f'<h1>{html.escape(run.folder.name)}</h1>\n<p class="soft">{html.escape(text)}</p>'
     return f'{head}\n<div class="cards">{cards}</div>'
 
@@ -105,51 +101,46 @@ def samples(run: EvalRun, options: Namespace, world: World, count: int = 32) -> 
     count = min(count, spec.count)
     images = [data.item(i, 0)["image"] for i in range(count)]
     captions = [""] * count if options.samples else spec.batch(range(count)).get("caption", [""] * count)
-    yield html.section("Samples", "The first samples, not selected, with their captions.", html.gallery(images, captions))
+    body = html.gallery(images, captions)
+    yield html.section("Samples", "The first samples, not selected, with their captions.", body)
     train = open_data(run.recipe, "train")
     extractor, n = evaluation.open_extractor(run, options, world), min(len(train), 5000)
     sample_features = image_sets.extract(extractor, data, min(8, count), world).features
-    neighbours = distances.nearest_neighbors(sample_features, image_sets.extract(extractor, train, n, world).features, 5)
+    train_features = image_sets.extract(extractor, train, n, world).features
+    nearest = distances.nearest_neighbors(sample_features, train_features, 5)
     rows = []
-    for i, (indices, distance) in enumerate(zip(neighbours.index.tolist(), neighbours.distance[:, 0].tolist())):
-        rows.append(
-            (f"sample {i}, distance {distance:.2f}", [images[i], *(train.item(j, 0)["image"] for j in indices)])
-        )
-    text = f"The nearest of {n:,} training images, in the features of {extractor.metadata['name']}."
-    yield html.section("Nearest neighbours", text, html.image_table(rows, ["sample", *(f"{i + 1}." for i in range(5))]))
+    for i, (distance, indices) in enumerate(zip(nearest.distance.tolist(), nearest.index.tolist())):
+        neighbors = [train.item(j, 0)["image"] for j in indices]
+        rows.append((f"sample {i}, distance {distance[0]:.2f}", [images[i], *neighbors]))
+    text = f"The nearest of {n:,} training images, by the features of {extractor.metadata['name']}."
+    yield html.section("Nearest neighbors", text, html.image_table(rows, ["sample", *(f"{i + 1}." for i in range(5))]))
 
 
-def settings_grid(run: EvalRun, options: Namespace, world: World, count: int = 2) -> Iterator[str]:
+def settings_grid(run: EvalRun, options: Namespace, count: int = 2) -> Iterator[str]:
     """The same conditions and noise, over guidance scales (rows) and numbers of steps (columns)."""
-    _, spec, settings, _ = evaluation.open_samples(run, options, world)
+    spec = evaluation.sample_spec(run, options)._replace(captions=())
+    settings = evaluation.sampling_settings(run.pipeline, options)
     scales = GUIDANCE_SCALES if run.pipeline.conditioner.can_drop else (1.0,)
     images = {}
     for scale in scales:
         for steps in STEPS:
             changed = replace(settings, guidance_scale=scale, steps=steps)
-            x = sample_images.sample_batch(run.pipeline, spec._replace(captions=()), range(count), changed)
+            x = sample_images.sample_batch(run.pipeline, spec, range(count), changed)
             images[scale, steps] = image_grid.to_uint8(x)
-    body, captions = (
-        "",
-        spec._replace(captions=()).batch(range(count)).get("caption", [f"sample {i}" for i in range(count)]),
-    )
-    for i, caption in enumerate(captions):
+    columns, body = [f"{steps} steps" for steps in STEPS], ""
+    for i, caption in enumerate(spec.batch(range(count)).get("caption", [f"sample {i}" for i in range(count)])):
         rows = [(f"guidance {scale:g}", [images[scale, steps][i] for steps in STEPS]) for scale in scales]
-        body += f'<p class="soft">{html.escape(caption)}</p>{html.image_table(rows, [f"{steps} steps" for steps in STEPS])}'
+        body += f'<p class="soft">{html.escape(caption)}</p>{html.image_table(rows, columns)}'
     yield html.section("Guidance and steps", "The same prompt and noise with other settings.", body)
 
 
 def metrics_table(metrics: dict, protocol: dict) -> str:
     """All metrics, with intervals and the values of held-out real images, and how they were measured."""
     suffixes = ("_low", "_high", "_real")
-    rows = [
-        (name, text_of(x) + interval(metrics, name), text_of(metrics.get(f"{name}_real", "")), DESCRIPTIONS.get(name, ""))
-        for name, x in metrics.items() if not name.endswith(suffixes)
-    ]  # fmt: skip
-    settings = [
-        (name, ", ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else x)
-        for name, x in protocol.items()
-    ]
+    rows = [(name, text_of(x) + interval(metrics, name), text_of(metrics.get(f"{name}_real", "")),
+             DESCRIPTIONS.get(name, "")) for name, x in metrics.items() if not name.endswith(suffixes)]  # fmt: skip
+    settings = [(name, ", ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else x)
+                for name, x in protocol.items()]  # fmt: skip
     body = html.table(("metric", "value", "held-out images", "description"), rows, ("name", "number", "number", ""))
     body += "<h2>Protocol</h2>" + html.table(("metrics", "measured with"), settings, ("name", ""))
     return html.section("Metrics", "Compare only numbers that were measured with the same protocol.", body)

@@ -1,4 +1,4 @@
-"""The parts of an evaluation. Each returns metrics, and the protocol by which they were measured."""
+"""The parts of an evaluation. Each returns metrics and the protocol: how they were measured."""
 
 import shutil
 from argparse import Namespace
@@ -20,13 +20,14 @@ from latentdiff.evaluation.image_sets import ImageDir
 from latentdiff.evaluation.sample_images import SampleSpec
 from latentdiff.load import load_autoencoder
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe, condition_fields, open_data, with_condition_fields
+from latentdiff.sampling import inputs
 from latentdiff.sampling.pipeline import Pipeline, load_pipeline
 from latentdiff.training import image_grid, run_dir
 from latentdiff.training.distributed import World
 from latentdiff.training.log import read_metrics
 from latentdiff.training.precision import precision
 
-PROMPT_SEED = 20_000_000  # of the scenes: neither training nor validation scenes use it
+PROMPT_SEED = 20_000_000  # of the prompts' scenes, which are in neither training nor validation data
 COUNT = 1000  # images to sample, and the largest number of reconstructions
 REFERENCE = 5  # at most this many real images per generated one
 
@@ -45,6 +46,7 @@ class EvalRun(NamedTuple):
 
 
 def open_run(name: str, world: World) -> EvalRun:
+    """Load a run, given its folder or name, on the device of this rank."""
     folder = run_dir.find_run(name)
     recipe, pipeline = run_dir.read_recipe(folder, DiffusionRecipe, AutoencoderRecipe), None
     if isinstance(recipe, DiffusionRecipe):
@@ -75,8 +77,8 @@ def reconstruction_metrics(run: EvalRun, options: Namespace, world: World) -> Re
     if not len(data):
         raise UserError("there are no held-out images to reconstruct; --split train uses training images")
     count, history = min(options.count or COUNT, len(data)), read_metrics(run.folder / "metrics.jsonl")
-    metrics = {"run": run.folder.name, "step": history[-1]["step"] if history else 0, "split": options.split}
-    metrics |= {"reconstructions": count}
+    step = history[-1]["step"] if history else 0
+    metrics = {"run": run.folder.name, "step": step, "split": options.split, "reconstructions": count}
     metrics |= stage_one.reconstruction_metrics(run.autoencoder, data, run.lpips, world, count)
     protocol = {"reconstructions": f"from the mean of the posterior; the first {count} images of {options.split}"}
     if run.lpips is not None:
@@ -145,24 +147,22 @@ def folder_metrics(options: Namespace, world: World) -> Result:
     return metrics | stage_two.distribution_metrics(sample_features, real_features), protocol
 
 
-def open_samples(
-    run: EvalRun, options: Namespace, world: World
-) -> tuple[Any, SampleSpec, SamplingConfig, dict[str, float]]:
-    """The images of --samples or, if it is absent, of the run; their specification, settings and cost."""
-    recipe, settings, captions = (
-        run.recipe,
-        sampling_settings(run.pipeline, options),
-        read_prompts(options, run.pipeline),
-    )
+def sample_spec(run: EvalRun, options: Namespace) -> SampleSpec:
+    """What to sample: the lines of --prompts-file, or the conditions of --split (of train if that split is empty)."""
+    recipe, captions = run.recipe, read_prompts(options, run.pipeline)
     data = open_data(recipe, options.split)
-    data = with_condition_fields(
-        data if len(data) else open_data(recipe, "train"), recipe.conditions, recipe.derived_fields
-    )
+    data = data if len(data) else open_data(recipe, "train")
+    data = with_condition_fields(data, recipe.conditions, recipe.derived_fields)
     count = options.count or len(captions) or COUNT
-    spec = SampleSpec(data, condition_fields(recipe.conditions), captions, count, options.seed)
+    return SampleSpec(data, condition_fields(recipe.conditions), captions, count, options.seed)
+
+
+def open_samples(run: EvalRun, options: Namespace, world: World) -> tuple[Any, SampleSpec, SamplingConfig, dict]:
+    """The images of --samples, or samples of the run, with what they show, the sampling settings and the cost."""
+    spec, settings = sample_spec(run, options), sampling_settings(run.pipeline, options)
     if options.samples:
-        samples = image_sets.open_folder(options.samples, *recipe.data.image_size)
-        return samples, spec._replace(count=min(len(samples), count)), settings, {}
+        samples = image_sets.open_folder(options.samples, *run.recipe.data.image_size)
+        return samples, spec._replace(count=min(len(samples), spec.count)), settings, {}
     samples, cost = sample(run, spec, settings, "samples", options, world)
     return samples, spec, settings, cost
 
@@ -181,14 +181,15 @@ def sample(
 
 
 def open_extractor(run: EvalRun, options: Namespace, world: World) -> features.Extractor:
+    """The network of --features."""
     return features.build(options.features, open_data(run.recipe, "train"), run.autoencoder, run.folder, world)
 
 
 def sampling_settings(pipeline: Pipeline, options: Namespace) -> SamplingConfig:
-    """The settings of the run, with those of the command line."""
+    """The settings of the run, replaced by those of the command line."""
     names = ("sampler", "steps", "guidance_scale")
-    options = {name: value for name in names if (value := getattr(options, name)) is not None}
-    settings = replace(pipeline.model.sampling, **options)
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = replace(pipeline.model.sampling, **changes)
     pipeline.model.validate_sampling(settings)
     return settings
 
@@ -199,10 +200,7 @@ def read_prompts(options: Namespace, pipeline: Pipeline) -> tuple[str, ...]:
         return ()
     if pipeline.tokenizer is None or len(pipeline.conditioner.parts) > 1:
         raise UserError("--prompts-file is for runs that are conditioned on text alone")
-    try:
-        lines = [line.strip() for line in Path(options.prompts_file).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts-file {options.prompts_file} cannot be read: {error}") from error
-    if not lines:
-        raise UserError(f"--prompts-file {options.prompts_file} has no lines")
-    return tuple(lines)
+    captions = tuple(inputs.read_prompts(None, options.prompts_file))
+    if not captions:
+        raise UserError(f"--prompts-file {options.prompts_file} is empty; it must have one prompt per line")
+    return captions

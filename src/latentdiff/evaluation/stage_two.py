@@ -23,7 +23,7 @@ def distribution_metrics(samples: Features, real: Features) -> dict[str, float]:
     """FID, KID, precision and recall of samples against real images; the inception score if there are logits."""
     a, b = samples.features, real.features
     if min(len(a), len(b)) < 2:
-        raise UserError(f"there are {len(a)} generated and {len(b)} real images to compare; at least 2 of each are needed")
+        raise UserError(f"{len(a)} generated and {len(b)} real images cannot be compared; it needs at least 2 of each")
     precision, recall = distances.precision_recall(a, b)
     metrics = {"fid": distances.fid(a, b), "kid": distances.kid(a, b), "kid_error": distances.kid_error(a, b),
                "precision": precision, "recall": recall}  # fmt: skip

@@ -14,10 +14,10 @@ The page is one file, which stores and sends nothing: at the end, the participan
 """
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 from latentdiff import cli, rng
-from latentdiff.cli import ArgumentParser
 from latentdiff.config import UserError
 from latentdiff.data.image import BadImage, open_image
 from latentdiff.data.shapes.reader import wilson
@@ -25,89 +25,9 @@ from latentdiff.evaluation import html
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp"}
 
-STYLE = """<style>
-#stage { text-align: center; } #pair { display: flex; gap: 1rem; justify-content: center; margin: 1rem 0; }
-#pair figure { flex: 0 1 340px; position: relative; } #pair .context { flex-basis: 170px; align-self: center; }
-#pair img { image-rendering: auto; aspect-ratio: 1; object-fit: contain; }
-#pair img.small { image-rendering: pixelated; }
-#pair.hidden .choice img { visibility: hidden; } #pair .choice { background: var(--line); border-radius: 6px; }
-button { font: inherit; font-weight: 600; color: #fff; background: var(--accent); border: 0; border-radius: 10px;
-  padding: .7rem 1.4rem; min-width: 8rem; min-height: 44px; cursor: pointer; margin: .25rem; }
-button:disabled { opacity: .35; cursor: default; } progress { width: 100%; accent-color: var(--accent); }
-#left { background: var(--accent); } #done b { font-size: 2rem; } [hidden] { display: none !important; }
-@media (max-width: 600px) { #pair { gap: .4rem; } button { min-width: 0; flex: 1; } .row { display: flex; } }
-</style>"""
-
-BODY = """<h1>{question}</h1>
-<p class="soft">{count} pairs, each shown for {seconds:g} seconds. Choose with the buttons or the arrow keys.</p>
-<section id="stage">
-<div id="start"><p>The images disappear; answer from what you saw.</p><button id="go">Start</button></div>
-<div id="ask" hidden><progress id="bar" max="{count}" value="0"></progress>
-<div id="pair"></div><div class="row"><button id="left">left</button><button id="right">right</button></div></div>
-<div id="done" hidden><p>A was chosen in <b id="fraction"></b> of the pairs.</p><p class="soft" id="interval"></p>
-<button id="save">Save the answers</button></div>
-</section>"""
-
-SCRIPT = """
-const study = {study};
-const byId = id => document.getElementById(id);
-let index = -1, open = false, start = 0; const answers = [];
-function figure(src, kind) {
-  const box = document.createElement('figure'), img = new Image();
-  box.className = kind; img.src = src; img.alt = kind; box.append(img);
-  img.decode().then(() => { if (Math.max(img.naturalWidth, img.naturalHeight) <= 96) img.className = 'small'; });
-  return box;
-}
-function enable(on) { open = on; byId('left').disabled = byId('right').disabled = !on; }
-async function next() {
-  index += 1; byId('bar').value = index; enable(false);
-  if (index === study.pairs.length) return finish();
-  const pair = study.pairs[index], box = byId('pair'), sides = pair.flip ? [pair.b, pair.a] : [pair.a, pair.b];
-  const shown = [figure(sides[0], 'choice'), figure(sides[1], 'choice')];
-  if (pair.context) shown.splice(1, 0, figure(pair.context, 'context'));
-  box.className = ''; box.replaceChildren(...shown);
-  await Promise.all([...box.querySelectorAll('img')].map(img => img.decode()));
-  start = performance.now(); enable(true);
-  const current = index;
-  setTimeout(() => { if (index === current) box.className = 'hidden'; }, study.seconds * 1000);
-}
-function choose(right) {
-  if (!open) return;
-  const pair = study.pairs[index], a = right === pair.flip;
-  answers.push({ name: pair.name, chosen: a ? 'a' : 'b', side: right ? 'right' : 'left',
-    seconds: Math.round(performance.now() - start) / 1000 });
-  next();
-}
-function wilson(k, n) {  // 95 % interval of a proportion
-  const z = 1.959964, p = k / n, center = p + z * z / (2 * n);
-  const half = z * Math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)), scale = 1 + z * z / n;
-  return [(center - half) / scale, (center + half) / scale];
-}
-function result() {
-  const k = answers.filter(x => x.chosen === 'a').length, n = answers.length, [low, high] = wilson(k, n);
-  return { question: study.question, a: study.a, b: study.b, seconds: study.seconds, seed: study.seed,
-    chosen_a: k, pairs: n, fraction: k / n, low, high, answers };
-}
-function finish() {
-  const r = result(), percent = x => (100 * x).toFixed(0) + ' %';
-  byId('ask').hidden = true; byId('done').hidden = false;
-  byId('fraction').textContent = percent(r.fraction);
-  byId('interval').textContent = r.chosen_a + ' of ' + r.pairs + ', 95 % interval ' + percent(r.low) + ' to ' +
-    percent(r.high) + '. A is ' + study.a + ', B is ' + study.b + '.';
-}
-byId('go').onclick = () => { byId('start').hidden = true; byId('ask').hidden = false; next(); };
-byId('left').onclick = () => choose(false);
-byId('right').onclick = () => choose(true);
-document.addEventListener('keydown', event => {
-  if (event.key === 'ArrowLeft') choose(false);
-  if (event.key === 'ArrowRight') choose(true);
-});
-byId('save').onclick = () => {
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(result(), null, 1)], { type: 'application/json' }));
-  link.download = 'answers.json'; link.click(); URL.revokeObjectURL(link.href);
-};
-"""
+STYLE, BODY, SCRIPT = (
+    Path(__file__).with_name(f"user_study.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "html", "js")
+)
 
 
 def pair_files(a: Path, b: Path, count: int, context: Path | None = None) -> list[tuple[str, ...]]:
@@ -132,17 +52,19 @@ def _image_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def build_page(
-    pairs: list[tuple[str, ...]], names: tuple[str, str], question: str, seconds: float, seed: int
-) -> str:  # fmt: skip
-    """The HTML page of the pairs of `pair_files`; names: of A and B, shown at the end."""
+def build_page(pairs: list[tuple[str, ...]], names: tuple[str, str], question: str, seconds: float, seed: int) -> str:
+    """The HTML page of `pairs` (see pair_files); names: those of A and B, for the result.
+
+    The order of the pairs and the side of A depend on the seed only.
+    """
     shown = []
     for i in (rng.permute(i, len(pairs), rng.key(seed, "order")) for i in range(len(pairs))):
         images = dict(zip(("a", "b", "context"), map(_data_uri, pairs[i])))
         shown.append({"name": Path(pairs[i][0]).stem, "flip": rng.key(seed, "flip", i) % 2 == 1} | images)
     study = {"question": question, "seconds": seconds, "seed": seed, "a": names[0], "b": names[1], "pairs": shown}
-    body = STYLE + BODY.format(question=html.escape(question), count=len(pairs), seconds=seconds)
-    return html.page(question, body, SCRIPT.replace("{study}", json.dumps(study).replace("</", "<\\/")))
+    data = json.dumps(study).replace("<", "\\u003c")  # so that no text can end the script element
+    body = BODY.format(question=html.escape(question), count=len(pairs), seconds=seconds, study=data)
+    return html.page(question, body, STYLE, SCRIPT)
 
 
 def _data_uri(path: str) -> str:
@@ -163,14 +85,24 @@ def read_answers(paths: list[str]) -> dict:
     if not n:
         raise UserError(f"--read {' '.join(paths)}: there are no answers in it")
     low, high = wilson(chosen_a, n)
-    return {"people": len(results), "answers": n, "chosen_a": chosen_a, "fraction": chosen_a / n, "low": low, "high": high}
+    return {"participants": len(results), "answers": n, "chosen_a": chosen_a, "fraction": chosen_a / n,
+            "low": low, "high": high}  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(__doc__.strip())
+    options = parse_arguments(argv)
+    if options.read:
+        print(json.dumps(read_answers(options.read), indent=1))
         return
-    parser = ArgumentParser(add_help=False)
+    a, b = options.folders
+    pairs = pair_files(Path(a), Path(b), options.count, options.context)
+    page = build_page(pairs, (a, b), options.question, options.seconds, options.seed)
+    Path(options.output).write_text(page, encoding="utf-8")
+    print(f"{len(pairs)} pairs: {options.output}")
+
+
+def parse_arguments(argv: list[str]) -> Namespace:
+    parser = cli.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("folders", nargs="*")
     parser.add_argument("--output", default="study.html")
     parser.add_argument("--read", nargs="+")
@@ -180,16 +112,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    if options.read:
-        print(json.dumps(read_answers(options.read), indent=1))
-        return
-    if len(options.folders) != 2 or options.count < 1:
-        raise UserError("a user study needs two folders of images, A and B, and a --count of at least 1")
-    a, b = options.folders
-    pairs = pair_files(Path(a), Path(b), options.count, options.context)
-    Path(options.output).write_text(build_page(pairs, (a, b), options.question, options.seconds, options.seed))
-    print(f"{len(pairs)} pairs: {options.output}")
+    if not options.read and len(options.folders) != 2:
+        raise UserError(f"a user study needs two folders of images, A and B, not {len(options.folders)}; see --help")
+    if options.count < 1:
+        raise UserError(f"--count {options.count}: it must be at least 1")
+    return options
 
 
 if __name__ == "__main__":
+    cli.answer_help(__doc__)
     cli.run(main)
