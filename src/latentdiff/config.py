@@ -141,7 +141,9 @@ def _set(node: Any, hint: Any, path: list[str], text: str, where: str) -> Any:
     names = [f.name for f in fields(node)]
     if name not in names:
         raise UserError(_no_field(where or "the recipe", name, names))
-    return replace(node, **{name: _set(getattr(node, name), get_type_hints(type(node))[name], path[1:], text, field_path)})
+    return replace(
+        node, **{name: _set(getattr(node, name), get_type_hints(type(node))[name], path[1:], text, field_path)}
+    )
 
 
 READERS = {

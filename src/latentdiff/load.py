@@ -107,7 +107,9 @@ def open_autoencoder(
         first_stage = config.read_recipe(source, AutoencoderRecipe)
         autoencoder, seed = build_autoencoder(first_stage), first_stage.train.seed
         if first_stage.autoencoder.channel_mult:  # in pixel space there is nothing to train
-            info(f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialized from seed {seed}")
+            info(
+                f"WARNING: {source} is a recipe, not a run: the autoencoder is UNTRAINED, initialized from seed {seed}"
+            )
     else:
         path = run_dir.find_run(source)
         first_stage, autoencoder = run_dir.read_recipe(path, AutoencoderRecipe), load_autoencoder(path)

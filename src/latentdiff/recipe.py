@@ -98,7 +98,9 @@ class DiffusionRecipe:
         for kind, name in DERIVED.items():
             if name in read and name not in derived:
                 reader = short_name(type(read[name]))
-                raise UserError(f"conditions has {reader}, which reads {name}; add {short_name(kind)}() to derived_fields")
+                raise UserError(
+                    f"conditions has {reader}, which reads {name}; add {short_name(kind)}() to derived_fields"
+                )
             if name in derived and name not in read:
                 raise UserError(f"derived_fields has {short_name(kind)}, but no condition reads {name}; remove it")
 

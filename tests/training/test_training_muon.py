@@ -51,7 +51,10 @@ def test_matrices_between_the_first_and_last_layer_are_orthogonalized_and_nothin
 def test_first_step_is_the_formula_and_adamw_elsewhere():
     """Hidden: weights decay, then go 0.2 sqrt(longer side) along the orthogonal gradient. Others: torch's AdamW."""
     model, reference = network(), network()
-    optimizer, plain = optim.build_optimizer(model, settings()), optim.build_optimizer(reference, settings(optimizer="adamw"))
+    optimizer, plain = (
+        optim.build_optimizer(model, settings()),
+        optim.build_optimizer(reference, settings(optimizer="adamw")),
+    )
     backward(model, 0), backward(reference, 0)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -76,9 +76,7 @@ def test_the_learning_rate_decays_to_its_end(schedule, half):
 def test_the_learning_rate_decays_from_lr_decay_start(schedule):
     train = settings(lr_schedule=schedule, warmup_steps=20, lr_decay_start=0.8)
     lrs = [optim.lr_at(train, step) for step in range(20, 101)]
-    assert (
-        lrs[:61] == pytest.approx([0.1] * 61) and lrs[70] == pytest.approx(0.05) and lrs[80] == pytest.approx(0)
-    )
+    assert lrs[:61] == pytest.approx([0.1] * 61) and lrs[70] == pytest.approx(0.05) and lrs[80] == pytest.approx(0)
 
 
 def test_the_cosine_is_a_cosine():

@@ -119,6 +119,6 @@ def option_name(name: str) -> str:
 
 
 def output_size(conditions: Sequence[ConditionConfig], fields: Fields, sr_factor: int) -> tuple[int, int] | None:
-    """The image size that the first condition with an opinion determines."""
+    """The image size that the conditions determine: of the first one that returns a size; None if none does."""
     sizes = (condition.output_size(fields, sr_factor) for condition in conditions)
     return next((size for size in sizes if size), None)

@@ -96,9 +96,7 @@ class LayoutCondition(ConditionModule):
         self.positions = nn.Embedding(3 * config.objects + 2 * config.whole_image_tokens, config.dim)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.head_dim) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
-        if (
-            config.dim % 4 == 0
-        ):  # corners start as the sines of their positions: similar for neighbours
+        if config.dim % 4 == 0:  # corners start as the sines of their positions: similar for neighbours
             with torch.no_grad():
                 cells = self.tokens.weight[: self.side**2]
                 cells += 2**0.5 * sincos_pos_embed_2d(self.side, self.side, config.dim, like=cells)

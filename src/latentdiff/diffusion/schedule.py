@@ -154,15 +154,15 @@ SPACINGS = {  # all but uniform start at T-1
 def sampling_timesteps(steps: int, schedule: Schedule, spacing: str = "trailing") -> Tensor:
     """The timesteps of sampling, falling: float64 [steps] (with uniform there may be more), on the CPU."""
     if spacing not in SPACINGS:
-        raise UserError(f"spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
+        raise UserError(f"timestep_spacing is {spacing!r}; it must be one of {', '.join(SPACINGS)}")
     if not 1 <= steps <= schedule.T:
         raise UserError(f"steps is {steps}; it must be 1 to {schedule.T}, the timesteps of the schedule")
     with torch.device("cpu"):
         ts = SPACINGS[spacing](steps, schedule)
     if ts[0] > schedule.T - 1:
         raise UserError(
-            f"steps is {steps}, for which spacing=uniform leaves 0..{schedule.T - 1} (as in the original release); "
-            f"use spacing=trailing"
+            f"steps is {steps}, for which timestep_spacing=uniform leaves 0..{schedule.T - 1} "
+            f"(as in the original release); use timestep_spacing=trailing"
         )
     return ts
 
@@ -175,7 +175,7 @@ def shift_timesteps(ts: Tensor, schedule: Schedule, shift: float) -> Tensor:
     shift = sqrt(pixels / training pixels) keeps the uncertainty about a constant image.
     """
     if shift <= 0:
-        raise UserError(f"shift is {shift}; it must be above 0 (1: no shift)")
+        raise UserError(f"timestep_shift is {shift}; it must be above 0 (1: no shift)")
     if shift == 1:
         return ts
     with torch.device("cpu"):
@@ -186,5 +186,5 @@ def shift_timesteps(ts: Tensor, schedule: Schedule, shift: float) -> Tensor:
     target = fractions[-1] * shift * s / (1 + (shift - 1) * s)
     shifted = torch.from_numpy(np.interp(target.numpy(), fractions.numpy(), every_t.numpy()))
     if (shifted.diff() > -1e-3).any():  # steps closer than a thousandth of a timestep
-        raise UserError(f"shift is {shift}, which leaves no room for {len(ts)} steps; use a shift closer to 1")
+        raise UserError(f"timestep_shift is {shift}, which leaves no room for {len(ts)} steps; use a shift closer to 1")
     return shifted

@@ -26,7 +26,9 @@ class ExtraGuidance:
             if not getattr(options, "class"):
                 raise UserError("--classifier needs --class, the class to guide towards")
             self.classifier = load_classifier(options.classifier, pipeline.model, pipeline.autoencoder)
-        self.target = images_to_float(read_image("guide-image", options.guide_image)[None]) if options.guide_image else None
+        self.target = (
+            images_to_float(read_image("guide-image", options.guide_image)[None]) if options.guide_image else None
+        )
         self.distance = squared_error
         if options.similarity == "lpips":
             self.distance = perceptual.build(perceptual.LPIPSConfig()).to(pipeline.device)
@@ -44,7 +46,9 @@ class ExtraGuidance:
         if self.target is not None:
             target = self.target.to(pipeline.device).expand(count, -1, -1, -1)
             loss = image_similarity_loss(target, pipeline.autoencoder.decode, self.distance)
-            wraps.append(lambda denoise, noise: guidance.image_guidance(denoise, loss, options.guide_image_scale, schedule))
+            wraps.append(
+                lambda denoise, noise: guidance.image_guidance(denoise, loss, options.guide_image_scale, schedule)
+            )
         known_pixels = pipeline.blend_known_pixels(batch)
         if known_pixels is not None:
             wraps.append(known_pixels)

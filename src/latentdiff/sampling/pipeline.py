@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentdiff.autoencoder.autoencoder import Autoencoder
+from latentdiff.build import sr_factor
 from latentdiff.conditioning.condition import Fields, output_size
 from latentdiff.conditioning.inpainting import MaskedCondition, MaskedConfig
 from latentdiff.config import UserError
@@ -22,7 +23,6 @@ from latentdiff.diffusion.samplers import Denoise
 from latentdiff.diffusion.sampling_config import SamplingConfig
 from latentdiff.diffusion.tiling import equalize_tile_means
 from latentdiff.layers import images_to_float
-from latentdiff.build import sr_factor
 from latentdiff.load import load_autoencoder, load_diffusion
 from latentdiff.model import LatentDiffusion
 from latentdiff.recipe import AutoencoderRecipe, DiffusionRecipe
@@ -74,7 +74,9 @@ class Pipeline(nn.Module):
         count = max([len(x) for x in fields.values()] + [1 if isinstance(prompt, str) else len(prompt)])
         captions = {"caption": [prompt] * count if isinstance(prompt, str) else list(prompt)}
         batch = self.prepare(fields | captions)
-        negative = self.prepare(fields | {"caption": [negative_prompt] * count}) if negative_prompt is not None else None
+        negative = (
+            self.prepare(fields | {"caption": [negative_prompt] * count}) if negative_prompt is not None else None
+        )
         item = {name: x[0] for name, x in fields.items()}
         size = output_size(self.conditions, item, self.sr_factor) or (height, width)
         settings, seeds = replace(self.model.sampling, **settings), [seed + i for i in range(count)]
@@ -172,7 +174,9 @@ def sample_latents(
     yield from samplers.sample(settings.sampler, denoise, x, ts, model.schedule, settings.eta, noise)
 
 
-def noised_init(model: LatentDiffusion, init: Tensor, eps: Tensor, ts: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+def noised_init(
+    model: LatentDiffusion, init: Tensor, eps: Tensor, ts: Tensor, strength: float
+) -> tuple[Tensor, Tensor]:
     """The noised latents and the remaining timesteps of image-to-image sampling: init, eps [B, ...], ts [steps]."""
     if not 0 < strength <= 1:
         raise UserError(f"strength is {strength:g}; it must be above 0 (little change) and at most 1 (all new)")

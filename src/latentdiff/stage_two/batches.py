@@ -73,7 +73,9 @@ class BatchEncoder:
         return self.autoencoder.normalize(mean, logvar, noise), fields
 
 
-def set_latent_stats(choice: str, autoencoder: Autoencoder, measured: tuple | None, info: Callable[[str], None]) -> None:
+def set_latent_stats(
+    choice: str, autoencoder: Autoencoder, measured: tuple | None, info: Callable[[str], None]
+) -> None:
     """Set the normalization of the latents in the run's copy of the autoencoder (autoencoder.latent_stats).
 
     Args:

@@ -67,7 +67,8 @@ def _warn_truncated(
 
 
 def save_components(
-    folder: Path, autoencoder: Autoencoder, first_stage: AutoencoderRecipe, tokenizer: CaptionTokenizer | None, data: Any
+    folder: Path, autoencoder: Autoencoder, first_stage: AutoencoderRecipe, tokenizer: CaptionTokenizer | None,
+    data: Any,
 ) -> None:  # fmt: skip
     """Write the autoencoder, the tokenizer and the class names into the run's folder: all that sample.py needs."""
     own = folder / "autoencoder"

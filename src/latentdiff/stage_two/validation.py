@@ -21,10 +21,10 @@ BATCH_SIZE = 32
 IMAGES = 16  # samples, if the recipe names no prompts
 
 RULES = (
-    Rule("text_gap", 0.0003, float("inf"), "for {steps} steps, shuffling the captions has not raised the loss (text_gap "
+    Rule("text_gap", 0.0003, float("inf"), "for {steps} steps, shuffling captions has not raised the loss (text_gap "
          "{value:.5f}): the model does not use the text yet; check that the captions are right and that they differ"),
-    Rule("skipped_steps", 0, 0.2, "in the last {steps} steps {value:.0%} of the gradients were not finite; lower train.lr, "
-         "or use train.precision=fp32"),
+    Rule("skipped_steps", 0, 0.2, "in the last {steps} steps {value:.0%} of the gradients were not finite; lower "
+         "train.lr, or use train.precision=fp32"),
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def clip_grad_norm_(
 
 @torch.no_grad()
 def reset_nonfinite(optimizer: torch.optim.Optimizer) -> None:
-    """Set non-finite values of the moments to 0: faulty memory may cause them, and every later step would be skipped."""
+    """Set non-finite values of the moments to 0: faulty memory may cause them; all later steps would be skipped."""
     for state in optimizer.state.values():
         for moment in state.values():
             moment.nan_to_num_(0.0, 0.0, 0.0)

@@ -39,7 +39,7 @@ class TrainState:
         return autocast(self.world.device, self.dtype)
 
     def clip_grad_norm_(self) -> Tensor:
-        """Clip the gradients to train.grad_clip; the norm before, NaN if this step is skipped (optim.clip_grad_norm_)."""
+        """Clip gradients to train.grad_clip; the norm before, NaN if the step is skipped (optim.clip_grad_norm_)."""
         return self._clip_grad_norm_()
 
     def _clip_grad_norm_(self) -> Tensor:
@@ -47,7 +47,9 @@ class TrainState:
 
     def grad_norms(self) -> dict[str, Tensor]:
         """The gradient norm of each component of the model, before clipping."""
-        modules = {name: module for name, module in self.model.named_children() if any(True for _ in module.parameters())}
+        modules = {
+            name: module for name, module in self.model.named_children() if any(True for _ in module.parameters())
+        }
         return {f"grad_{name}": optim.grad_norm(module) / self.scaler.get_scale() for name, module in modules.items()}
 
     def end_step(self) -> None:
