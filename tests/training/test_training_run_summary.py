@@ -10,8 +10,8 @@ from latentdiff.training.settings import TrainConfig
 
 
 class Dataset(list):
-    bad = [("a", "no file"), ("b", "no file"), ("c", "no file")]
-    orphans = ["d", "e"]
+    unreadable = [("a", "no file"), ("b", "no file"), ("c", "no file")]
+    unlisted = ["d", "e"]
 
 
 def test_the_summary_has_a_line_per_fact(tmp_path):
