@@ -61,7 +61,7 @@ def test_imports_point_downwards(path):
         assert not violations(room(path), path.read_text())
 
 
-def test_a_violation_is_found():
+def test_a_violation_is_reported():
     assert violations("conditioning", "from latentdiff.diffusion.unet import UNet") == ["diffusion"]
     assert violations("training", "from latentdiff import recipe") == ["recipe"]
     assert violations("data", "def f():\n    import latentdiff.autoencoder.blocks") == ["autoencoder"]

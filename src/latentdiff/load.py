@@ -94,7 +94,7 @@ def class_names(folder: Path) -> dict[str, list[str]]:
 def open_autoencoder(
     recipe: DiffusionRecipe | ClassifierRecipe, folder: Path, world: World, info: Info
 ) -> tuple[Autoencoder, AutoencoderRecipe]:
-    """The frozen autoencoder of a run and its recipe: the run's own copy, or from where the recipe says."""
+    """The frozen autoencoder of a run and its recipe: the run's own copy, or that of recipe.autoencoder.path."""
     own, source = folder / "autoencoder", recipe.autoencoder.path
     init = getattr(recipe, "init", "")
     if not source and init:  # the autoencoder that the other run was trained with

@@ -199,7 +199,7 @@ def test_nccl_and_gloo_work_side_by_side():
         world, x = World(0, 2, torch.device("cuda", 0)), torch.ones(3, device="cuda")  # two in name only
         assert world.all_reduce_sum(x).tolist() == [1, 1, 1] and world.all_reduce_mean(x).tolist() == [0.5] * 3
         assert world.all_reduce_max(15) == 15 and world.barrier() is None
-        assert world.broadcast_bytes("bytes", lambda: b"made") == b"made"
+        assert world.broadcast_bytes("bytes", lambda: b"content") == b"content"
         ddp = world.ddp(nn.Linear(3, 2).cuda(), broadcast_buffers=False)
         with world.no_sync(ddp, True):
             ddp(x).sum().backward()

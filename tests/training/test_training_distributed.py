@@ -43,7 +43,9 @@ def test_broadcast_bytes_returns_the_result_of_rank_0_or_raises_its_error(monkey
     store = dist.HashStore()
     monkeypatch.setattr(distributed, "_store", lambda: store)
     rank0, rank1 = World(0, 2, CPU), World(1, 2, CPU)
-    assert rank0.broadcast_bytes("tokenizer", lambda: b"made") == rank1.broadcast_bytes("tokenizer", None) == b"made"
+    assert (
+        rank0.broadcast_bytes("tokenizer", lambda: b"content") == rank1.broadcast_bytes("tokenizer", None) == b"content"
+    )
     store.set("error/0", "there are no captions")
     with pytest.raises(UserError, match="there are no captions"):
         rank1.broadcast_bytes("other", None)

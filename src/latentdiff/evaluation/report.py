@@ -86,7 +86,7 @@ def training_samples(run: EvalRun, prompts: int = 6, steps: int = 7) -> Iterator
 
 
 def grid_images(grid: Image.Image, height: int, width: int, gap: int = 2) -> list[np.ndarray]:
-    """The images of a grid made by image_grid.grid, row by row, at their own size."""
+    """The images of a grid of image_grid.grid, row by row, at their own size."""
     scale, pixels = max(1, 96 // width), np.asarray(grid)
     tops = range(gap, pixels.shape[0] - height * scale - gap + 1, height * scale + gap)
     lefts = range(gap, pixels.shape[1] - width * scale - gap + 1, width * scale + gap)

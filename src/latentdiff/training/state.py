@@ -35,7 +35,7 @@ class TrainState:
             self.ema.lerp = CudaGraph(self.ema.lerp, advice=ADVICE)
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision, as train.precision says."""
+        """Mixed precision: autocast to the type of train.precision."""
         return autocast(self.world.device, self.dtype)
 
     def clip_grad_norm_(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The built-in dataset: rendered scenes of one to three coloured shapes with captions, made on the fly.
+"""The built-in dataset: rendered scenes of one to three coloured shapes with captions, rendered when they are read.
 
 Scene i is a pure function of (seed, split, i). Some (colour, kind) pairs never occur, in any split, so that
 compositional generalization can be measured on them.
