@@ -18,7 +18,7 @@ from latentdiff.config import UserError, short_name
 from latentdiff.data.coco import CocoConfig
 from latentdiff.data.dataset import Subset
 from latentdiff.data.degrade import DegradeConfig
-from latentdiff.data.fields import ConditionFields
+from latentdiff.data.fields import DERIVED, ConditionFields
 from latentdiff.data.folder import FolderConfig
 from latentdiff.data.image import BadImageList
 from latentdiff.data.latent_cache import LatentCacheConfig
@@ -37,7 +37,6 @@ from latentdiff.training.settings import TrainConfig
 # The list of data formats and the list of conditions: to add one, write its file and name it here (docs/extend.md).
 Data = ShapesConfig | FolderConfig | TarConfig | CocoConfig | TorchvisionConfig
 Condition = TextConfig | LabelConfig | LayoutConfig | SemanticConfig | LowResConfig | MaskedConfig | PrecomputedConfig
-DERIVED = {DegradeConfig: "low_res", MasksConfig: "mask"}  # fields that are computed from the image
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ class DiffusionRecipe:
     def __post_init__(self) -> None:
         if isinstance(self.autoencoder, str):
             object.__setattr__(self, "autoencoder", FrozenAutoencoderConfig(self.autoencoder))
-        derived = {DERIVED[type(field)] for field in self.derived_fields}
+        derived = {DERIVED[type(field)][0] for field in self.derived_fields}
         read = {name: condition for condition in self.conditions for name in condition.reads}
-        for kind, name in DERIVED.items():
+        for kind, (name, _) in DERIVED.items():
             if name in read and name not in derived:
                 reader = short_name(type(read[name]))
                 raise UserError(

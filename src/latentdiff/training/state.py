@@ -30,7 +30,7 @@ class TrainState:
         self.scaler = optim.build_scaler(cfg, world.device)
         self.dtype = precision(cfg.precision, world.device)
         if cfg.cuda_graph and world.device.type == "cuda":
-            self._clip_grad_norm_ = CudaGraph(self._clip_grad_norm_, advice=ADVICE, key=self.grad_ptrs)
+            self.clip_grad_norm_ = CudaGraph(self.clip_grad_norm_, advice=ADVICE, key=self.grad_ptrs)
             self.optimizer.step = CudaGraph(self.optimizer.step, advice=ADVICE, key=self.grad_ptrs)
             self.ema.lerp = CudaGraph(self.ema.lerp, advice=ADVICE)
 
@@ -40,9 +40,6 @@ class TrainState:
 
     def clip_grad_norm_(self) -> Tensor:
         """Clip gradients to train.grad_clip; the norm before, NaN if the step is skipped (optim.clip_grad_norm_)."""
-        return self._clip_grad_norm_()
-
-    def _clip_grad_norm_(self) -> Tensor:
         return optim.clip_grad_norm_(self.optimizer, self.scaler, self.cfg.grad_clip, self.world)
 
     def grad_norms(self) -> dict[str, Tensor]:
