@@ -80,7 +80,7 @@ def test_in_float64_the_loss_of_two_ranks_equals_that_of_one_for_fifty_steps(run
 def test_an_error_on_two_ranks_is_printed_once(runs):
     result = torchrun(*STAGE_TWO, "train.batch_size=3", check=False)
     assert result.returncode != 0
-    assert result.stderr.count("error: train.batch_size=3 cannot be shared by 2 ranks") == 1
+    assert result.stderr.count("error: train.batch_size is 3; with 2 processes") == 1
     assert not runs.exists()
 
 
